@@ -1,0 +1,1 @@
+"""Infrastructure: configuration, devices, disk and time around the maths of the rest of the package."""

@@ -1,0 +1,278 @@
+"""Data sets on disk, and the order in which training sees them.
+
+A data set is a folder of float32 `.npy` shards and a `manifest.json`, written last, which says what each shard must
+hold. Samples are numbered through train, validation, test, so that sample i depends on (data.seed, i) alone. The
+batches of step k depend on (seed, k) alone: a resumed run needs the step and nothing else.
+"""
+
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+from namm_jax.train.files import UserError, read_json, write_bytes, write_json
+
+SPLITS = ('train', 'validation', 'test')
+REMEDY = 'restore the file from a copy, or generate the data again with --redo=data'
+
+
+def write_dataset(
+    directory: str | os.PathLike[str],
+    fields_of: Callable[[Int[np.ndarray, ' n']], Num[np.ndarray | jax.Array, 'n h w c']],
+    *,
+    sizes: Mapping[str, int],
+    shard_size: int,
+    provenance: Mapping[str, Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Generates a data set shard by shard; after a stop, the same call goes on after the last finished shard.
+
+    Args:
+        directory: the folder.
+        fields_of: global sample indices `(n,)` -> fields `(n, h, w, c)`, field i a function of index i alone.
+        sizes: number of samples of each of `SPLITS`.
+        shard_size: samples a shard; the last one of a split may be smaller.
+        provenance: what the fields are a function of, seed and config, as JSON types; kept in the manifest.
+        progress: called with (samples done, total) after each shard.
+
+    Raises:
+        ValueError: if the folder holds (part of) another data set, a finished shard is damaged, or `fields_of`
+            returns wrong shapes or non-finite numbers.
+    """
+    directory = Path(directory)
+    plan = _plan(sizes, shard_size, provenance)
+    manifest = _begun(directory, plan)
+    if manifest is None:
+        return
+    partial, done = directory / 'manifest.partial.json', 0
+    for name, split, indices in _shards(plan):
+        path, kept = directory / name, manifest['shards'][split].get(name)
+        if kept:
+            _read_shard(path, kept, manifest['shape'])
+        else:
+            data, manifest['shape'] = _encode(fields_of(indices), indices, manifest['shape'])
+            write_bytes(path, data)
+            manifest['shards'][split][name] = {'n': len(indices), 'crc32': zlib.crc32(data)}
+            write_json(partial, manifest)
+        done += len(indices)
+        progress(done, sum(plan['sizes'].values()))
+    os.replace(partial, directory / 'manifest.json')
+
+
+def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    if set(sizes) != set(SPLITS) or min(sizes.values()) < 1 or shard_size < 1:
+        raise ValueError(
+            f'got sizes {dict(sizes)} and shard_size {shard_size}, expected at least one sample of each of {SPLITS} '
+            'and at least one a shard; change the sizes in the config'
+        )
+    sizes = {split: int(sizes[split]) for split in SPLITS}
+    return json.loads(json.dumps({'sizes': sizes, 'shard_size': shard_size, 'provenance': provenance}))
+
+
+def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the manifest to go on from, None if the data set is complete."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ('manifest.json', 'manifest.partial.json'):
+        if (directory / name).exists():
+            manifest = read_json(directory / name)
+            changed = [field for field in plan if plan[field] != manifest[field]]
+            if changed:
+                raise ValueError(
+                    f'{directory / name} describes another data set: got {[manifest[field] for field in changed]} '
+                    f'for {changed}, expected {[plan[field] for field in changed]}; '
+                    'choose another folder, or generate the data again with --redo=data'
+                )
+            return None if name == 'manifest.json' else manifest
+    return {**plan, 'dtype': 'float32', 'shape': None, 'shards': {split: {} for split in SPLITS}}
+
+
+def _shards(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yields each shard's file name, its split, and its global sample indices."""
+    start = 0
+    for split, size in plan['sizes'].items():
+        indices = np.arange(start, start + size)
+        for k in range(0, size, plan['shard_size']):
+            yield f'{split}-{k // plan["shard_size"]:05d}.npy', split, indices[k : k + plan['shard_size']]
+        start += size
+
+
+def _encode(fields: Any, indices: np.ndarray, shape: list[int] | None) -> tuple[bytes, list[int]]:
+    """Returns the shard's `.npy` file as bytes, and the shape of a field."""
+    fields = np.asarray(fields, np.float32)
+    expected = f'({len(indices)}, {", ".join(map(str, shape or "hwc"))})'
+    if fields.ndim != 4 or len(fields) != len(indices) or shape not in (None, list(fields.shape[1:])):
+        raise ValueError(f'fields_of returned the shape {fields.shape}, expected {expected}; mend the data family')
+    bad = ~np.isfinite(fields).all((1, 2, 3))
+    if bad.any():
+        raise ValueError(
+            f'got NaN or infinity in {bad.sum()} generated samples, the first of index {indices[bad][0]}, expected '
+            'finite numbers; the data parameters make the solver unstable: change them, or shorten its time step'
+        )
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(fields), allow_pickle=False)
+    return file.getvalue(), list(fields.shape[1:])
+
+
+def _read_shard(path: Path, entry: Mapping[str, Any], shape: list[int]) -> Float[np.ndarray, 'n h w c']:
+    """Returns a shard; raises a ValueError if it is not the one that the manifest describes."""
+    if not path.is_file():
+        raise ValueError(f'{path}: got no file, expected a shard of {entry["n"]} samples; {REMEDY}')
+    data = path.read_bytes()
+    if zlib.crc32(data) != entry['crc32']:
+        fault = f'got the checksum {zlib.crc32(data)} over {len(data)} bytes, expected {entry["crc32"]}'
+        raise ValueError(f'{path} is damaged: {fault}; {REMEDY}')
+    fields = np.load(io.BytesIO(data), allow_pickle=False)
+    expected = (entry['n'], *shape)
+    if fields.dtype != np.float32 or fields.shape != expected:
+        fault = f'got {fields.dtype} of shape {fields.shape}, expected float32 of shape {expected}'
+        raise ValueError(f'{path}: {fault}; {REMEDY}')
+    return fields
+
+
+def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarray, 'n h w c']:
+    """Returns one split of a data set of `write_dataset`, every shard checked.
+
+    Args:
+        directory: the folder.
+        split: one of `SPLITS`.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged, or of wrong dtype or shape.
+    """
+    directory = Path(directory)
+    if split not in SPLITS:
+        raise ValueError(f'got the split {split!r}, expected one of {SPLITS}')
+    if not (directory / 'manifest.json').exists():
+        raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
+    manifest = read_json(directory / 'manifest.json')
+    try:
+        sizes, shape, shards = manifest['sizes'], manifest['shape'], manifest['shards'][split]
+        total = sum(entry['n'] for entry in shards.values())
+        fields = np.empty((sizes[split], *shape), np.float32)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{directory / "manifest.json"}: got {error!r}, expected a manifest; {REMEDY}') from error
+    if total != sizes[split]:
+        fault = f'got {total} samples in the shards of {split}, expected {sizes[split]}'
+        raise ValueError(f'{directory / "manifest.json"}: {fault}; {REMEDY}')
+    start = 0
+    for name, entry in shards.items():
+        fields[start : start + entry['n']] = _read_shard(directory / name, entry, shape)
+        start += entry['n']
+    return fields
+
+
+def read_fields(
+    path: str | os.PathLike[str], shape: tuple[int, int, int] | None = None
+) -> Float[np.ndarray, 'n h w c']:
+    """Returns the samples in a user's `.npy` file, as float32.
+
+    Args:
+        path: a file with a numeric array `(n, h, w, c)`.
+        shape: the `(h, w, c)` to insist on.
+
+    Raises:
+        UserError: naming the file, if it is missing, no `.npy` file, pickled, not numeric, misshapen or not finite.
+    """
+    fields = _read_npy(Path(path))
+    if fields.dtype.kind not in 'fiu':
+        raise UserError(f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32')
+    if fields.ndim != 4 or not len(fields) or shape not in (None, fields.shape[1:]):
+        expected = '(n, h, w, c)' if shape is None else f'(n, {", ".join(map(str, shape))})'
+        raise UserError(f'{path}: got shape {fields.shape}, expected {expected} with n >= 1; reshape it before saving')
+    with np.errstate(over='ignore'):  # what float32 cannot hold is counted below
+        fields = fields.astype(np.float32)
+    bad = fields.size - int(np.isfinite(fields).sum())
+    if bad:
+        raise UserError(
+            f'{path}: got {bad} of {fields.size} values NaN or infinite in float32, expected none; drop those samples'
+        )
+    return fields
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f'{path}: got no such file, expected a .npy file; check the path')
+    with open(path, 'rb') as file:
+        magic = file.read(6)
+        if magic != b'\x93NUMPY':
+            kind = 'a pickle, which is never opened' if magic[:1] == b'\x80' else f'a file that begins with {magic!r}'
+            raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
+        file.seek(0)
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, ' n']:
+    """Returns the order of an epoch; the raw Philox stream is the same in every version of NumPy."""
+    order = np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(n), kind='stable')
+    order.flags.writeable = False  # it is cached
+    return order
+
+
+def batch_indices(seed: int, step: int, *, n: int, batch_size: int) -> Int[np.ndarray, ' batch_size']:
+    """Returns the samples of a step's global batch: shuffled epochs, each without its remainder.
+
+    Args:
+        seed: non-negative; another seed gives another order.
+        step: the step, from 0.
+        n: number of samples.
+        batch_size: size of the global batch, at most `n`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f'got batch_size {batch_size} for {n} samples, expected 1 to {n}; use a smaller batch or more data'
+        )
+    if seed < 0 or step < 0:
+        raise ValueError(f'got seed {seed} and step {step}, expected non-negative numbers')
+    epoch, position = divmod(step, n // batch_size)
+    return _permutation(seed, epoch, n)[position * batch_size : (position + 1) * batch_size]
+
+
+def batches(
+    data: Num[np.ndarray, 'n ...'],
+    *,
+    seed: int,
+    batch_size: int,
+    start: int,
+    steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Num[np.ndarray, 'local ...']]:
+    """Returns an iterator over this process's slices of the global batches of steps `start`, ..., `steps - 1`.
+
+    The slices of the processes, in order, make up the global batch.
+
+    Args:
+        data: all samples, along the first axis.
+        seed: see `batch_indices`.
+        batch_size: size of the global batch, a multiple of `process_count`.
+        start: the first step: 0, or where a resumed run goes on.
+        steps: the total number of steps.
+        process_index: this process, from 0.
+        process_count: number of processes.
+
+    Raises:
+        ValueError: if the batch is larger than the data or does not split evenly over the processes.
+    """
+    if batch_size % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            f'got batch_size {batch_size} for process {process_index} of {process_count}, expected a multiple of the '
+            'number of processes and an index below it; change the batch size'
+        )
+    batch_indices(seed, start, n=len(data), batch_size=batch_size)  # raise now, not at the first batch
+    local = slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+    return (data[batch_indices(seed, step, n=len(data), batch_size=batch_size)[local]] for step in range(start, steps))

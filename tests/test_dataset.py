@@ -1,0 +1,229 @@
+"""Data sets on disk and the order of batches: what is written is read back, what is damaged is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from namm_jax.train.dataset import batch_indices, batches, load_split, read_fields, write_dataset
+from namm_jax.train.files import UserError
+
+SIZES = {'train': 7, 'validation': 3, 'test': 2}
+
+
+def fields_of(indices):
+    """Sample i is constant i, so that a misplaced sample shows."""
+    return np.broadcast_to(np.asarray(indices, np.float64)[:, None, None, None], (len(indices), 2, 3, 1))
+
+
+def write(directory, source=fields_of, seed=0, **kwargs):
+    write_dataset(
+        directory, source, sizes=SIZES, shard_size=3, provenance={'seed': seed, 'config': {'a': (1, 2)}}, **kwargs
+    )
+    return directory
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_samples_are_numbered_through_the_splits(tmp_path):
+    write(tmp_path / 'data')
+    numbers = [load_split(tmp_path / 'data', split)[:, 0, 0, 0].tolist() for split in SIZES]
+    assert numbers == [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 11]]
+    fields = load_split(tmp_path / 'data', 'test')
+    assert fields.dtype == np.float32 and fields.shape == (2, 2, 3, 1)
+    manifest = json.loads((tmp_path / 'data/manifest.json').read_text())
+    assert manifest['sizes'] == SIZES and manifest['shape'] == [2, 3, 1] and manifest['provenance']['seed'] == 0
+
+
+@pytest.mark.parametrize('calls', [0, 1, 3, 4])
+def test_stopped_writing_goes_on_to_the_same_bytes(tmp_path, calls):
+    done, left = [], [calls]
+
+    def stopping(indices):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return fields_of(indices)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / 'stopped', stopping)
+    with pytest.raises(ValueError, match='manifest.json.*complete'):
+        load_split(tmp_path / 'stopped', 'train')
+    (tmp_path / 'stopped' / 'train-00001.npy.tmp').write_bytes(b'half')
+    (tmp_path / 'stopped' / 'test-00000.npy').write_bytes(b'not on record')
+    later = []
+    write(tmp_path / 'stopped', lambda i: later.append(i) or fields_of(i), progress=lambda *x: done.append(x))
+    assert len(later) == 5 - calls and done[-1] == (12, 12) and len(done) == 5
+    (tmp_path / 'stopped' / 'train-00001.npy.tmp').unlink(missing_ok=True)
+    assert contents(tmp_path / 'stopped') == contents(write(tmp_path / 'whole'))
+
+
+def test_complete_data_is_never_generated_again(tmp_path):
+    before = contents(write(tmp_path))
+    write(tmp_path, lambda indices: pytest.fail('generated again'))
+    assert contents(tmp_path) == before
+
+
+def test_other_data_in_the_folder_is_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ValueError, match="manifest.json describes another.*'seed': 0.*'seed': 1.*--redo=data"):
+        write(tmp_path, seed=1)
+
+
+def test_damaged_finished_shard_is_named_when_writing_goes_on(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path, lambda indices: fields_of(indices) if indices[0] < 3 else 1 / 0)
+    flip(tmp_path / 'train-00000.npy')
+    with pytest.raises(ValueError, match='train-00000.npy is damaged'):
+        write(tmp_path)
+
+
+def test_bad_fields_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'returned the shape \(3, 2\), expected \(3, h, w, c\)'):
+        write(tmp_path / 'a', lambda indices: np.zeros((3, 2)))
+    with pytest.raises(ValueError, match='1 generated samples, the first of index 5'):
+        write(tmp_path / 'b', lambda indices: np.where(indices == 5, np.nan, 0.0)[:, None, None, None])
+    with pytest.raises(ValueError, match='at least one sample'):
+        write_dataset(tmp_path, fields_of, sizes=SIZES | {'test': 0}, shard_size=3, provenance={})
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def replace_by_float64(path):
+    np.save(path, np.load(path).astype(np.float64))
+
+
+@pytest.mark.parametrize('damage', [flip, truncate, replace_by_float64])
+def test_damage_is_named(tmp_path, damage):
+    damage(write(tmp_path) / 'train-00001.npy')
+    with pytest.raises(ValueError, match='train-00001.npy is damaged: got the checksum .* expected .*--redo=data'):
+        load_split(tmp_path, 'train')
+    assert len(load_split(tmp_path, 'validation')) == 3
+
+
+def test_missing_shard_and_manifest_are_named(tmp_path):
+    (write(tmp_path) / 'train-00002.npy').unlink()
+    with pytest.raises(ValueError, match='train-00002.npy: got no file'):
+        load_split(tmp_path, 'train')
+    (tmp_path / 'manifest.json').write_text('{"sizes": ')
+    with pytest.raises(ValueError, match='manifest.json is damaged'):
+        load_split(tmp_path, 'train')
+    (tmp_path / 'manifest.json').write_text('[]')
+    with pytest.raises(ValueError, match='manifest.json: got'):
+        load_split(tmp_path, 'train')
+    with pytest.raises(ValueError, match='split'):
+        load_split(tmp_path, 'training')
+
+
+@pytest.mark.parametrize('field, value', [('shape', [3, 2, 1]), ('shape', [6])])
+def test_shard_that_does_not_fit_the_manifest_is_named(tmp_path, field, value):
+    manifest = json.loads((write(tmp_path) / 'manifest.json').read_text())
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(ValueError, match=r'train-00000.npy: got float32 of shape \(3, 2, 3, 1\), expected'):
+        load_split(tmp_path, 'train')
+
+
+def test_reads_what_a_user_saved(tmp_path):
+    np.save(tmp_path / 'x.npy', np.arange(12, dtype=np.int16).reshape(2, 2, 3, 1))
+    fields = read_fields(tmp_path / 'x.npy', (2, 3, 1))
+    assert fields.dtype == np.float32 and fields.ravel().tolist() == list(range(12))
+    np.save(tmp_path / 'f.npy', np.asfortranarray(np.arange(12.0).reshape(2, 2, 3, 1)))
+    assert (read_fields(tmp_path / 'f.npy') == fields).all()
+
+
+@pytest.mark.parametrize(
+    'array, message',
+    [
+        (np.array([{}, []], object), 'Object arrays'),
+        (np.full((1, 2, 2, 1), 'a'), 'dtype <U1, expected real'),
+        (np.zeros((1, 2, 2, 1), complex), 'complex128'),
+        (np.zeros((2, 2, 1)), r'got shape \(2, 2, 1\), expected \(n, 2, 3, 1\)'),
+        (np.zeros((4, 3, 2, 1)), r'got shape \(4, 3, 2, 1\), expected \(n, 2, 3, 1\)'),
+        (np.zeros((0, 2, 3, 1)), 'n >= 1'),
+        (np.array([0, np.nan, np.inf, 1e300, 0, 0]).reshape(1, 2, 3, 1), '3 of 6 values NaN or infinite'),
+    ],
+)
+def test_bad_arrays_are_refused_by_name(tmp_path, array, message):
+    np.save(tmp_path / 'bad.npy', array)
+    with pytest.raises(UserError, match=f'bad.npy: got .*{message}|bad.npy: {message}'):
+        read_fields(tmp_path / 'bad.npy', (2, 3, 1))
+
+
+def test_files_that_are_no_arrays_are_refused_by_name(tmp_path):
+    path = tmp_path / 'bad.npy'
+    with pytest.raises(UserError, match='bad.npy: got no such file'):
+        read_fields(path)
+    for data, message in [
+        (b'', "b''"),
+        (b'1 2 3\n', '1 2 3'),
+        (b'\x80\x04N.', 'a pickle, which is never'),
+        (b'PK', 'PK'),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=f'bad.npy: got .*{message}'):
+            read_fields(path)
+    np.save(path, np.zeros((1, 2, 2, 1)))
+    for size in (7, 50, -1):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match='bad.npy: got .*expected a whole'):
+            read_fields(path)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize('n, batch_size', [(12, 4), (13, 4), (5, 5), (3, 1)])
+def test_an_epoch_visits_each_sample_at_most_once(n, batch_size):
+    per_epoch = n // batch_size
+    orders = []
+    for epoch in range(3):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        seen = np.concatenate([batch_indices(3, step, n=n, batch_size=batch_size) for step in steps])
+        assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size and set(seen) <= set(range(n))
+        orders.append(tuple(seen.tolist()))
+    assert n < 5 or len(set(orders)) == 3
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    def order(seed, steps):
+        return {step: batch_indices(seed, step, n=50, batch_size=8).tolist() for step in steps}
+
+    forward = order(1, range(20))
+    assert forward == order(1, reversed(range(20)))
+    assert forward[0] != order(2, [0])[0]
+    data = np.arange(50)
+    resumed = [batch.tolist() for batch in batches(data, seed=1, batch_size=8, start=13, steps=20)]
+    assert resumed == [forward[step] for step in range(13, 20)]
+
+
+def test_first_samples_of_an_epoch_are_uniform():
+    counts = np.bincount([batch_indices(0, step, n=8, batch_size=8)[0] for step in range(2000)], minlength=8)
+    assert ((counts - 250) ** 2 / 250).sum() < 30  # chi-squared with 7 degrees of freedom: p = 1e-4
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_the_slices_of_the_processes_make_up_the_batch(count):
+    data = np.arange(40)[:, None]
+    arguments = {'seed': 5, 'batch_size': 8, 'start': 3, 'steps': 9}
+    whole = np.stack(list(batches(data, **arguments)))
+    parts = [np.stack(list(batches(data, **arguments, process_index=p, process_count=count))) for p in range(count)]
+    assert (np.concatenate(parts, axis=1) == whole).all() and whole.shape == (6, 8, 1)
+
+
+def test_bad_batches_are_refused_at_once():
+    data = np.zeros((10, 1))
+    with pytest.raises(ValueError, match='batch_size 11 for 10 samples'):
+        batches(data, seed=0, batch_size=11, start=0, steps=1)
+    with pytest.raises(ValueError, match='batch_size 9 for process 0 of 2'):
+        batches(data, seed=0, batch_size=9, start=0, steps=1, process_count=2)
+    with pytest.raises(ValueError, match='seed -1'):
+        batches(data, seed=-1, batch_size=9, start=0, steps=1)

@@ -1,0 +1,255 @@
+"""The run folder: one owner, no quiet change of what was read, and nothing lost when a run stops."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from namm_jax.train.files import finite, read_json, write_bytes, write_json
+from namm_jax.train.run import Run, UserError
+
+DEPENDS = {
+    'data': (),
+    'mirror': ('data',),
+    'mdm': ('mirror',),
+    'dm': ('data',),
+    'sample': ('mdm', 'dm'),
+    'evaluate': ('sample',),
+    'report': ('evaluate',),
+}
+SECTIONS = {name: (name,) for name in DEPENDS} | {'mirror': ('mirror', 'seed')}
+CONFIG = {
+    'seed': 0,
+    'data': {'seed': 0, 'sizes': {'train': 8, 'test': 2}, 'period': (1, 2)},
+    'mirror': {'steps': 10, 'weight': 1e-3},
+    'mdm': {'steps': 20},
+    'dm': {'steps': 30},
+    'sample': {'steps': 40},
+    'evaluate': {'n': 4},
+    'report': {'dpi': 50},
+}
+
+
+def open_run(directory, config=CONFIG, experiment='burgers:tiny', **kwargs):
+    return Run(directory, config, experiment=experiment, depends=DEPENDS, **kwargs)
+
+
+def finish(run, *stages):
+    for stage in stages:
+        (run.begin(stage, SECTIONS[stage]) / 'result').write_text(stage)
+        run.log({'stage': stage, 'step': 0, 'loss': 1.0})
+        run.finish(stage, training_seconds=1.5)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder in which every stage has finished."""
+    with open_run(tmp_path / 'run') as run:
+        finish(run, *DEPENDS)
+        run.merge_metrics({'rows': {'mdm': 1}, 'tune': {'best': 2}})
+    return tmp_path / 'run'
+
+
+def stages(directory):
+    return {path.stem for path in (directory / 'stages').iterdir()}
+
+
+def snapshot(directory):
+    """The folder's files, save those that name the process that opened it."""
+    paths = (path for path in directory.rglob('*') if path.is_file() and path.name not in ('lock', 'provenance.json'))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def test_the_saved_config_is_the_base(tmp_path):
+    with open_run(tmp_path, CONFIG | {'seed': 7}) as run:
+        assert run.config['seed'] == 7 and run.config['data']['period'] == [1, 2]
+    with open_run(tmp_path, overrides={'mirror.steps': 11, 'data.period': (3, 4)}) as run:
+        assert run.config['seed'] == 7 and run.config['mirror'] == {'steps': 11, 'weight': 1e-3}
+        finish(run, 'data')
+    with open_run(tmp_path, overrides={'data.period': (3, 4)}) as run:  # the same value is no change
+        assert run.config['mirror']['steps'] == 11
+    with pytest.raises(UserError, match='override of mirror.step,.*mirror.steps'):
+        open_run(tmp_path, overrides={'mirror.step': 1})
+
+
+@pytest.mark.parametrize(
+    'field, old, new, stage',
+    [
+        ('data.sizes.train', 8, 9, 'data'),
+        ('mirror.weight', 0.001, 0.5, 'mirror'),
+        ('mdm.steps', 20, 21, 'mdm'),
+        ('seed', 0, 1, 'mirror'),
+    ],
+)
+def test_a_change_of_what_was_read_is_refused(finished, field, old, new, stage):
+    before = snapshot(finished)
+    with pytest.raises(UserError, match=f'{field} = {new}, but stage {stage} has finished .* = {old};.*--redo={stage}'):
+        open_run(finished, overrides={field: new})
+    with pytest.raises(UserError, match='stage data has finished'):  # the redo of another stage does not help
+        open_run(finished, overrides={'data.seed': 1}, redo=['mdm'])
+    assert snapshot(finished) == before
+
+
+def test_a_begun_stage_refuses_too_and_others_may_change(tmp_path):
+    with open_run(tmp_path) as run:
+        finish(run, 'data')
+        run.begin('mirror', ['mirror'])
+    with pytest.raises(UserError, match='stage mirror has begun'):
+        open_run(tmp_path, overrides={'mirror.steps': 1})
+    with open_run(tmp_path, overrides={'mdm.steps': 1}) as run:
+        assert run.config['mdm']['steps'] == 1 and run.discarded == []
+
+
+def test_a_record_names_what_the_ancestors_read(finished):
+    with open_run(finished) as run:
+        record = run.record('mdm')
+        assert list(record['sections']) == ['mdm', 'mirror', 'seed', 'data']
+        assert record['sections']['mirror'] == CONFIG['mirror']
+        assert record['finished'] and record['training_seconds'] == 1.5
+
+
+def test_free_sections_discard_their_stage_only(finished):
+    with open_run(finished, overrides={'sample.steps': 41}) as run:
+        assert run.discarded == ['sample', 'evaluate', 'report']
+        assert run.finished('mdm') and not run.finished('sample')
+    assert stages(finished) == {'data', 'mirror', 'mdm', 'dm'}
+    with open_run(finished) as run:
+        assert run.config['sample']['steps'] == 41 and run.discarded == []
+
+
+def test_redo_discards_the_stage_and_what_was_built_on_it(finished):
+    with open_run(finished, overrides={'mirror.steps': 11}, redo=['mirror']) as run:
+        assert run.discarded == ['mirror', 'mdm', 'sample', 'evaluate', 'report']
+        assert run.config['mirror']['steps'] == 11
+    assert stages(finished) == {'data', 'dm'}
+    assert (finished / 'dm/result').exists() and not (finished / 'mdm').exists()
+    assert {json.loads(line)['stage'] for line in (finished / 'metrics.jsonl').open()} == {'data', 'dm'}
+    assert read_json(finished / 'metrics.json') == {'tune': {'best': 2}}
+    with open_run(finished) as run:
+        assert run.redo('dm') == ['dm'] and stages(finished) == {'data'}
+        with pytest.raises(UserError, match=r"\['mirrors'\], expected some of \['data', 'mirror'"):
+            run.redo('mirrors')
+
+
+def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_path):
+    with open_run(tmp_path) as run:
+        with pytest.raises(UserError, match=r"stage mirror builds on \['data'\]"):
+            run.begin('mirror', ['mirror'])
+        (tmp_path / 'data').mkdir()
+        (tmp_path / 'data/stale').touch()  # no record says which config it is of
+        folder = run.begin('data', ['data'])
+        assert folder == tmp_path / 'data' and not list(folder.iterdir())
+        (folder / 'shard').touch()
+    with open_run(tmp_path) as run:
+        assert (run.begin('data', ['data']) / 'shard').exists() and not run.finished('data')
+
+
+def test_another_experiment_or_folder_is_refused(finished, tmp_path):
+    with pytest.raises(UserError, match='got the experiment periodic:tiny, but .* holds burgers:tiny'):
+        open_run(finished, experiment='periodic:tiny')
+    (tmp_path / 'home/data').mkdir(parents=True)
+    with pytest.raises(UserError, match="holds .*'data'.* but no config.json"):
+        open_run(tmp_path / 'home')
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='is a file'):
+        open_run(tmp_path / 'file')
+    (finished / 'config.json').write_text('{"experiment": "bur')
+    with pytest.raises(UserError, match='config.json is damaged'):
+        open_run(finished)
+
+
+def test_the_folder_has_one_owner(tmp_path):
+    with open_run(tmp_path):
+        with pytest.raises(UserError, match=rf'in use by another process \(host .*, process {os.getpid()}, start 20'):
+            open_run(tmp_path)
+    open_run(tmp_path).close()
+
+
+def test_a_killed_owner_frees_the_folder(tmp_path):
+    code = (
+        'import sys, time; from namm_jax.train.run import Run\n'
+        "run = Run(sys.argv[1], {}, experiment='burgers:tiny', depends={}); print('open', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b'open\n'
+        with pytest.raises(UserError, match=f'process {owner.pid}'):
+            open_run(tmp_path)
+        owner.kill()
+        owner.wait()
+    open_run(tmp_path).close()
+
+
+def test_a_refused_opening_frees_the_folder(finished):
+    for _ in range(2):
+        with pytest.raises(UserError, match='override'):
+            open_run(finished, overrides={'seed': 1})
+
+
+def test_a_moved_folder_works_and_holds_no_path(finished, tmp_path):
+    shutil.move(finished, tmp_path / 'moved')
+    for name, data in snapshot(tmp_path / 'moved').items():
+        assert str(tmp_path).encode() not in data, name
+    with open_run(tmp_path / 'moved') as run:
+        assert all(run.finished(stage) for stage in DEPENDS) and run.discarded == []
+        assert run.begin('data', ['data']) == tmp_path / 'moved/data'
+
+
+def test_provenance_has_one_entry_an_opening(finished):
+    open_run(finished).close()
+    entries = read_json(finished / 'provenance.json')
+    assert len(entries) == 2 and entries[0]['command'] == sys.argv and entries[0]['seed'] == 0
+    assert entries[0]['versions']['jax'] and entries[0]['python'].startswith('3.') and 'git' in entries[0]
+
+
+def test_a_resumed_stage_drops_later_records_of_its_own(tmp_path):
+    with open_run(tmp_path) as run:
+        for step in range(4):
+            run.log({'stage': 'mirror', 'step': step, 'loss': np.float32(step)})
+            run.log({'stage': 'dm', 'step': step, 'loss': float('nan'), 'terms': [np.inf, 1]})
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"stage": "mirror", "st')  # a kill in the middle of a line
+    with open_run(tmp_path) as run:
+        run.drop_records('mirror', after_step=1)
+        run.log({'stage': 'mirror', 'step': 2, 'loss': 9.0})
+    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
+    assert [(r['step'], r['loss']) for r in records if r['stage'] == 'mirror'] == [(0, 0.0), (1, 1.0), (2, 9.0)]
+    others = [r for r in records if r['stage'] == 'dm']
+    assert len(others) == 4 and others[0] == {'stage': 'dm', 'step': 0, 'loss': None, 'terms': [None, 1]}
+
+
+def test_metrics_are_merged_by_key(tmp_path):
+    with open_run(tmp_path) as run:
+        run.merge_metrics({'rows': {'dm': 1, 'mdm': np.float32('inf')}})
+        run.merge_metrics({'assimilation.sum.dps': {'rmse': 1}, 'assimilation.sum.mdps': {'rmse': 2}})
+        run.merge_metrics({'rows': {'dm': 3}, 'assimilation.sum.dps': {'rmse': 4}})
+        with pytest.raises(ValueError, match="key 'row'.*rows"):
+            run.merge_metrics({'row': 1})
+    expected = {'rows': {'dm': 3}, 'assimilation': {'sum': {'dps': {'rmse': 4}, 'mdps': {'rmse': 2}}}}
+    assert read_json(tmp_path / 'metrics.json') == expected
+
+
+def test_a_failed_write_names_the_path_and_keeps_the_old_content(tmp_path, monkeypatch):
+    write_json(tmp_path / 'a.json', {'a': 1})
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left.*a.json'):
+        write_bytes(tmp_path / 'a.json', b'new')
+    assert read_json(tmp_path / 'a.json') == {'a': 1} and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError):
+        write_json(tmp_path / 'a.json', float('nan'))
+    with pytest.raises(UserError, match='b.json is missing'):
+        read_json(tmp_path / 'b.json')
+
+
+def test_finite_gives_plain_json():
+    value = {'a': np.float32(1.5), 'b': (np.arange(2), np.nan), 3: np.array([[np.inf]]), 'c': 'text', 'd': True}
+    assert finite(value) == {'a': 1.5, 'b': [[0, 1], None], '3': [[None]], 'c': 'text', 'd': True}
