@@ -1,0 +1,284 @@
+"""Figures as pure functions: arrays in, a `matplotlib` figure out, and `save` to write one.
+
+Nothing here touches pyplot, a display or global state. A value that is not finite is grey in an image, missing from
+a curve and counted beside a histogram. Rows are keyed as in `metrics.json` and titled by `report.table.row_name`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from namm_jax.report.panels import (
+    LINES,
+    MARKERS,
+    WIDTH,
+    image_strip,
+    linear_scale,
+    logarithmic_scale,
+    loss_panel,
+    open_frame,
+    positive_limits,
+    strip_height,
+    time_unit,
+)
+from namm_jax.report.table import in_order, row_name, three_digits
+
+Array = np.ndarray
+
+
+def samples_with_residuals(
+    rows: Mapping[str, tuple[Float[Any, '_n _h _w _c'], Float[Any, '_n _h2 _w2']]],
+    *,
+    distances: Mapping[str, Float[Any, ' _m']] | None = None,
+    names: Mapping[str, str] | None = None,
+    units: tuple[str, str] = ('x', '|residual|'),
+    axis_names: tuple[str, str] = ('space', 'time'),
+    channel: int = 0,
+    count: int = 6,
+) -> Figure:
+    """Samples of every row, each above the map of its residual, in colours that compare across rows.
+
+    All samples share one linear scale (the 0.5 % and 99.5 % quantiles of the first row, which is the data where they
+    are given), and all residual maps one logarithmic scale of at most 6 decades: the floor of the data and the
+    errors of a model differ by that much. Values beyond a scale have the colour of its end.
+
+    Args:
+        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`), the maps of any sign.
+        distances: row key -> constraint distances `(m,)`, whose mean is put into the row's title.
+        names: row key -> title, in the place of `row_name`.
+        units: labels of the two colour bars.
+        axis_names: what rows and columns of an image are.
+        channel: which channel of the samples is shown.
+        count: how many samples of each row, at most.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no rows, or samples and residual maps differ in number.
+    """
+    rows = {name: _first(name, *rows[name], channel, count) for name in in_order(list(rows))}
+    if not rows:
+        raise ValueError('rows: got none, expected at least one; pass {"data": (samples, residual maps)}')
+    samples, residuals = zip(*rows.values(), strict=True)
+    norms = linear_scale(samples[0]), logarithmic_scale(residuals)
+    columns = max(map(len, samples))
+    heights = [strip_height(images, columns) + strip_height(maps, columns) + 0.55 for images, maps in rows.values()]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.75), layout='constrained')
+    head, *parts = figure.subfigures(len(rows) + 1, 1, height_ratios=[0.75, *heights]).ravel()
+    for part, (name, (images, maps)) in zip(parts, rows.items(), strict=True):
+        mean = _mean(distances[name]) if distances and name in distances else ''
+        part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
+        axes = part.subplots(2, columns, squeeze=False)
+        shown = image_strip(axes[0], images, norms[0], 'viridis'), image_strip(axes[1], maps, norms[1], 'magma')
+        for label, line in zip(('sample', 'residual'), axes, strict=True):
+            line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
+        for ax in axes[1]:
+            ax.set_xlabel(axis_names[1], fontsize=9)
+    for bar, image, label in zip(head.subplots(1, 2, width_ratios=[1, 1]), shown, units, strict=True):
+        head.colorbar(image, cax=bar, orientation='horizontal', label=label, extend='both')
+        bar.set_box_aspect(0.05)
+    return figure
+
+
+def distance_histograms(
+    distances: Mapping[str, Float[Any, ' _n']], *, names: Mapping[str, str] | None = None, unit: str = ''
+) -> Figure:
+    """Histograms of the constraint distance, one strip a row over one logarithmic axis, with the median marked.
+
+    Args:
+        distances: row key -> `(n,)` distances `>= 0`; exact zeros and values that are not finite have no place on
+            the axis and are counted in the strip's title instead.
+        names: row key -> title, in the place of `row_name`.
+        unit: the distance's unit, for the axis label.
+
+    Returns:
+        The figure (the paper's figure 3).
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not distances:
+        raise ValueError('distances: got no rows, expected at least one; pass {"data": constraint.distance(x)}')
+    rows = {name: np.asarray(distances[name], float) for name in in_order(list(distances))}
+    placed = {name: values[np.isfinite(values) & (values > 0)] for name, values in rows.items()}
+    bins = np.geomspace(*positive_limits(np.concatenate(list(placed.values()))), 61)
+    figure = Figure(figsize=(WIDTH, 0.85 * len(rows) + 0.7), layout='constrained')
+    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    for index, (ax, (name, values)) in enumerate(zip(axes, rows.items(), strict=True)):
+        ax.hist(placed[name], bins=bins, color=LINES[index % len(LINES)], alpha=0.75)
+        median = np.median(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
+        if median > 0:
+            ax.axvline(median, color='black', linewidth=1.5)
+        ax.set_title(f'{_title(name, names)}: {_counts(values, median)}', loc='left', fontsize=10)
+        ax.set(xscale='log', xlim=(bins[0], bins[-1]), ylabel='samples')
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[-1].set_xlabel('constraint distance' + (f' ({unit})' if unit else '') + '; black line: median')
+    return figure
+
+
+def distance_against_training_seconds(
+    curves: Mapping[str, tuple[Float[Any, ' _k'], Float[Any, ' _k'], Float[Any, ' _k']]],
+    *,
+    names: Mapping[str, str] | None = None,
+    unit: str = '',
+) -> Figure:
+    """Constraint distance of samples against the training time they needed, on a logarithmic axis.
+
+    Args:
+        curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`; the band is one standard
+            deviation to each side, cut off below a tenth of its mean, where it would leave a logarithmic axis.
+        names: row key -> title, in the place of `row_name`.
+        unit: the distance's unit, for the axis label.
+
+    Returns:
+        The figure (the paper's figure 4), time in seconds, minutes or hours, whichever reads best.
+
+    Raises:
+        ValueError: if there are no curves.
+    """
+    if not curves:
+        raise ValueError('curves: got none, expected at least one; pass {"dm": (seconds, mean, std)}')
+    arrays = {name: [np.asarray(part, float) for part in curves[name]] for name in in_order(list(curves))}
+    length, length_name = time_unit(max((seconds.max(initial=0) for seconds, _, _ in arrays.values())))
+    figure = Figure(figsize=(WIDTH, 4.6), layout='constrained')
+    ax = figure.subplots()
+    bands = []
+    for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
+        style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
+        mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
+        std = np.where(np.isfinite(std), std, 0)
+        ax.plot(seconds / length, mean, label=_title(name, names), linewidth=2, **style)
+        band = np.maximum(mean - std, mean / 10), mean + std
+        ax.fill_between(seconds / length, *band, color=style['color'], alpha=0.2, linewidth=0)
+        ax.vlines(seconds / length, *band, color=style['color'], alpha=0.5, linewidth=1)  # a single point has no band
+        bands.extend(band)
+    ax.set(yscale='log', ylim=positive_limits(np.concatenate(bands)), xlabel=f'training time ({length_name})')
+    ax.set_ylabel('constraint distance' + (f' ({unit})' if unit else '') + ', mean and one std of samples')
+    ax.legend(fontsize=9, framealpha=0.8)
+    open_frame(ax)
+    return figure
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training and held-out terms of the loss, one panel a stage.
+
+    Args:
+        records: the lines of `metrics.jsonl`: `{'stage', 'step', 'train/<term>', 'heldout/<term>', ...}`; a record
+            may lack any term, `None` is a gap, and keys without one of the two prefixes are not drawn.
+
+    Returns:
+        The figure: a colour a term, training as a line, held-out dashed with markers.
+
+    Raises:
+        ValueError: if no record has a term to draw.
+    """
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if any(key.startswith(('train/', 'heldout/')) for key in record):
+            stages.setdefault(record['stage'], []).append(record)
+    if not stages:
+        raise ValueError(
+            f'records: got {len(records)} without a loss term, expected keys train/<term> or heldout/<term>'
+        )
+    columns = min(2, len(stages))
+    lines = -(-len(stages) // columns)
+    figure = Figure(figsize=(WIDTH, 3.6 * lines + 0.2), layout='constrained')
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax, (stage, chosen) in zip(axes, stages.items(), strict=False):
+        loss_panel(ax, chosen)
+        ax.set_title(stage, loc='left', weight='bold', fontsize=11)
+    for ax in axes[len(stages) :]:
+        ax.remove()
+    return figure
+
+
+def mirror_and_inverse(
+    z: Float[Any, '_n _h _w _c'],
+    x: Float[Any, '_n _h _w _c'],
+    *,
+    units: tuple[str, str] = ('mirror space, z', 'data space, x = f(z)'),
+    axis_names: tuple[str, str] = ('space', 'time'),
+    channel: int = 0,
+    count: int = 6,
+) -> Figure:
+    """Mirror samples above their inverses, each with its own scale: the two spaces have no unit in common.
+
+    Args:
+        z: mirror samples `(n, h, w, c)`.
+        x: their inverses `f(z)`, `(n, h, w, c)`.
+        units: labels of the two colour bars.
+        axis_names: what rows and columns of an image are.
+        channel: which channel is shown.
+        count: how many samples, at most.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if `z` and `x` differ in number.
+    """
+    z, x = _first('mirror samples', z, np.asarray(x)[..., channel], channel, count)
+    height = strip_height(z, len(z)) + strip_height(x, len(z)) + 0.5
+    figure = Figure(figsize=(WIDTH, height), layout='constrained')
+    axes = figure.subplots(2, len(z), squeeze=False)
+    for line, images, unit in zip(axes, (z, x), units, strict=True):
+        image = image_strip(line, images, linear_scale(images), 'viridis')
+        figure.colorbar(image, ax=line.tolist(), label=unit, extend='both', aspect=12, shrink=0.85)
+        line[0].set_ylabel(axis_names[0], fontsize=9)
+    for ax in axes[1]:
+        ax.set_xlabel(axis_names[1], fontsize=9)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Path:
+    """Writes a figure as PNG so that the path never holds half a file.
+
+    Args:
+        figure: from one of the functions above.
+        path: where to; its folder must exist. An older file there stays until the new one is complete.
+        dpi: pixels an inch; the figures are 9 inches wide.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        figure.savefig(draft, format='png', dpi=dpi)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tuple[Array, Array]:
+    samples, maps = np.asarray(samples)[:count], np.asarray(maps)[:count]
+    if samples.ndim != 4 or maps.ndim != 3 or len(samples) != len(maps) or not len(maps):
+        raise ValueError(
+            f'{name}: got samples {samples.shape} and maps {maps.shape}, expected (n, h, w, c) and (n, h, w), n >= 1; '
+            'pass one map a sample, reduced over channels'
+        )
+    return samples[..., channel], np.abs(maps)
+
+
+def _title(row: str, names: Mapping[str, str] | None) -> str:
+    return (names or {}).get(row, row_name(row))
+
+
+def _mean(distances: Any) -> str:
+    values = np.asarray(distances, float)
+    missing = np.sum(~np.isfinite(values))
+    mean = np.mean(values[np.isfinite(values)]) if missing < len(values) else None
+    return f', mean distance {three_digits(mean)}' + (f' ({missing} not finite left out)' if missing else '')
+
+
+def _counts(values: Array, median: float) -> str:
+    zeros, missing = np.sum(values == 0), np.sum(~np.isfinite(values))
+    notes = [f'median {three_digits(median)}', f'n = {len(values)}']
+    return ', '.join(notes + [f'{zeros} exactly 0'] * bool(zeros) + [f'{missing} not finite'] * bool(missing))

@@ -1,0 +1,157 @@
+"""The parts of the figures: colour scales, strips of images, panels of curves. Drawn here, composed in `figures`."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
+
+WIDTH = 9.0  # inches of every figure; 990 pixels at the default resolution
+# Okabe and Ito's palette without its yellow: told apart by colour-blind readers and in grey
+LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
+MARKERS = 'osD^vPX'
+_MISSING = '0.75'  # grey, of pixels that are not finite
+_TRAIN, _HELDOUT = 'train/', 'heldout/'
+
+
+def linear_scale(images: Float[np.ndarray, '...']) -> Normalize:
+    """A linear colour scale between the 0.5 % and 99.5 % quantiles of the finite values.
+
+    Args:
+        images: values of any shape.
+
+    Returns:
+        The scale, 0 to 1 if nothing is finite, never of width 0.
+    """
+    finite = images[np.isfinite(images)]
+    low, high = np.quantile(finite, [0.005, 0.995]) if finite.size else (0.0, 1.0)
+    return Normalize(low, high if high > low else low + max(abs(low), 1.0))
+
+
+def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float = 6) -> LogNorm:
+    """A logarithmic colour scale over several sets of non-negative maps.
+
+    Args:
+        maps: values of any shapes.
+        decades: its length at most.
+
+    Returns:
+        The scale: from the smallest of the sets' medians, or `decades` below the top, to the 99.9 % quantile of the
+        set where that is largest; 1e-6 to 1 if nothing is positive and finite.
+    """
+    positive = [values[np.isfinite(values) & (values > 0)] for values in maps]
+    positive = [values for values in positive if values.size]
+    if not positive:
+        return LogNorm(1e-6, 1.0)
+    high = max(np.quantile(values, 0.999) for values in positive)
+    low = min(np.median(values) for values in positive)
+    return LogNorm(max(min(low, high / 10), high / 10**decades), high)
+
+
+def image_strip(axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str) -> AxesImage:
+    """Draws images side by side in one colour scale, grey where they are not finite.
+
+    Args:
+        axes: where to; axes beyond the last image are left empty.
+        images: `(n, h, w)`, row 0 at the top.
+        norm: the scale.
+        colours: the name of a colour map.
+
+    Returns:
+        The last image, for a colour bar.
+    """
+    colour_map = colormaps[colours].with_extremes(bad=_MISSING)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.set_visible(False)
+    for ax, image in zip(axes, images, strict=False):
+        ax.set_visible(True)
+        # a logarithm takes 0 for missing; it is the best value there is, and gets the colour of the scale's lower end
+        image = np.where(image <= 0, norm.vmin, image) if isinstance(norm, LogNorm) else image
+        shown = ax.imshow(image, norm=norm, cmap=colour_map, interpolation='nearest')
+    return shown
+
+
+def strip_height(images: Float[np.ndarray, 'n h w'], columns: int) -> float:
+    """The height in inches of a strip of images that fills the width of a figure.
+
+    Args:
+        images: `(n, h, w)`.
+        columns: images a strip.
+
+    Returns:
+        Inches.
+    """
+    return min((WIDTH - 0.8) / columns, 2.6) * images.shape[1] / images.shape[2]
+
+
+def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws one stage's loss terms against the step: a colour a term, held-out dashed with markers.
+
+    Args:
+        ax: where to.
+        records: lines of `metrics.jsonl`, of one stage.
+    """
+    terms = dict.fromkeys(
+        key.split('/', 1)[1] for record in records for key in record if key.startswith((_TRAIN, _HELDOUT))
+    )
+    for index, term in enumerate(terms):
+        colour = LINES[index % len(LINES)]
+        styles = {_TRAIN: {'linewidth': 1.4}, _HELDOUT: {'linestyle': '--', 'marker': 'o', 'markersize': 4}}
+        for prefix, style in styles.items():
+            steps, values = _series(records, prefix + term)
+            if len(steps):
+                ax.plot(steps, values, color=colour, **style)
+        ax.plot([], [], color=colour, linewidth=3, label=term)
+    limits = positive_limits(np.concatenate([line.get_ydata() for line in ax.lines]))
+    ax.set(yscale='log', ylim=limits, xlabel='step', ylabel='loss term (dashed: held-out)')
+    # below the panel: curves that fall by decades leave no corner free
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8, frameon=False)
+    open_frame(ax)
+
+
+def open_frame(ax: Axes) -> None:
+    """Gives a panel of curves a light grid and a frame open to the top and right.
+
+    Args:
+        ax: the panel.
+    """
+    ax.grid(alpha=0.3, which='major')
+    ax.spines[['top', 'right']].set_visible(False)
+
+
+def positive_limits(values: Float[np.ndarray, ' n']) -> tuple[float, float]:
+    """The ends of a logarithmic axis that holds all values; left to itself it fails where there are none.
+
+    Args:
+        values: `(n,)` numbers; those that are not positive and finite have no place on it and are passed over.
+
+    Returns:
+        `(low, high)`, a factor 1.2 beyond the extremes; 1e-6 and 1 for no values.
+    """
+    values = values[np.isfinite(values) & (values > 0)]
+    return (values.min() / 1.2, values.max() * 1.2) if values.size else (1e-6, 1.0)
+
+
+def time_unit(longest: float) -> tuple[int, str]:
+    """The unit in which a time axis reads best.
+
+    Args:
+        longest: the longest time, in seconds.
+
+    Returns:
+        Its length in seconds and its name.
+    """
+    return next(
+        ((length, name) for length, name in ((3600, 'hours'), (60, 'minutes')) if longest > 3 * length), (1, 'seconds')
+    )
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(record['step'], record[key]) for record in records if key in record]
+    steps, values = np.array(pairs, float).reshape(-1, 2).T  # None becomes NaN, a gap
+    return steps, np.where(values > 0, values, np.nan)

@@ -1,0 +1,171 @@
+"""The end table: every row of the comparison on one screen.
+
+It reads the `rows` of `metrics.json`. A number may be absent, `None` (not finite) or, over several seeds,
+`{'mean', 'std', 'n'}`, of which the mean is shown.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ROW_NAMES = {
+    'data': 'true data',
+    'dm': 'diffusion model',
+    'dm_guided': 'diffusion model, guided',
+    'dm_restored': 'diffusion model, restored',
+    'dm_projected': 'diffusion model, projected',
+    'dm_projected_sampling': 'diffusion model, projected while sampling',
+    'mdm': 'mirror diffusion model',
+    'mdm_finetuned': 'mirror diffusion model, finetuned',
+    'mdm_polished': 'mirror diffusion model, finetuned and polished',
+}
+_VARIANTS = {'dm_restored_': ROW_NAMES['dm_restored'] + ' by ', 'mdm_': 'closed-form mirror map '}
+_COLUMNS = (
+    'distance\nmean', 'median', 'max', 'MMD²', 'sliced W1 [95 %]', 'spec-\ntrum', 'calls', 's /\nsample',
+    'training\n(m:ss)', 'n',
+)  # fmt: skip
+
+
+def row_name(row: str) -> str:
+    """The name of a row for people, such as 'mirror diffusion model, finetuned' for `mdm_finetuned`.
+
+    Args:
+        row: its key in `metrics.json`.
+
+    Returns:
+        The name; a key that is not in the contract is its own name.
+    """
+    if row in ROW_NAMES:
+        return ROW_NAMES[row]
+    for prefix, name in _VARIANTS.items():
+        if row.startswith(prefix):
+            return name + row.removeprefix(prefix).replace('_', ' ')
+    return row
+
+
+def in_order(rows: Sequence[str]) -> list[str]:
+    """Row keys in the order of the contract: data, diffusion models, mirror diffusion models, then any others.
+
+    Args:
+        rows: keys of `metrics.json`'s `rows`, in any order.
+
+    Returns:
+        The same keys; variants (`dm_restored_<variant>`) follow the row they vary, unknown keys come last, and equals
+        keep their order.
+    """
+    order = list(ROW_NAMES)
+
+    def place(row: str) -> float:
+        if row in order:
+            return float(order.index(row))
+        after = {'dm_restored_': order.index('dm_restored') + 0.5, 'mdm_': float(len(order))}
+        return next((index for prefix, index in after.items() if row.startswith(prefix)), len(order) + 1.0)
+
+    return sorted(rows, key=place)
+
+
+def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The table at the end of a run: constraint distance, distribution distances and cost of every row.
+
+    Args:
+        rows: the `rows` of `metrics.json`: row key -> `distance`, `distribution`, `calls`, `seconds_per_sample`,
+            `training_seconds`, `n`, each of which may be absent.
+
+    Returns:
+        A table for `render` or any console, 3 significant digits a number and '-' for what is absent; the caption
+        has the ratio of the median distances of `mdm_finetuned` and `dm` where both exist.
+    """
+    table = Table(
+        box=rich.box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+        caption=_caption(rows),
+        caption_justify='left',
+    )
+    table.add_column('row', no_wrap=True, vertical='bottom')
+    for column in _COLUMNS:
+        table.add_column(column, justify='right', no_wrap=True, vertical='bottom')
+    for row in in_order(list(rows)):
+        table.add_row(row, *(Text(cell) for cell in _cells(rows[row])))  # Text: brackets are no markup
+    return table
+
+
+def render(table: Table, width: int = 120) -> str:
+    """A table as plain text, for a log or a file.
+
+    Args:
+        table: from `summary_table`.
+        width: columns of the screen; cells that do not fit end in an ellipsis.
+
+    Returns:
+        Lines without colours or trailing blanks.
+    """
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table)
+    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def three_digits(value: Any) -> str:
+    """A number in 3 significant digits, in at most 8 characters: '0.0123', '1.23e-5', '-' for none.
+
+    Args:
+        value: a number; `None`, NaN and infinities are '-'; of `{'mean', 'std', 'n'}` the mean is shown.
+
+    Returns:
+        The text.
+    """
+    number = _number(value)
+    if number is None:
+        return '-'
+    if number == 0:
+        return '0'
+    if not 1e-3 <= abs(number) < 1e4:
+        mantissa, exponent = f'{number:.2e}'.split('e')
+        return f'{mantissa}e{int(exponent)}'
+    return f'{number:.0f}' if abs(number) >= 999.5 else f'{number:#.3g}'.rstrip('.')
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    distance, distribution = row.get('distance', {}), row.get('distribution', {})
+    wasserstein = distribution.get('sliced_wasserstein', {})
+    interval = ', '.join(three_digits(wasserstein.get(end)) for end in ('low', 'high'))
+    return [
+        *(three_digits(distance.get(name)) for name in ('mean', 'median', 'max')),
+        three_digits(distribution.get('mmd', {}).get('value')),
+        f'{three_digits(wasserstein.get("value"))} [{interval}]' if wasserstein else '-',
+        three_digits(distribution.get('spectrum', {}).get('value')),
+        _whole(row.get('calls')),
+        three_digits(row.get('seconds_per_sample')),
+        _minutes(row.get('training_seconds')),
+        _whole(row.get('n')),
+    ]
+
+
+def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    finetuned, dm = (_number(rows.get(row, {}).get('distance', {}).get('median')) for row in ('mdm_finetuned', 'dm'))
+    if finetuned is None or not dm:
+        return None
+    return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Mapping):
+        value = value.get('mean')
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _whole(value: Any) -> str:
+    number = _number(value)
+    return '-' if number is None else f'{number:.0f}'
+
+
+def _minutes(value: Any) -> str:
+    number = _number(value)
+    return '-' if number is None else '{}:{:02d}'.format(*divmod(round(number), 60))
