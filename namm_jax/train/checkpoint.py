@@ -5,12 +5,16 @@ truncated file but not a flipped bit, and casts a wrong dtype silently. So the l
 in the JSON item, and `restore` returns the newest checkpoint for which all of them agree.
 """
 
+import contextlib
+import gc
 import json
 import logging
 import os
+import sys
+import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -53,7 +57,7 @@ def _describe(leaf: Any) -> dict[str, Any]:
     return {'shape': list(np.shape(leaf)), 'dtype': str(np.dtype(leaf.dtype))}
 
 
-def _seal(body: dict[str, Any]) -> dict[str, Any]:
+def _seal(body: Any) -> dict[str, Any]:
     """Returns the JSON item: `body` and the checksum of its canonical form."""
     return {'body': body, 'crc32': zlib.crc32(json.dumps(body, sort_keys=True).encode())}
 
@@ -82,6 +86,22 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     return f'{type(error).__name__}: {error}'.splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps standard error clean of the reads that a failed restore leaves pending.
+
+    Their futures find orbax's event loop closed, and say so through every channel that Python has for that.
+    """
+    hooks, logger = (sys.unraisablehook, sys.excepthook), logging.getLogger('asyncio')
+    disabled, logger.disabled = logger.disabled, True
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = hooks
+        logger.disabled = disabled
 
 
 class Checkpoints:
@@ -176,26 +196,29 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        """Returns an item of a checkpoint as orbax reads it."""
+        with _quiet():
+            try:
+                return self._open().restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
+                cause = _cause(error)
+            time.sleep(0.1)  # the pending reads end, and are freed here rather than at any later time
+            gc.collect()
+        raise _Damaged(cause)
+
     def _read_meta(self, step: int) -> dict[str, Any]:
         """Returns the leaves' descriptions and the user's dict."""
-        try:
-            item = self._open().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-            intact = item == _seal(item['body'])
-        except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
-            raise _Damaged(_cause(error)) from error
-        if not intact:
+        item = self._read(step, 'meta', ocp.args.JsonRestore())
+        if not isinstance(item, dict) or item != _seal(item.get('body')):
             raise _Damaged('the checksum of its description differs')
         return item['body']
 
     def _read_state(self, step: int, target: PyTree, saved: Mapping[str, Any]) -> PyTree:
         """Returns the state, every leaf checked against its checksum."""
-        try:
-            target = jax.tree.map(_abstract, target)
-            shardings = ocp.checkpoint_utils.construct_restore_args(target)
-            args = ocp.args.PyTreeRestore(target, restore_args=shardings, partial_restore=True)
-            state = self._open().restore(step, args=ocp.args.Composite(state=args))['state']
-        except Exception as error:
-            raise _Damaged(_cause(error)) from error
+        target = jax.tree.map(_abstract, target)
+        shardings = ocp.checkpoint_utils.construct_restore_args(target)
+        state = self._read(step, 'state', ocp.args.PyTreeRestore(target, shardings, partial_restore=True))
         for path, leaf in _path_leaves(state).items():
             if None not in (crc := _crc(leaf), expected := saved[path]['crc32']) and crc != expected:
                 raise _Damaged(f'the checksum of {path} is {crc}, expected {expected}')

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int, Num
 from namm_jax.train.files import UserError, read_json, write_bytes, write_json
 
 SPLITS = ('train', 'validation', 'test')
+PARTIAL = 'manifest.partial.json'  # the manifest while shards are being written
 REMEDY = 'restore the file from a copy, or generate the data again with --redo=data'
 
 
@@ -49,10 +50,9 @@ def write_dataset(
     """
     directory = Path(directory)
     plan = _plan(sizes, shard_size, provenance)
-    manifest = _begun(directory, plan)
+    manifest, done = _begun(directory, plan), 0
     if manifest is None:
         return
-    partial, done = directory / 'manifest.partial.json', 0
     for name, split, indices in _shards(plan):
         path, kept = directory / name, manifest['shards'][split].get(name)
         if kept:
@@ -61,10 +61,10 @@ def write_dataset(
             data, manifest['shape'] = _encode(fields_of(indices), indices, manifest['shape'])
             write_bytes(path, data)
             manifest['shards'][split][name] = {'n': len(indices), 'crc32': zlib.crc32(data)}
-            write_json(partial, manifest)
+            write_json(directory / PARTIAL, manifest)
         done += len(indices)
         progress(done, sum(plan['sizes'].values()))
-    os.replace(partial, directory / 'manifest.json')
+    os.replace(directory / PARTIAL, directory / 'manifest.json')
 
 
 def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, An
 def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the manifest to go on from, None if the data set is complete."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ('manifest.json', 'manifest.partial.json'):
+    for name in ('manifest.json', PARTIAL):
         if (directory / name).exists():
             manifest = read_json(directory / name)
             changed = [field for field in plan if plan[field] != manifest[field]]
