@@ -14,6 +14,7 @@ import datetime
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
 import socket
@@ -262,6 +263,11 @@ class Run:
         with open(self.directory / 'metrics.jsonl', 'a') as file:
             file.write(json.dumps(finite(record)) + '\n')
 
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the records of metrics.jsonl."""
+        path = self.directory / 'metrics.jsonl'
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
     def drop_records(self, stage: str, after_step: int = -1) -> None:
         """Drops the stage's records of later steps from metrics.jsonl: a resumed stage writes them again."""
         path = self.directory / 'metrics.jsonl'
@@ -297,3 +303,15 @@ class Run:
                 entry = entry.setdefault(parent, {})
             entry[last] = finite(value)
         write_json(path, metrics)
+
+
+def aggregate(values: list[Any]) -> Any:
+    """Returns trees of one shape as one tree, `{'mean', 'std', 'n'}` in the place of each number; None is left out."""
+    if isinstance(values[0], Mapping):
+        return {name: aggregate([value[name] for value in values]) for name in values[0]}
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    mean = sum(numbers) / len(numbers)
+    variance = sum((number - mean) ** 2 for number in numbers) / max(1, len(numbers) - 1)
+    return {'mean': mean, 'std': math.sqrt(variance), 'n': len(numbers)}

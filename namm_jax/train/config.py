@@ -1,0 +1,178 @@
+"""The schema of an experiment: every field once, with its default, unit and meaning.
+
+The defaults are those of `quick`, a laptop CPU in minutes. An experiment file gives dotted overrides for each preset:
+
+    def get_config(preset='quick'):
+        return experiment(PRESETS, preset)
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def optimizer_section(**changes: Any) -> dict[str, Any]:
+    """Returns the fields of an optimizer, the same for every trained network."""
+    fields = dict(
+        learning_rate=1e-3,  # Adam's, at the end of the warm-up; > 0
+        decay='cosine',  # after the warm-up: cosine (to 0 at the last step) or constant
+        warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
+        b1=0.9,  # Adam's decay of the first moment
+        b2=0.999,  # Adam's decay of the second moment
+        clip=1.0,  # largest norm of each network's gradient; 0 for no clipping
+        ema=0.999,  # decay of the average of the weights, reached after a warm-up; 0 for the last weights themselves
+    )
+    return fields | changes
+
+
+def schema() -> ConfigDict:
+    """Returns every field with its default, in the order in which an experiment meets them."""
+    return ConfigDict(
+        dict(
+            seed=0,  # of initialisation, batches and samples; the data have their own
+            data=dict(
+                family='burgers',  # which data are generated
+                seed=0,  # of the data
+                train=4000,  # number of training samples
+                validation=1000,  # number of held-out samples watched while training
+                test=1000,  # number of held-out samples that the final table compares with
+                shard_size=1000,  # samples a file
+                points=32,  # grid points in space, the image's height
+                states=32,  # stored times, the image's width
+                inner_steps=10,  # time steps between stored times
+                dt=0.025,  # time step
+                length=10.0,  # distance between the first and the last grid point
+                mu=1.0,  # advection coefficient
+                nu=0.05,  # viscosity
+            ),
+            constraint=dict(
+                name='burgers',  # the set M
+                stepper='crank_nicolson',  # time stepper of data and constraint alike: crank_nicolson or forward_euler
+            ),
+            mirror=dict(
+                filters=16,  # of the input-convex network
+                layers=2,  # of the input-convex network: its number of convolutions w_k
+                strong_convexity=0.9,  # a in g(x) = (1 - a) grad ICNN(x) + a x; 0 to 1
+                reduction='sum',  # of the input-convex network's last layer: sum, row_sum (published) or mean
+                forward_padding='periodic',  # of g: periodic (as the data), circular (published) or zeros
+                inverse='unet',  # network of f: unet or resnet (published)
+                inverse_padding='periodic',  # of f: periodic, circular or zeros (published)
+                channels=(48, 96),  # of f; for resnet, the first is its number of filters
+                blocks=1,  # of f: residual blocks a resolution
+                fold=2,  # of f: factor by which pixels are folded into channels
+                dropout=0.0,  # of f; 0 to 1
+                output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
+                sigma_max=0.1,  # largest noise in mirror space, in its units
+                sigma_power=1.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
+                lambda_cycle=1.0,  # weight of both cycle terms
+                lambda_constr=1.0,  # weight of the constraint term
+                lambda_reg=1e-3,  # weight of the regularisation term
+                batch_size=16,
+                steps=800,  # at budget 1
+                optimizer=optimizer_section(),
+            ),
+            score=dict(  # network and training of both diffusion models, DM and MDM
+                parameterisation='edm',  # edm or vp (published)
+                reduction='mean',  # of the squared error over pixels: mean or half_sum (published)
+                padding='periodic',  # periodic, circular or zeros (published)
+                channels=(48, 96),
+                blocks=1,  # residual blocks a resolution
+                fold=2,  # factor by which pixels are folded into channels
+                attention=False,  # at the lowest resolution
+                dropout=0.0,
+                batch_size=32,
+                optimizer=optimizer_section(),
+            ),
+            mdm=dict(
+                steps=1200,  # at budget 1
+            ),
+            finetune=dict(
+                samples=1024,  # mirror samples drawn from the MDM; drawing them counts as training
+                batch_size=16,
+                steps=800,  # at budget 1
+                optimizer=optimizer_section(),
+            ),
+            dm=dict(
+                steps=2400,  # at budget 1
+            ),
+            sample=dict(
+                n=256,  # samples of each row
+                batch_size=128,  # samples drawn at once
+                sampler='heun',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
+                steps=18,  # of the sampler
+                denoise_last=True,  # whether the last step's noise is removed
+                projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
+                projection_iterations=20,  # of the Gauss-Newton projection, at most
+            ),
+            evaluate=dict(
+                resamples=200,  # of the bootstrap
+                projections=128,  # of the sliced Wasserstein distance
+            ),
+            train=dict(
+                budget=1.0,  # multiplies the steps of every training stage; > 0
+                compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
+                log_every=50,  # steps
+                validate_every=200,  # steps; also between checkpoints
+                checkpoints=2,  # how many are kept
+                probes=4,  # times at which mdm, finetune and dm draw samples while they train
+                probe_samples=32,  # drawn at each of them
+            ),
+        )
+    )
+
+
+def nearest(got: str, choices: list[str]) -> str:
+    """Returns the end of an error message: what was got, the nearest choices, and all of them."""
+    near = difflib.get_close_matches(str(got), choices, n=2, cutoff=0.5)
+    hint = f'; did you mean {" or ".join(near)}?' if near else ''
+    return f'got {got!r}, expected one of {", ".join(choices)}{hint}'
+
+
+def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """Returns `config` with the fields of the given dotted names replaced, in place.
+
+    Raises:
+        ValueError: if a name is no field.
+        TypeError: if a value has another type than the default.
+    """
+    fields = list(_names(config))
+    for name, value in changes.items():
+        if name not in fields:
+            raise ValueError(f'config field: {nearest(name, fields)}')
+        config.update_from_flattened_dict({name: value})
+    return config
+
+
+def _names(config: ConfigDict, prefix: str = '') -> list[str]:
+    names = []
+    for name, value in config.items():
+        names += _names(value, f'{prefix}{name}.') if isinstance(value, ConfigDict) else [prefix + name]
+    return names
+
+
+def field_names(config: ConfigDict) -> list[str]:
+    """Returns the dotted names of all fields."""
+    return _names(config)
+
+
+def experiment(presets: Mapping[str, Mapping[str, Any]], preset: str | None = None) -> ConfigDict:
+    """Returns the locked config of a preset.
+
+    Args:
+        presets: preset -> dotted overrides of the schema.
+        preset: a name in `presets`; `quick` when absent.
+
+    Raises:
+        ValueError: if the preset is unknown.
+    """
+    preset = preset or 'quick'
+    if preset not in presets:
+        raise ValueError(f'preset: {nearest(preset, list(presets))}')
+    return override(schema(), presets[preset]).lock()
+
+
+def steps_of(config: ConfigDict, stage: str) -> int:
+    """Returns the number of training steps of a stage: its `steps` times `train.budget`, at least 1."""
+    return max(1, round(config[stage].steps * config.train.budget))

@@ -1,0 +1,221 @@
+"""An experiment: the objects of a config, the run folder that holds its results, and what the stages share."""
+
+import functools
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from namm_jax.sampling import Sampler, make_sampler
+from namm_jax.train import dataset, tasks
+from namm_jax.train.checkpoint import Checkpoints
+from namm_jax.train.config import steps_of
+from namm_jax.train.files import write_bytes
+from namm_jax.train.loop import Fitted, Plan, fit
+from namm_jax.train.run import Run
+from namm_jax.train.sharding import batch_sharding, check_batch_size, replicated
+from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
+
+STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe')  # a key each; append, never reorder
+
+
+class Experiment(NamedTuple):
+    """What a stage works with.
+
+    Attributes:
+        config: the resolved config.
+        run: the run folder.
+        mesh: the devices.
+        family: the data.
+        constraint: the set M.
+        mirror: the mirror map.
+        asked_to_stop: returns the number of a signal that asks the run to stop, else 0.
+    """
+
+    config: ConfigDict
+    run: Run
+    mesh: Mesh
+    family: tasks.Family
+    constraint: Constraint
+    mirror: MirrorMap
+    asked_to_stop: Callable[[], int]
+
+    def key(self, stream: str) -> Key:
+        """Returns the key of a stream of random numbers, which depends on `seed` and the stream's name alone."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stream))
+
+    def keys(self, stream: str, first: int, n: int) -> Key:
+        """Returns the keys `(n,)` of samples `first`, ..., each a function of its global index."""
+        return jax.vmap(functools.partial(jax.random.fold_in, self.key(stream)))(first + jnp.arange(n))
+
+    def split(self, name: str) -> np.ndarray:
+        """Returns a split of the data, `(n, h, w, c)`."""
+        return dataset.load_split(self.run.directory / 'data', name)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Returns the checkpoints of a training stage."""
+        return Checkpoints(self.run.directory / stage / 'checkpoints', keep=self.config.train.checkpoints)
+
+
+def check(config: ConfigDict) -> None:
+    """Builds every object of the config, shapes only, so that a bad value for the last stage fails at once.
+
+    Raises:
+        ValueError: by the function that takes the bad value.
+    """
+    shape = tasks.make_family(config).shape
+    if config.train.budget <= 0 or config.train.probes < 1 or config.train.log_every < 1:
+        raise ValueError(
+            f'train: got budget {config.train.budget}, probes {config.train.probes}, log_every '
+            f'{config.train.log_every}; expected budget > 0 and the others at least 1'
+        )
+    params = jax.eval_shape(tasks.mirror_task(config, steps_of(config, 'mirror')).init, jax.random.key(0))
+    tasks.make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
+    task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
+    score = jax.eval_shape(task.init, jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    jax.eval_shape(lambda p, x: tasks.make_mirror(config).inverse(p, x), params, batch)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    jax.eval_shape(make_draw(config, 0.0, 1.0), score, keys)
+    for batch_size, n in ((config.mirror.batch_size, config.data.train), (config.score.batch_size, config.data.train)):
+        dataset.batch_indices(0, 0, n=n, batch_size=batch_size)
+
+
+def train(
+    experiment: Experiment, stage: str, task: Task, arrays: dict[str, Any], held_out: dict[str, Any], *,
+    batch_size: int, ema: float, probe: Callable[[Params], dict[str, float]] | None = None,
+) -> Fitted:  # fmt: skip
+    """Runs `fit` for a stage on named arrays; each has its own order, a function of (seed, step).
+
+    Args:
+        experiment: the experiment.
+        stage: the stage's name.
+        task: what is trained.
+        arrays: name -> training samples `(n, ...)`; they may differ in n.
+        held_out: name -> held-out samples.
+        batch_size: size of the global batch.
+        ema: decay of the moving average.
+        probe: see `fit`.
+    """
+    config, run, steps = experiment.config, experiment.run, steps_of(experiment.config, stage)
+    check_batch_size(experiment.mesh, batch_size)
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+    def batches(start: int) -> Iterator[PyTree]:
+        iterators = {
+            name: dataset.batches(
+                array, seed=2 * config.seed + i, batch_size=batch_size, start=start, steps=steps, **processes
+            )
+            for i, (name, array) in enumerate(arrays.items())
+        }
+        return (dict(zip(iterators, parts, strict=True)) for parts in zip(*iterators.values(), strict=True))
+
+    size = min(len(array) for array in held_out.values())
+    held = [
+        {name: array[start : start + batch_size] for name, array in held_out.items()}
+        for start in range(0, min(size, 8 * batch_size) - batch_size + 1, batch_size)
+    ]
+    every = (config.train.log_every, config.train.validate_every)
+    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema)
+    with experiment.checkpoints(stage) as checkpoints:
+        return fit(
+            task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,
+            log=run.log, forget=functools.partial(run.drop_records, stage), probe=probe,
+            asked_to_stop=experiment.asked_to_stop,
+        )  # fmt: skip
+
+
+def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
+    """Returns part of a finished stage's last state, such as `{'ema': ...}`.
+
+    Args:
+        experiment: the experiment.
+        stage: a finished training stage.
+        target: the part, as a pytree of shapes and dtypes: `jax.eval_shape(...)`.
+    """
+    whole = replicated(experiment.mesh)
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target)
+    with experiment.checkpoints(stage) as checkpoints:
+        return checkpoints.restore(target, part=True).state
+
+
+def mirror_parameters(experiment: Experiment) -> Params:
+    """Returns the averaged parameters of the trained mirror map."""
+    task = tasks.mirror_task(experiment.config, 1)
+    return restore(experiment, 'mirror', {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
+
+
+def finetuned_parameters(experiment: Experiment) -> Params:
+    """Returns the mirror map's averaged parameters, those of f after finetuning."""
+    params = mirror_parameters(experiment)
+    shapes = jax.eval_shape(lambda: {'inverse': params['inverse']})
+    return params | restore(experiment, 'finetune', {'ema': shapes})['ema']
+
+
+def score_parameters(experiment: Experiment, stage: str) -> Params:
+    """Returns the averaged parameters of a diffusion model, `dm` or `mdm`."""
+    task = tasks.denoising_task(experiment.config, 1, 0.0, 1.0)
+    return restore(experiment, stage, {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
+
+
+def sampler_of(config: ConfigDict, mean: float, std: float) -> Sampler:
+    """Returns the config's sampler, for a diffusion model trained on data of this mean and standard deviation."""
+    section = config.sample
+    return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
+
+
+def make_draw(config: ConfigDict, mean: float, std: float) -> Callable[[Params, Key], Array]:
+    """Returns `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the config's sampler.
+
+    Args:
+        config: the config.
+        mean: mean of the diffusion model's training set.
+        std: its standard deviation.
+    """
+    network, shape = tasks.make_score(config), tasks.make_family(config).shape
+    parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(config, mean, std)
+    return lambda params, keys: sampler(keys, parameterisation.denoiser(tasks.bind_score(network, params)), shape)
+
+
+def in_batches(function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh) -> np.ndarray:
+    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over the mesh.
+
+    Args:
+        function: `(size, ...) -> (size, ...)`.
+        inputs: `(n, ...)`.
+        size: samples a batch, rounded up to a multiple of the number of devices; the last batch is filled up.
+        mesh: the devices.
+    """
+    n, parts = len(inputs), []
+    size += -size % mesh.size
+    for start in range(0, n, size):
+        indices = np.arange(start, start + size) % n
+        chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
+        parts.append(np.asarray(function(chunk))[: n - start])
+    return np.concatenate(parts)
+
+
+def seconds_of(function: Callable[[], PyTree], repeats: int = 3) -> float:
+    """Returns the median seconds of a call, after one to warm up."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes a float32 `.npy` file, whole or not at all."""
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, np.float32), allow_pickle=False)
+    write_bytes(path, file.getvalue())

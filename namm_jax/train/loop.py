@@ -1,0 +1,176 @@
+"""The one training loop: restore, step, log, validate, probe, save."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from namm_jax.train.checkpoint import Checkpoints
+from namm_jax.train.progress import Bar
+from namm_jax.train.sharding import put_batch, replicated
+from namm_jax.train.state import TrainState, init_state, make_train_step, make_validation
+from namm_jax.types import Key, Params, Task
+
+
+class Stopped(Exception):
+    """Training was asked to stop; everything is saved. `signal` is the signal's number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f'stopped by signal {signal}, after saving')
+        self.signal = signal
+
+
+class Diverged(RuntimeError):
+    """A term of the loss, or its gradient, is not finite."""
+
+
+class Plan(NamedTuple):
+    """When things happen in `fit`, in steps.
+
+    Attributes:
+        name: the stage, for records and messages.
+        steps: the total number of steps.
+        log_every: between records of the training terms; the last step has one too.
+        validate_every: between records of the held-out terms, each with a checkpoint.
+        probes: number of probes, equally spaced; the last at the last step. 0 for none.
+        ema: decay of the moving average of the parameters.
+    """
+
+    name: str
+    steps: int
+    log_every: int
+    validate_every: int
+    probes: int
+    ema: float
+
+    def stops(self) -> list[int]:
+        """Returns the steps at which the loop pauses, in ascending order, the last step among them."""
+        every = {*range(0, self.steps, self.log_every), *range(0, self.steps, self.validate_every), self.steps}
+        return sorted((every | self.probed()) - {0})
+
+    def probed(self) -> set[int]:
+        """Returns the steps after which a probe is taken."""
+        return {max(1, round(self.steps * k / self.probes)) for k in range(1, self.probes + 1)}
+
+    def validated(self, step: int) -> bool:
+        """Returns whether the held-out terms are taken, and a checkpoint written, after this step."""
+        return step % self.validate_every == 0 or step == self.steps
+
+
+class Fitted(NamedTuple):
+    """What `fit` returns: the last state, and the seconds of training that led to it."""
+
+    state: TrainState
+    seconds: float
+
+
+def _check_finite(name: str, step: int, history: list[Mapping[str, Any]], checkpoints: Checkpoints) -> None:
+    """Raises `Diverged`, naming the step, the term and the last good checkpoint, unless all terms are finite."""
+    for i, terms in enumerate(history):
+        for term, value in terms.items():
+            if not np.isfinite(value):
+                checkpoints.wait()
+                good = checkpoints.steps()
+                where = f'{checkpoints.directory}/{good[-1]}' if good else 'none: the stage starts anew'
+                raise Diverged(
+                    f'{name}: {term} is {value} at step {step + i}, expected a finite number; last good checkpoint: '
+                    f'{where}. Lower the learning rate, or look at the data with that batch.'
+                )
+
+
+def _mean(history: list[Mapping[str, Any]]) -> dict[str, float]:
+    return {name: float(np.mean([terms[name] for terms in history])) for name in history[0]}
+
+
+def fit(
+    task: Task,
+    batches: Callable[[int], Iterator[PyTree]],
+    held_out: list[PyTree],
+    plan: Plan,
+    *,
+    key: Key,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    log: Callable[[dict[str, Any]], None],
+    forget: Callable[[int], None] = lambda step: None,
+    probe: Callable[[Params], dict[str, float]] | None = None,
+    asked_to_stop: Callable[[], int] = lambda: 0,
+) -> Fitted:
+    """Trains a task from its newest checkpoint, or from the start.
+
+    Args:
+        task: what is trained.
+        batches: `first step -> iterator over this process's batches`.
+        held_out: batches on which the loss of the averaged parameters is measured.
+        plan: what happens when.
+        key: a PRNG key; initialisation, steps and validation each have a stream of their own.
+        mesh: the devices.
+        checkpoints: where the state is saved and found.
+        log: takes one record, `{'stage', 'step', 'seconds', <named terms>}`.
+        forget: called with the step that training goes on from; later records are to be dropped.
+        probe: `averaged parameters -> named numbers`, measured with the clock stopped.
+        asked_to_stop: returns the number of a signal that asks training to stop, else 0.
+
+    Returns:
+        The last state, and the seconds spent in training steps, without compilation, validation, probes and disk.
+
+    Raises:
+        Diverged: if a term of the loss or its gradient is not finite.
+        Stopped: once everything is saved, if asked to stop.
+    """
+    key_init, stream, key_held_out = jax.random.split(key, 3)
+    state, seconds, history = _start(task, key_init, mesh, checkpoints)
+    step = int(state.step)
+    forget(step)
+    if step == plan.steps:
+        return Fitted(state, seconds)
+    source = (jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in batches(step))
+    held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
+    frozen = jax.device_put(task.frozen, replicated(mesh))
+    train_step = make_train_step(task, ema=plan.ema, mesh=mesh)
+    train_step = train_step.lower(state, frozen, stream, held_out[0]).compile()  # outside the clock
+    validate = make_validation(task, mesh=mesh)
+
+    with Bar(plan.name, plan.steps, start=step) as bar:
+        for stop in (s for s in plan.stops() if s > step):
+            begun = time.perf_counter()
+            while step < stop and not asked_to_stop():
+                state, terms = train_step(state, frozen, stream, next(source))
+                history.append(terms)
+                step += 1
+            jax.block_until_ready(state)
+            seconds += time.perf_counter() - begun
+            history = [_floats(terms) for terms in jax.device_get(history)]
+            _check_finite(plan.name, step - len(history), history, checkpoints)
+            if step < stop:
+                checkpoints.save(step, state, {'seconds': seconds, 'history': history})
+                checkpoints.wait()
+                raise Stopped(asked_to_stop())
+            record = {f'train/{name}': value for name, value in _mean(history).items()}
+            if plan.validated(step):
+                measured = [_floats(validate(state.ema, frozen, key_held_out, batch)) for batch in held_out]
+                record |= {f'heldout/{name}': value for name, value in _mean(measured).items()}
+            if probe is not None and step in plan.probed():
+                record |= probe(state.ema)
+            log({'stage': plan.name, 'step': step, 'seconds': seconds} | record)
+            bar.update(step, {name.removeprefix('train/'): value for name, value in record.items()})
+            if plan.validated(step):
+                checkpoints.save(step, state, {'seconds': seconds, 'history': []})
+            history = []
+    checkpoints.wait()
+    return Fitted(state, seconds)
+
+
+def _floats(terms: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in terms.items()}
+
+
+def _start(task: Task, key: Key, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, float, list[Any]]:
+    """Returns the newest intact checkpoint's state, seconds, and terms since the last record; or those of the start."""
+    state = jax.device_put(init_state(task, key), replicated(mesh))
+    restored = checkpoints.restore(state)
+    return (restored.state, restored.meta['seconds'], restored.meta['history']) if restored else (state, 0.0, [])

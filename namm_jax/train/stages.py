@@ -1,0 +1,302 @@
+"""The stages of an experiment, in order: each reads the run folder, does one thing, and writes its result there."""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from namm_jax import evaluation
+from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.train import dataset, tasks
+from namm_jax.train.config import nearest, steps_of
+from namm_jax.train.experiment import (
+    Experiment,
+    finetuned_parameters,
+    in_batches,
+    make_draw,
+    mirror_parameters,
+    restore,
+    sampler_of,
+    save_array,
+    score_parameters,
+    seconds_of,
+    train,
+)
+from namm_jax.train.progress import Bar
+from namm_jax.train.state import adam_moments
+from namm_jax.types import Params
+
+
+class Stage(NamedTuple):
+    """A stage: what it does, the stages it builds on, and the config's sections that it reads itself."""
+
+    run: Callable[[Experiment], dict[str, Any]]
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+
+
+def data(experiment: Experiment) -> dict[str, Any]:
+    """Generates the data set, and draws a picture of it."""
+    config, folder = experiment.config, experiment.run.directory / 'data'
+    sample, root = jax.jit(experiment.family.sample), jax.random.key(config.data.seed)
+
+    def fields_of(indices: np.ndarray) -> jax.Array:
+        return sample(jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(indices)))
+
+    sizes = {split: config.data[split] for split in dataset.SPLITS}
+    provenance = {'data': config.data.to_dict(), 'constraint': config.constraint.to_dict()}
+    with Bar('data', sum(sizes.values()), unit='field') as bar:
+        dataset.write_dataset(
+            folder, fields_of, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
+            progress=lambda done, total: bar.update(done),
+        )  # fmt: skip
+    _draw_samples(experiment, {'data': experiment.split('test')[:6]}, 'data.png')
+    return {}
+
+
+def mirror(experiment: Experiment) -> dict[str, Any]:
+    """Trains the mirror map, g and f together."""
+    config = experiment.config
+    x, held_out = experiment.split('train'), experiment.split('validation')
+    fitted = train(
+        experiment, 'mirror', tasks.mirror_task(config, steps_of(config, 'mirror')), {'x': x}, {'x': held_out},
+        batch_size=config.mirror.batch_size, ema=config.mirror.optimizer.ema,
+    )  # fmt: skip
+    return {'training_seconds': fitted.seconds}
+
+
+def _train_diffusion(
+    experiment: Experiment, stage: str, x: np.ndarray, held_out: np.ndarray, to_data: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Trains a diffusion model on `x`; `to_data` maps its samples to data space, for the probes."""
+    config, mean, std = experiment.config, float(x.mean()), float(x.std())
+    draw = jax.jit(make_draw(config, mean, std))
+    keys = experiment.keys('probe', 0, config.train.probe_samples)
+
+    def probe(params: Params) -> dict[str, float]:
+        return _spread(experiment.constraint.distance(to_data(draw(params, keys))))
+
+    fitted = train(
+        experiment, stage, tasks.denoising_task(config, steps_of(config, stage), mean, std), {'x': x}, {'x': held_out},
+        batch_size=config.score.batch_size, ema=config.score.optimizer.ema, probe=probe,
+    )  # fmt: skip
+    return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
+
+
+def _spread(distances: jax.Array) -> dict[str, float]:
+    return {'distance_mean': float(distances.mean()), 'distance_std': float(distances.std())}
+
+
+def dm(experiment: Experiment) -> dict[str, Any]:
+    """Trains the plain diffusion model, on the data."""
+    return _train_diffusion(experiment, 'dm', experiment.split('train'), experiment.split('validation'), lambda x: x)
+
+
+def mdm(experiment: Experiment) -> dict[str, Any]:
+    """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
+    g, f = experiment.mirror.bind(mirror_parameters(experiment))
+    splits = (experiment.split('train'), experiment.split('validation'))
+    z, held_out = (in_batches(jax.jit(g), split, 256, experiment.mesh) for split in splits)
+    return _train_diffusion(experiment, 'mdm', z, held_out, jax.jit(f))
+
+
+def finetune(experiment: Experiment) -> dict[str, Any]:
+    """Trains f further, on samples of the mirror diffusion model in the place of mirrored data."""
+    config, params = experiment.config, mirror_parameters(experiment)
+    x, held_out = experiment.split('train'), experiment.split('validation')
+    z, drawing = _finetuning_set(experiment)
+    probe_z = _draw_mirror(experiment, 'probe', config.train.probe_samples)
+
+    @jax.jit
+    def distances(inverse: Params) -> jax.Array:
+        return experiment.constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
+
+    probe = lambda average: _spread(distances(average))  # noqa: E731
+    steps, held_z = steps_of(config, 'finetune'), z[-max(config.finetune.batch_size, len(z) // 16) :]
+    task = tasks.mirror_task(config, 1)
+    shapes = jax.eval_shape(lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0))
+    moments = adam_moments(restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state'])
+    fitted = train(
+        experiment, 'finetune', tasks.finetune_task(config, steps, params, moments),
+        {'x': x, 'z': z[: len(z) - len(held_z)]}, {'x': held_out, 'z': held_z},
+        batch_size=config.finetune.batch_size, ema=config.finetune.optimizer.ema, probe=probe,
+    )  # fmt: skip
+    return {'training_seconds': fitted.seconds + drawing, 'drawing_seconds': drawing}
+
+
+def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
+    """Returns the mirror samples to finetune on and the seconds it took to draw them, from disk if they are there."""
+    folder, n = experiment.run.directory / 'finetune', experiment.config.finetune.samples
+    path, clock = folder / 'mirror_samples.npy', folder / 'drawing.json'
+    if not path.exists():
+        draw, params = _mirror_sampler(experiment)
+        keys, size = experiment.keys('finetune', 0, n), min(n, experiment.config.sample.batch_size)
+        jax.block_until_ready(draw(params, keys[:size]))  # compiles, outside the clock
+        begun = time.perf_counter()
+        z = in_batches(functools.partial(draw, params), keys, size, experiment.mesh)
+        clock.write_text(json.dumps({'seconds': time.perf_counter() - begun}))
+        save_array(path, z)
+    return dataset.read_fields(path, experiment.family.shape), json.loads(clock.read_text())['seconds']
+
+
+def _sampler(experiment: Experiment, stage: str) -> tuple[Callable[..., jax.Array], Params]:
+    """Returns the jitted sampler of a trained diffusion model, `(params, keys) -> samples`, and its parameters."""
+    record = experiment.run.record(stage)
+    draw = jax.jit(make_draw(experiment.config, record['mean'], record['std']))
+    return draw, score_parameters(experiment, stage)
+
+
+def _mirror_sampler(experiment: Experiment) -> tuple[Callable[..., jax.Array], Params]:
+    return _sampler(experiment, 'mdm')
+
+
+def _draw_mirror(experiment: Experiment, stream: str, n: int) -> jax.Array:
+    draw, params = _mirror_sampler(experiment)
+    return draw(params, experiment.keys(stream, 0, n))
+
+
+def sample(experiment: Experiment) -> dict[str, Any]:
+    """Draws the samples of every row, from the same initial noise, and times each row's whole way to a sample."""
+    config, folder = experiment.config, experiment.run.directory / 'sample'
+    size = min(config.sample.n, config.sample.batch_size)
+    keys = experiment.keys('sample', 0, config.sample.n)
+    draw_x, dm_params = _sampler(experiment, 'dm')
+    draw_z, mdm_params = _mirror_sampler(experiment)
+    first = jax.jit(functools.partial(experiment.mirror.inverse, mirror_parameters(experiment)))
+    tuned = jax.jit(functools.partial(experiment.mirror.inverse, finetuned_parameters(experiment)))
+    project = jax.jit(
+        lambda x: gauss_newton_projection(
+            experiment.constraint.residual,
+            x,
+            tolerance=config.sample.projection_tolerance,
+            max_iterations=config.sample.projection_iterations,
+        )
+    )
+    paths = {  # row -> from keys to samples
+        'dm': lambda k: draw_x(dm_params, k),
+        'dm_projected': lambda k: project(draw_x(dm_params, k))[0],
+        'mdm': lambda k: first(draw_z(mdm_params, k)),
+        'mdm_finetuned': lambda k: tuned(draw_z(mdm_params, k)),
+        'mirror': lambda k: draw_z(mdm_params, k),
+    }
+    seconds = {}
+    with Bar('sample', len(paths) * config.sample.n, unit='sample') as bar:
+        for i, (row, path) in enumerate(paths.items()):
+            save_array(folder / f'{row}.npy', in_batches(path, keys, size, experiment.mesh))
+            seconds[row] = seconds_of(lambda path=path: path(keys[:size])) / size
+            bar.update((i + 1) * config.sample.n, {'seconds_per_sample': seconds[row]})
+    return {'seconds_per_sample': seconds, 'calls': sampler_of(config, 0.0, 1.0).calls}
+
+
+ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
+TRAINED_BY = {  # row -> the stages whose training it needs
+    'dm': ('dm',),
+    'dm_projected': ('dm',),
+    'mdm': ('mirror', 'mdm'),
+    'mdm_finetuned': ('mirror', 'mdm', 'finetune'),
+}
+
+
+def evaluate(experiment: Experiment) -> dict[str, Any]:
+    """Fills the table: constraint distances, distribution distances to held-out data, costs; draws the figures."""
+    run, config = experiment.run, experiment.config
+    held_out = experiment.split('test')
+    half = len(held_out) // 2
+    distance = jax.jit(experiment.constraint.distance)
+    compare = functools.partial(
+        evaluation.distribution_distances, experiment.key('evaluate'), spatial_axes=experiment.family.spatial_axes,
+        projections=config.evaluate.projections, resamples=config.evaluate.resamples,
+    )  # fmt: skip
+    samples = {'data': held_out} | {row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy') for row in ROWS}
+    distances, rows, sampled = {}, {}, run.record('sample')
+    for row, x in samples.items():
+        distances[row] = in_batches(distance, x, min(len(x), 256), experiment.mesh)
+        pair = (held_out[:half], held_out[half:]) if row not in ROWS else (x, held_out)
+        rows[row] = {
+            'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
+            'distribution': compare(*map(jnp.asarray, pair)),
+            'n': len(x),
+        }
+    for row in ROWS:
+        rows[row]['seconds_per_sample'] = sampled['seconds_per_sample'][row]
+        rows[row]['calls'] = sampled['calls']
+        rows[row]['training_seconds'] = sum(run.record(s)['training_seconds'] for s in TRAINED_BY[row])
+    run.merge_metrics({'rows': rows})
+    _draw_figures(experiment, samples, distances)
+    return {}
+
+
+def _draw_samples(experiment: Experiment, samples: dict[str, np.ndarray], name: str, **options: Any) -> None:
+    from namm_jax.report import figures  # matplotlib takes a second to import
+
+    folder = experiment.run.directory / 'figures'
+    folder.mkdir(exist_ok=True)
+    rows = {row: (x[:6], _residual_maps(experiment, x[:6])) for row, x in samples.items()}
+    figures.save(figures.samples_with_residuals(rows, units=('u', '|residual|'), **options), folder / name)
+
+
+def _residual_maps(experiment: Experiment, x: np.ndarray) -> np.ndarray:
+    return np.asarray(experiment.family.residual_map(experiment.constraint.residual(jnp.asarray(x))))
+
+
+def _draw_figures(experiment: Experiment, samples: dict[str, Any], distances: dict[str, np.ndarray]) -> None:
+    from namm_jax.report import figures
+
+    folder, records = experiment.run.directory / 'figures', experiment.run.records()
+    _draw_samples(experiment, samples, 'samples.png', distances=distances)
+    z = dataset.read_fields(experiment.run.directory / 'sample' / 'mirror.npy')
+    drawn = {
+        'distances.png': figures.distance_histograms(distances),
+        'training_time.png': figures.distance_against_training_seconds(_curves(experiment, records)),
+        'losses.png': figures.loss_curves(records),
+        'mirror.png': figures.mirror_and_inverse(z, samples['mdm_finetuned']),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, folder / name)
+
+
+def _curves(experiment: Experiment, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the curves of the paper's figure 4: each row's training seconds begin where its ancestors' end."""
+    before = {'dm': (), 'mdm': ('mirror',), 'finetune': ('mirror', 'mdm')}
+    names = {'dm': 'dm', 'mdm': 'mdm', 'finetune': 'mdm_finetuned'}
+    curves = {}
+    for stage, needs in before.items():
+        offset = sum(experiment.run.record(need)['training_seconds'] for need in needs)
+        offset += (experiment.run.record(stage) or {}).get('drawing_seconds', 0.0)
+        points = [
+            (offset + r['seconds'], r['distance_mean'], r['distance_std'])
+            for r in records
+            if r['stage'] == stage and 'distance_mean' in r
+        ]
+        curves[names[stage]] = tuple(np.array(points, float).reshape(-1, 3).T)
+    return curves
+
+
+TRAINING = ('train', 'seed')
+STAGES = {
+    'data': Stage(data, (), ('data', 'constraint')),
+    'mirror': Stage(mirror, ('data',), ('mirror', *TRAINING)),
+    'mdm': Stage(mdm, ('mirror',), ('score', 'mdm', *TRAINING)),
+    'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
+    'dm': Stage(dm, ('data',), ('score', 'dm', *TRAINING)),
+    'sample': Stage(sample, ('mdm', 'finetune', 'dm'), ('sample',)),
+    'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
+}
+
+
+def check_stages(names: Iterable[str]) -> list[str]:
+    """Returns the named stages in the order in which they run.
+
+    Raises:
+        ValueError: naming the nearest stages, if one is unknown.
+    """
+    names = list(names)
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(f'stage: {nearest(name, list(STAGES))}')
+    return [name for name in STAGES if name in names]

@@ -1,0 +1,108 @@
+"""What training carries from step to step, and the step: a pure function, compiled once, sharded over a mesh."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+
+from namm_jax.train.sharding import batch_sharding, replicated
+from namm_jax.types import Key, Metrics, Params, Task
+
+
+class TrainState(NamedTuple):
+    """Attributes: `step`, the number of steps taken; the parameters; their moving average; the optimizer's state."""
+
+    step: Int[Array, '']
+    params: Params
+    ema: Params
+    opt_state: PyTree
+
+
+def init_state(task: Task, key: Key) -> TrainState:
+    """Returns the state before the first step; the average starts at the parameters."""
+    params = task.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), task.optimizer.init(params))
+
+
+def ema_decay(step: Array, decay: float) -> Array:
+    """Returns `min(decay, (1 + step) / (10 + step))`: a short run's average must forget its first weights."""
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+TrainStep = Callable[[TrainState, PyTree, Key, PyTree], tuple[TrainState, Metrics]]
+
+
+def make_train_step(task: Task, *, ema: float, mesh: Mesh) -> TrainStep:
+    """Returns the jitted step `(state, frozen, stream, batch) -> (state, named terms)`; the state is donated.
+
+    Step k's key is `fold_in(stream, k)`: a resumed run needs no saved key. The terms are those of the loss, the loss
+    itself and the norm of the gradient.
+
+    Args:
+        task: what is trained.
+        ema: decay of the moving average of the parameters, in [0, 1).
+        mesh: the devices; the batch is split over them and everything else replicated.
+    """
+
+    def step(state: TrainState, frozen: PyTree, stream: Key, batch: PyTree) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(stream, state.step)
+        gradient_of = jax.value_and_grad(task.loss, has_aux=True)
+        (loss, terms), gradient = gradient_of(state.params, frozen, key, batch, train=True)
+        updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.ema, 1 - ema_decay(state.step, ema))
+        terms = terms | {'loss': loss, 'gradient_norm': optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, average, opt_state), terms
+
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    return jax.jit(step, in_shardings=(whole, whole, whole, split), out_shardings=whole, donate_argnums=0)
+
+
+def make_validation(task: Task, *, mesh: Mesh) -> Callable[[Params, PyTree, Key, PyTree], Metrics]:
+    """Returns the jitted `(params, frozen, key, batch) -> named terms` of the loss without dropout."""
+
+    def validate(params: Params, frozen: PyTree, key: Key, batch: PyTree) -> Metrics:
+        loss, terms = task.loss(params, frozen, key, batch, train=False)
+        return terms | {'loss': loss}
+
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    return jax.jit(validate, in_shardings=(whole, whole, whole, split), out_shardings=whole)
+
+
+def per_network(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Returns the optimizer of a dict of networks, each with its own: `{'forward': ..., 'inverse': ...}`."""
+
+    def init(params: Params) -> PyTree:
+        return {name: optimizers[name].init(part) for name, part in params.items()}
+
+    def update(updates: PyTree, state: PyTree, params: Params) -> tuple[PyTree, PyTree]:
+        results = {name: optimizers[name].update(updates[name], state[name], params[name]) for name in updates}
+        return {name: result[0] for name, result in results.items()}, {n: result[1] for n, result in results.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
+def continued(optimizer: optax.GradientTransformation, moments: PyTree) -> optax.GradientTransformation:
+    """Returns `optimizer` started from another run's Adam moments, its learning-rate schedule from 0.
+
+    Args:
+        optimizer: a chain that holds `optax.scale_by_adam`.
+        moments: the `optax.ScaleByAdamState`s to go on from, in the order of the chain's.
+    """
+
+    def init(params: Params) -> PyTree:
+        left = list(moments)
+        is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)  # noqa: E731
+        return jax.tree.map(lambda s: left.pop(0) if is_adam(s) else s, optimizer.init(params), is_leaf=is_adam)
+
+    return optax.GradientTransformation(init, optimizer.update)
+
+
+def adam_moments(opt_state: PyTree) -> list[optax.ScaleByAdamState]:
+    """Returns the Adam states inside an optimizer's state."""
+    is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)  # noqa: E731
+    return [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(leaf)]
