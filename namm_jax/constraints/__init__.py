@@ -1,0 +1,35 @@
+"""Constraints: one file each, and the dictionary of their builders.
+
+A constraint is a pytree with `terms`, `distance` and `residual` (see `types.Constraint`). `projection` finds the point
+of any differentiable constraint that is nearest to a given one.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from namm_jax.constraints.burgers import burgers
+from namm_jax.types import Constraint
+
+CONSTRAINTS: dict[str, Callable[..., Constraint]] = {
+    'burgers': burgers,
+}
+
+
+def make_constraint(name: str, **kwargs: Any) -> Constraint:
+    """Returns the constraint called `name`.
+
+    Args:
+        name: A key of `CONSTRAINTS`.
+        **kwargs: What its builder takes.
+
+    Returns:
+        The constraint that the builder makes.
+
+    Raises:
+        ValueError: If `name` is not in `CONSTRAINTS`.
+    """
+    if name not in CONSTRAINTS:
+        nearest = difflib.get_close_matches(name, CONSTRAINTS, 1, 0)[0]
+        raise ValueError(f'Got constraint {name!r}, expected one of {sorted(CONSTRAINTS)}: did you mean {nearest!r}?')
+    return CONSTRAINTS[name](**kwargs)

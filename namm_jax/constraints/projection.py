@@ -1,0 +1,142 @@
+"""Projection onto any differentiable constraint, by Gauss-Newton steps towards the nearest point.
+
+Symbols: `x_0` the point to project, `r(x)` the residual of the constraint, zero on the set M; `J` its Jacobian at the
+iterate `x_k`, never formed; `lam` one multiplier for each entry of the residual. All of it is per sample: a batch
+shares the array operations and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from namm_jax.types import Fields, Metrics
+
+
+class _Iterate(NamedTuple):
+    x: Fields
+    residual: Float[Array, 'b m']
+    multipliers: Float[Array, 'b m']
+    iterations: Int[Array, ' b']
+
+
+def gauss_newton_projection(
+    residual: Callable[[Array], Array],
+    x: Fields,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 20,
+    cg_iterations: int = 100,
+    cg_tolerance: float = 0.1,
+) -> tuple[Fields, Metrics]:
+    """Returns a point with `r(x) = 0` near `x_0 = x`, per sample, and how it got there.
+
+    `x_{k+1} = x_0 + J^T lam`, with `(J J^T) lam = -(r(x_k) + J (x_0 - x_k))`: the point nearest to `x_0` at which the
+    linearised residual vanishes. For a linear constraint that is the answer, in one step if the conjugate gradients are
+    exact. Otherwise a fixed point has `r(x) = 0` and `x - x_0 = J(x)^T lam`, a critical point of the distance to `x_0`
+    on M: the nearest point when `x_0` is close to M compared with the curvature radius of M. A sample stops when
+    `mean|r| <= tolerance`, so one already on M is returned to the bit; since `r` shrinks with the square of the steps
+    along M, the result can be about `sqrt(tolerance)` short of that point. There is no damping, and no promise far from
+    M: Burgers trajectories with noise of 0.2 converge without it.
+
+    Args:
+        residual: `(b, h, w, c) -> (b, ...)`, differentiable in both modes, sample by sample.
+        x: Points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
+        tolerance: Mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the residual subtracts.
+        max_iterations: Most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them is returned as it is.
+        cg_iterations: Most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs one `J` and one `J^T`.
+        cg_tolerance: Norm of the linearised residual to leave, relative to that of `r(x_k)`, in (0, 1).
+
+    Returns:
+        The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the `residual`, mean absolute.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+
+    Reference:
+        Nocedal and Wright, Numerical Optimization, 2nd edition, sections 10.3 and 18.1.
+    """
+    if not (tolerance > 0 and 0 < cg_tolerance < 1 and max_iterations >= 0 and cg_iterations >= 1):
+        raise ValueError(
+            f'Got tolerance = {tolerance}, cg_tolerance = {cg_tolerance}, max_iterations = {max_iterations}, '
+            f'cg_iterations = {cg_iterations}; expected tolerance > 0, 0 < cg_tolerance < 1, at least 0 and at least 1.'
+        )
+    x_0 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def flat(x: Fields) -> Float[Array, 'b m']:
+        return residual(x).reshape(x.shape[0], -1)
+
+    def unfinished(carry: tuple[Array, _Iterate]) -> Array:
+        count, now = carry
+        return (count < max_iterations) & jnp.any(_mean_abs(now.residual) > tolerance)
+
+    def improve(carry: tuple[Array, _Iterate]) -> tuple[Array, _Iterate]:
+        count, now = carry
+        active = _mean_abs(now.residual) > tolerance
+        new = _gauss_newton_step(flat, x_0, now, cg_iterations, cg_tolerance)
+        return count + 1, jax.tree.map(lambda a, b: jnp.where(_like(active, a), a, b), new, now)
+
+    r = flat(x_0)
+    start = _Iterate(x_0, r, jnp.zeros_like(r), jnp.zeros(x.shape[0], jnp.int32))
+    _, last = jax.lax.while_loop(unfinished, improve, (0, start))
+    return last.x, {'iterations': last.iterations, 'residual': _mean_abs(last.residual)}
+
+
+def _gauss_newton_step(
+    flat: Callable[[Array], Array], x_0: Fields, now: _Iterate, cg_iterations: int, cg_tolerance: float
+) -> _Iterate:
+    """Returns the next iterate of `gauss_newton_projection`."""
+    value, jacobian = jax.linearize(flat, now.x)
+    transpose = jax.linear_transpose(jacobian, now.x)
+    multipliers = _conjugate_gradients(
+        lambda v: jacobian(*transpose(v)),
+        -(value + jacobian(x_0 - now.x)),
+        now.multipliers,
+        target=cg_tolerance * jnp.linalg.norm(value, axis=1),
+        max_iterations=cg_iterations,
+    )
+    x = x_0 + transpose(multipliers)[0]
+    return _Iterate(x, flat(x), multipliers, now.iterations + 1)
+
+
+def _conjugate_gradients(
+    apply: Callable[[Array], Array],
+    rhs: Float[Array, 'b m'],
+    v: Float[Array, 'b m'],
+    *,
+    target: Float[Array, ' b'],
+    max_iterations: int,
+) -> Float[Array, 'b m']:
+    """Returns `v` with `|rhs - apply(v)| <= target`, per sample, for a symmetric positive semidefinite `apply`."""
+
+    def square(w: Array) -> Array:
+        return jnp.sum(w * w, 1, keepdims=True)
+
+    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
+        count, _, left, _ = carry
+        return (count < max_iterations) & jnp.any(square(left) > goal)
+
+    def improve(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        count, v, left, direction = carry
+        image = apply(direction)
+        curvature = jnp.sum(direction * image, 1, keepdims=True)
+        # No curvature: the residual does not depend on x this way, or the sample is done and its direction is zero.
+        active = (square(left) > goal) & (curvature > 0)
+        length = jnp.where(active, square(left) / jnp.where(active, curvature, 1), 0)
+        v, after = v + length * direction, left - length * image
+        turn = square(after) / jnp.where(active, square(left), 1)
+        return count + 1, v, after, jnp.where(active, after + turn * direction, direction)
+
+    goal = target[:, None] ** 2
+    left = rhs - apply(v)
+    return jax.lax.while_loop(unfinished, improve, (0, v, left, left))[1]
+
+
+def _mean_abs(residual: Float[Array, 'b m']) -> Float[Array, ' b']:
+    return jnp.mean(jnp.abs(residual), 1)
+
+
+def _like(per_sample: Array, array: Array) -> Array:
+    return per_sample.reshape(per_sample.shape + (1,) * (array.ndim - 1))
