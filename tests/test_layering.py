@@ -1,0 +1,186 @@
+"""Imports point one way: data -> constraint -> mirror map -> diffusion -> sampling -> evaluation -> train -> launch."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The maths never opens a file, reads a config or a clock, so its part of the standard library is short.
+MATHS = {'jax', 'jaxtyping', 'numpy', '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools'}
+MATHS |= {'itertools', 'math', 'operator', 'typing'}
+SYSTEM = {'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
+
+# Layer -> (what it may import of this package, what else). A module belongs to its longest prefix here; one that has
+# none belongs to `namm_jax`, which imports nothing, so that a new module has to be given its place in this table.
+ALLOWED = {
+    'namm_jax': ('', set()),
+    'namm_jax.types': ('', MATHS),
+    'namm_jax.layout': ('types', MATHS),
+    'namm_jax.pdes': ('types layout', MATHS | {'jax_cfd'}),
+    'namm_jax.data': ('types layout pdes data', MATHS),
+    'namm_jax.constraints': ('types layout pdes constraints', MATHS),
+    'namm_jax.networks': ('networks', MATHS | {'flax'}),
+    'namm_jax.mirror': ('types networks.icnn', MATHS),
+    'namm_jax.diffusion': ('types', MATHS),
+    'namm_jax.sampling': ('types diffusion', MATHS),
+    'namm_jax.inverse_problems': ('types diffusion sampling', MATHS),
+    'namm_jax.evaluation': ('types', MATHS),
+    'namm_jax.report': ('types layout report', SYSTEM - {'jax'} | {'matplotlib'}),
+    'namm_jax.train': (
+        'types layout pdes data constraints networks mirror '
+        'diffusion sampling inverse_problems evaluation train report',
+        SYSTEM | {'optax', 'ml_collections', 'absl'},
+    ),
+    'namm_jax.train.config': ('', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
+    'namm_jax.train.checkpoint': ('types train', SYSTEM | {'orbax'}),
+    'configs': ('train.config', set()),
+    'launch': ('train', SYSTEM),
+}
+
+
+def starts_with(name: str, prefix: str) -> bool:
+    """Returns whether the dotted name is the prefix or lies inside it."""
+    return name == prefix or name.startswith(f'{prefix}.')
+
+
+def imports(node: ast.AST, module: str, is_package: bool) -> list[str]:
+    """Returns the dotted names that one statement imports, relative ones resolved; `from a import b` gives `a.b`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    package = module.split('.')[: None if is_package else -1]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    return ['.'.join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Returns a line for each import of `source`, wherever it stands, that the table does not allow to `module`."""
+    layer = max((layer for layer in ALLOWED if starts_with(module, layer)), key=len)
+    inside, outside = ALLOWED[layer]
+    allowed = [f'namm_jax.{name}' for name in inside.split()] + sorted(outside)
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for name in imports(node, module, is_package):
+            if not any(starts_with(name, prefix) for prefix in allowed):
+                found.append(f'{module}:{node.lineno} imports {name}; {layer} may import {inside or "nothing of ours"}')
+    return found
+
+
+def eager(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Returns the dotted names that importing the module imports: all those outside functions."""
+    names, todo = [], [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            names += imports(node, module, is_package)
+            todo += ast.iter_child_nodes(node)
+    return names
+
+
+def modules(*folders: str) -> list[tuple[str, str, bool]]:
+    """Returns (source, dotted name, whether a package) of every Python file under these folders of the repository."""
+    found = []
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob('*.py')):
+        parts = path.relative_to(ROOT).with_suffix('').parts
+        is_package = parts[-1] == '__init__'
+        found.append((path.read_text(), '.'.join(parts[:-1] if is_package else parts), is_package))
+    return found
+
+
+def run_python(program: str) -> str:
+    return subprocess.run(
+        [sys.executable, '-c', program],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=ROOT.anchor,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_imports_point_one_way():
+    files = modules('namm_jax', 'configs', 'launch')
+    assert len(files) > 20
+    assert [line for file in files for line in violations(*file)] == []
+
+
+def test_the_figures_are_imported_only_when_drawn():
+    for source, module, is_package in modules('namm_jax/train'):
+        assert not [name for name in eager(source, module, is_package) if starts_with(name, 'namm_jax.report.figures')]
+
+
+def test_no_tensorflow_anywhere():
+    folders = ('namm_jax', 'configs', 'launch', 'benchmarks', 'tests')
+    nodes = [(node, file) for file in modules(*folders) for node in ast.walk(ast.parse(file[0]))]
+    names = {name for node, (_, module, is_package) in nodes for name in imports(node, module, is_package)}
+    assert 'jax' in names and not {
+        name for name in names if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets')
+    }
+
+
+@pytest.mark.parametrize(
+    ('module', 'source'),
+    [
+        ('namm_jax.types', 'from namm_jax.layout import tile'),
+        ('namm_jax.layout', 'from namm_jax import pdes'),
+        ('namm_jax.pdes', 'from .constraints.burgers import burgers'),
+        ('namm_jax.data.burgers', 'import namm_jax.constraints'),
+        ('namm_jax.constraints.burgers', 'from ..mirror import cycle'),
+        ('namm_jax.networks.unet', 'import optax'),
+        ('namm_jax.mirror', 'from namm_jax.networks import unet'),
+        ('namm_jax.mirror', 'from namm_jax import *'),
+        ('namm_jax.diffusion', 'from namm_jax.sampling import sample'),
+        ('namm_jax.sampling', 'def f():\n    from namm_jax.train import config'),
+        ('namm_jax.inverse_problems', 'from namm_jax.mirror import cycle'),
+        ('namm_jax.evaluation', 'import matplotlib.pyplot as plt'),
+        ('namm_jax.evaluation', 'if True:\n    import time'),
+        ('namm_jax.diffusion', 'import flax.linen as nn'),
+        ('namm_jax.report.table', 'from namm_jax.train.run import Run'),
+        ('namm_jax.train.loop', 'import orbax.checkpoint as ocp'),
+        ('namm_jax.train.stages', 'from matplotlib import figure'),
+        ('namm_jax.train.config', 'import jax'),
+        ('namm_jax.train.state', 'import tensorflow as tf'),
+        ('namm_jax.novelty', 'import jax'),
+        ('configs.burgers', 'from namm_jax.train.tasks import TASKS'),
+        ('launch.main', 'import configs.burgers'),
+    ],
+)
+def test_a_violation_is_found(module, source):
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ('module', 'source', 'is_package'),
+    [
+        ('namm_jax.pdes', 'from . import layout, types', False),
+        ('namm_jax.constraints', 'from .burgers import burgers', True),
+        ('namm_jax.mirror', 'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp', False),
+        ('namm_jax.train.checkpoint', 'import orbax.checkpoint as ocp', False),
+        ('configs.burgers', 'from namm_jax.train.config import experiment', False),
+    ],
+)
+def test_what_the_table_allows_passes(module, source, is_package):
+    assert violations(source, module, is_package) == []
+
+
+def test_an_import_inside_a_function_is_not_eager():
+    source = 'import math\nclass A:\n    import json\n    def f(self):\n        import jax\n'
+    assert sorted(eager(source, 'a')) == ['json', 'math']
+
+
+def test_importing_the_package_does_no_work():
+    program = 'import sys; before = set(sys.modules); import namm_jax; print(*sorted(set(sys.modules) - before))'
+    assert run_python(program) == 'namm_jax'
+
+
+def test_a_config_loads_without_jax():
+    program = (
+        f'import runpy, sys; runpy.run_path({str(ROOT / "configs" / "burgers.py")!r}); print("jax" in sys.modules)'
+    )
+    assert run_python(program) == 'False'
