@@ -1,0 +1,321 @@
+"""Drawing samples with a denoiser: time grids, steps, and the one sampling loop.
+
+Symbols: `x_t = alpha_t x_0 + sigma_t noise` along a schedule; a step goes from `x_t` to `x_s`, `s < t`. Divided by
+`alpha`, every schedule is the same path: `u = x_t / alpha_t`, `r = sigma_t / alpha_t`, and the probability-flow
+equation is `du/dr = (u - D(u, r)) / r`. Steps work there, so they serve every schedule.
+
+A grid ends above zero and the loop's last act, common to all steps, is `D` at its end: the step to zero noise, which
+is what each of these methods would do there. So `n` grid points are `n - 1` steps and one more call of the denoiser.
+
+Sample `i` depends on its key alone: neither on the batch it is drawn in nor on the number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from namm_jax.diffusion import checked_std, choose, denoiser_to_score, edm_schedule, rescaled, vp_schedule, vp_time
+from namm_jax.types import Denoiser, Key, Schedule, Step
+
+Grid = Float[Array, ' n']
+
+
+def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
+    """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`: dense where noise is small.
+
+    `rho >= 1`: 1 spaces evenly, large ones as `log_grid`. A ValueError is raised for a number out of its range.
+
+    Reference: Karras et al. 2022, arXiv 2206.00364, eq. 5, without its last point 0, which is the loop's last act.
+    """
+    _check_grid(n, t_max, t_min)
+    if rho < 1:
+        raise ValueError(f'rho: got {rho}, expected at least 1; 7 is usual')
+    return jnp.linspace(t_max ** (1 / rho), t_min ** (1 / rho), n) ** rho
+
+
+def uniform_grid(n: int, t_max: float, t_min: float) -> Grid:
+    """Returns `n` evenly spaced times from `t_max` down to `t_min`, as published."""
+    _check_grid(n, t_max, t_min)
+    return jnp.linspace(t_max, t_min, n)
+
+
+def log_grid(n: int, t_max: float, t_min: float) -> Grid:
+    """Returns `n` times in geometric progression, evenly spaced in log-SNR on `edm_schedule`."""
+    _check_grid(n, t_max, t_min)
+    return jnp.geomspace(t_max, t_min, n)
+
+
+GRIDS: dict[str, Callable[..., Grid]] = {'edm': edm_grid, 'uniform': uniform_grid, 'log': log_grid}
+
+
+def euler_maruyama(schedule: Schedule) -> Step:
+    """Returns the Euler-Maruyama step of the reverse stochastic equation (Song et al. 2021, arXiv 2011.13456, eq. 6).
+
+    `x_s = x_t - (t - s) (f x_t - g^2 score) + g (t - s)^(1/2) noise` with `f = d log alpha / dt` and
+    `g^2 = d sigma^2 / dt - 2 f sigma^2`. First order, one call; needs hundreds of steps.
+    """
+
+    def step(denoiser: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> tuple[Array, PyTree]:
+        _, f = jax.jvp(lambda t: jnp.log(schedule.alpha(t)), (t,), (jnp.ones_like(t),))
+        variance, growth = jax.jvp(lambda t: schedule.sigma(t) ** 2, (t,), (jnp.ones_like(t),))
+        g2 = growth - 2 * f * variance
+        score = denoiser_to_score(schedule, _estimate(schedule, denoiser, x, t), x, t)
+        return x - (t - s) * (f * x - g2 * score) + jnp.sqrt(g2 * (t - s)) * _normal(keys, x), memory
+
+    return step
+
+
+# Variance of the noise that an ancestral step adds to u; both are in Ho, Jain & Abbeel 2020, section 3.2.
+VARIANCES: dict[str, Callable[[Array, Array], Array]] = {
+    'posterior': lambda r_t, r_s: r_s**2 * (1 - (r_s / r_t) ** 2),
+    # The beta_t = 1 - alpha_t^2 / alpha_s^2 of a variance-preserving path, over alpha_s^2.
+    'forward': lambda r_t, r_s: (1 + r_s**2) * (r_t**2 - r_s**2) / (1 + r_t**2),
+}
+
+
+def ancestral(schedule: Schedule, *, variance: str = 'posterior') -> Step:
+    """Returns the draw from `p(x_s given x_t, x_0 = D)`; first order, one call.
+
+    `u_s = D + (r_s / r_t)^2 (u_t - D) + v^(1/2) noise`, where `variance` is `posterior`, `v = r_s^2 (1 - r_s^2 /
+    r_t^2)`, or `forward`, the `beta_t` of variance-preserving paths (published). Any other raises a ValueError.
+
+    Reference: Ho, Jain & Abbeel 2020, arXiv 2006.11239, eq. 6 and 7.
+    """
+    added = choose('variance', variance, VARIANCES)
+
+    def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
+        x_0 = denoiser(u, r_t)
+        return x_0 + (r_s / r_t) ** 2 * (u - x_0) + jnp.sqrt(added(r_t, r_s)) * _normal(keys, u), memory
+
+    return _divided_by_alpha(schedule, update)
+
+
+def ddim(schedule: Schedule, *, eta: float = 0.0) -> Step:
+    """Returns the DDIM step: first order, one call.
+
+    `u_s = D + (r_s^2 - v)^(1/2) (u_t - D) / r_t + v^(1/2) noise`, `v = eta^2 r_s^2 (1 - r_s^2 / r_t^2)`.
+
+    `eta` in [0, 1], or a ValueError is raised: 0 is deterministic, the Euler step of `du/dr`; 1 is the ancestral step
+    with the posterior variance.
+
+    Reference: Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 and 16.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f'eta: got {eta}, expected a number in [0, 1]; 0 is deterministic')
+
+    def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
+        x_0, v = denoiser(u, r_t), eta**2 * VARIANCES['posterior'](r_t, r_s)
+        u = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
+        return (u + jnp.sqrt(v) * _normal(keys, u) if eta else u), memory
+
+    return _divided_by_alpha(schedule, update)
+
+
+def heun(schedule: Schedule) -> Step:
+    """Returns Heun's step of `du/dr`: second order, deterministic, two calls (Karras et al. 2022, algorithm 1)."""
+
+    def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
+        slope = (u - denoiser(u, r_t)) / r_t
+        u_euler = u + (r_s - r_t) * slope
+        slope_there = (u_euler - denoiser(u_euler, r_s)) / r_s
+        return u + (r_s - r_t) * (slope + slope_there) / 2, memory
+
+    return _divided_by_alpha(schedule, update)
+
+
+def dpm_solver_pp_2m(schedule: Schedule) -> Step:
+    """Returns the DPM-Solver++ 2M step: second order, deterministic, one call (Lu et al. 2022, arXiv 2211.01095).
+
+    `u_s = (r_s / r_t) u_t + (1 - r_s / r_t) E` with `E = D + h / (2 h') (D - D')`, the estimate extrapolated from
+    `D'`, the one before it; `h = log(r_t / r_s)` and `h'` the same of the step before. The first step has `E = D`.
+    Its memory is `(D', h')`; `h' = 0` means that there is none yet.
+    """
+
+    def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
+        x_0, h = denoiser(u, r_t), jnp.log(r_t / r_s)
+        x_0_before, h_before = memory or (x_0, jnp.zeros_like(h))
+        slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)
+        estimate = x_0 + slope * (x_0 - x_0_before)
+        return r_s / r_t * u + (1 - r_s / r_t) * estimate, (x_0, h)
+
+    return _divided_by_alpha(schedule, update)
+
+
+class Scheme(NamedTuple):
+    """A builder `(schedule, **options) -> Step`, its denoiser calls a step, and its home: keys of `PATHS`, `GRIDS`."""
+
+    step: Callable[..., Step]
+    calls: int
+    path: str
+    grid: str
+
+
+SAMPLERS: dict[str, Scheme] = {
+    'euler_maruyama': Scheme(euler_maruyama, 1, 'vp', 'uniform'),
+    'ancestral': Scheme(ancestral, 1, 'vp', 'uniform'),
+    'ddim': Scheme(ddim, 1, 'edm', 'edm'),
+    'heun': Scheme(heun, 2, 'edm', 'edm'),
+    'dpm_solver_pp_2m': Scheme(dpm_solver_pp_2m, 1, 'edm', 'log'),
+}
+
+
+def calls(name: str, grid: Sequence | Array, *, denoise_last: bool = True) -> int:
+    """Returns the denoiser calls a sample of `sample`, with the step of that name in `SAMPLERS`, on `grid (n,)`."""
+    return (len(grid) - 1) * choose('sampler', name, SAMPLERS).calls + denoise_last
+
+
+def sample_keys(key: Key, n: int, start: int = 0) -> Key:
+    """Returns the keys `(n,)` of samples `start, ..., start + n - 1`: `fold_in(key, index)`, whatever the batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(n))
+
+
+def sample(
+    keys: Key,
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    *,
+    schedule: Schedule,
+    step: Step,
+    grid: Grid,
+    denoise_last: bool = True,
+) -> Array:
+    """Returns samples `(b, *shape)`: from `x = sigma noise` at the grid's first time, down the grid, and denoised.
+
+    Args:
+        keys: `(b,)`, one a sample, as of `sample_keys`; a ValueError is raised for anything else.
+        denoiser: of the data, which should have mean about 0 and standard deviation about 1; see `Sampler`.
+        shape: of one sample.
+        schedule: the noising path, the one the step was built with.
+        step: one of this module's steps, or a wrapped one.
+        grid: falling times `(n,)`, the last above 0.
+        denoise_last: False returns the state at the grid's last time, with the noise that is left in it (published).
+    """
+    if keys.ndim != 1 or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use sample_keys')
+
+    def advance(carry: tuple[Array, PyTree], now: tuple[Array, ...]) -> tuple[tuple[Array, PyTree], None]:
+        index, t, s = now
+        return step(denoiser, _fold_in(keys, index), carry[0], carry[1], t, s), None
+
+    x = schedule.sigma(grid[0]) * _normal(_fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
+    # A step's memory starts as zeros of whatever structure it returns from none: a scan's carry cannot change.
+    memory = jax.eval_shape(lambda x: step(denoiser, keys, x, (), grid[0], grid[-1])[1], x)
+    memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory)
+    (x, _), _ = jax.lax.scan(advance, (x, memory), (jnp.arange(1, len(grid)), grid[:-1], grid[1:]))
+    return _estimate(schedule, denoiser, x, grid[-1]) if denoise_last else x
+
+
+class Path(NamedTuple):
+    """A schedule, the time `sigma -> t` at which it has a noise level, and the usual ends of a grid on it."""
+
+    schedule: Callable[[], Schedule]
+    time: Callable[[float], ArrayLike]
+    t_max: float
+    t_min: float
+
+
+PATHS: dict[str, Path] = {
+    'edm': Path(edm_schedule, float, 80.0, 0.002),
+    'vp': Path(vp_schedule, vp_time, 1.0, 1e-3),
+}
+
+
+class Sampler(NamedTuple):
+    """Samples in data units: `mean + std x`, with `x` drawn by `sample` and the denoiser rescaled to `x`.
+
+    A step that needs data units (guidance by a measurement) finds them as `mean + std x_0`.
+
+    `calls` are the denoiser's, a sample; the other attributes are arguments of `sample` and `make_sampler`.
+    """
+
+    schedule: Schedule
+    step: Step
+    grid: Array
+    calls: int
+    mean: ArrayLike = 0.0
+    std: ArrayLike = 1.0
+    denoise_last: bool = True
+
+    def __call__(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> Array:
+        """Returns samples `(b, *shape)` in data units, for keys `(b,)` and a denoiser in data units."""
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        standard = rescaled(denoiser, mean=-mean / std, std=1 / std)
+        path = {'schedule': self.schedule, 'step': self.step, 'grid': self.grid}
+        return mean + std * sample(keys, standard, shape, **path, denoise_last=self.denoise_last)
+
+
+def make_sampler(
+    name: str,
+    *,
+    steps: int,
+    mean: ArrayLike = 0.0,
+    std: ArrayLike = 1.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    path: str | None = None,
+    grid: str | None = None,
+    denoise_last: bool = True,
+    **options: Any,
+) -> Sampler:
+    """Returns the sampler of a name in `SAMPLERS`, with the path and grid where it is at home.
+
+    Args:
+        name: the step.
+        steps: grid points, >= 1, the last denoising counted as a step: 18 for `heun` is 35 calls.
+        mean: of the data, a scalar or one a channel.
+        std: of the data, a positive scalar.
+        sigma_min: noise level at the grid's end, in units of `std`; None is 0.002 on `edm`, 0.0105 (t = 1e-3) on `vp`.
+        sigma_max: the same at its start; None is 80 on `edm`, 152 (t = 1) on `vp`.
+        path: a key of `PATHS`; None is the step's own.
+        grid: a key of `GRIDS`; None is the step's own.
+        denoise_last: as of `sample`.
+        **options: of the step: `eta` of `ddim`, `variance` of `ancestral`.
+
+    Raises:
+        ValueError: if a name is unknown or a number out of its range.
+    """
+    scheme = choose('sampler', name, SAMPLERS)
+    where = choose('path', path or scheme.path, PATHS)
+    t_max = where.t_max if sigma_max is None else float(where.time(sigma_max))
+    t_min = where.t_min if sigma_min is None else float(where.time(sigma_min))
+    times = choose('grid', grid or scheme.grid, GRIDS)(steps, t_max, t_min)
+    schedule = where.schedule()
+    checked_std(std)
+    cost = calls(name, times, denoise_last=denoise_last)
+    return Sampler(schedule, scheme.step(schedule, **options), times, cost, mean, std, denoise_last)
+
+
+def _divided_by_alpha(schedule: Schedule, update: Step) -> Step:
+    """Returns the step in x and t of an update in u and r."""
+
+    def step(denoiser: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> tuple[Array, PyTree]:
+        u, memory = update(denoiser, keys, x / schedule.alpha(t), memory, _ratio(schedule, t), _ratio(schedule, s))
+        return schedule.alpha(s) * u, memory
+
+    return step
+
+
+def _ratio(schedule: Schedule, t: Array) -> Array:
+    return schedule.sigma(t) / schedule.alpha(t)
+
+
+def _estimate(schedule: Schedule, denoiser: Denoiser, x: Array, t: Array) -> Array:
+    return denoiser(x / schedule.alpha(t), _ratio(schedule, t))
+
+
+def _fold_in(keys: Key, index: ArrayLike) -> Key:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+
+def _normal(keys: Key, x: Array) -> Array:
+    """Returns noise like `x (b, ...)`, sample i from key i."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def _check_grid(n: int, t_max: float, t_min: float) -> None:
+    if n < 1 or not 0 < t_min < t_max:
+        raise ValueError(f'got n {n}, t_max {t_max}, t_min {t_min}, expected n >= 1 and 0 < t_min < t_max')
