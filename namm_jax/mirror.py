@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from namm_jax.networks.icnn import ICNN, gradient_map
 from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 
-# What f does with the network's output, given its input z: `identity` adds it, as a residual; the others are the paper's.
+# From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part, which a network of
+# normalised features can only approximate; the others are the paper's.
 OUTPUTS = {
-    'residual': lambda z, y: z + y,
-    'plain': lambda z, y: y,
-    'softplus': lambda z, y: jax.nn.softplus(y),
-    'residual_softplus': lambda z, y: jax.nn.softplus(z + y),
+    'residual': lambda z, y, a: z / a + y,
+    'plain': lambda z, y, a: y,
+    'softplus': lambda z, y, a: jax.nn.softplus(y),
+    'residual_softplus': lambda z, y, a: jax.nn.softplus(z + y),
 }
 
 
@@ -57,7 +58,7 @@ def neural_mirror_map(forward: ICNN, inverse, *, strong_convexity: float = 0.9, 
     def f(params: Params, z: jax.Array, dropout_key: Key | None = None) -> jax.Array:
         rngs = None if dropout_key is None else {'dropout': dropout_key}
         y = inverse.apply({'params': params['inverse']}, z, train=dropout_key is not None, rngs=rngs)
-        return OUTPUTS[output](z, y)
+        return OUTPUTS[output](z, y, strong_convexity)
 
     return MirrorMap(init, g, f)
 

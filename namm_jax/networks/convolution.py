@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jax import lax
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -97,7 +98,7 @@ class Conv(nn.Module):
     periodic: tuple[bool, bool] = (True, True)
     kernel_init: Callable = nn.initializers.lecun_normal()
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolt
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from namm_jax.networks.convolution import convolve_twice_differentiable
 
@@ -24,7 +25,7 @@ from namm_jax.networks.convolution import convolve_twice_differentiable
 REDUCTIONS = {'sum': lambda h, w: 1.0, 'row_sum': lambda h, w: 1.0 / w, 'mean': lambda h, w: 1.0 / (h * w)}
 
 
-def _small_positive(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def _small_positive(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, 0.0, 1e-3)
 
 

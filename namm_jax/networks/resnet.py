@@ -6,18 +6,17 @@ normalisation throughout, kernels drawn from N(0, 0.02^2).
 Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from namm_jax.networks.convolution import Conv, wrap
 
 NORMAL = nn.initializers.normal(0.02)
 
 
-def _norm(h: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
     return nn.InstanceNorm(epsilon=1e-6, dtype=dtype)(h)
 
 
@@ -26,7 +25,7 @@ class _Up(nn.Module):
 
     features: int
     periodic: tuple[bool, bool]
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -52,7 +51,7 @@ class ResNet(nn.Module):
     blocks: int = 6
     dropout: float = 0.5
     periodic: tuple[bool, bool] = (False, False)
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def _conv(self, features: int, size: int = 3, stride: int = 1) -> Conv:
         return Conv(features, size, stride, self.periodic, kernel_init=NORMAL, dtype=self.dtype)

@@ -7,11 +7,10 @@ convolutions that wrap along the periodic axes. The input's pixels may first be 
 Reference: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv 2006.11239.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from namm_jax.networks.convolution import Conv, depth_to_space, space_to_depth
 
@@ -23,7 +22,7 @@ def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> ja
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def _norm(channels: int, dtype: jnp.dtype) -> nn.GroupNorm:
+def _norm(channels: int, dtype: DTypeLike) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=max(1, min(32, channels // 8)), dtype=dtype)
 
 
@@ -33,7 +32,7 @@ class ResidualBlock(nn.Module):
     periodic: tuple[bool, bool]
     dropout: float
     deterministic: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
@@ -51,7 +50,7 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels, with a residual connection."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -80,7 +79,7 @@ class UNet(nn.Module):
     periodic: tuple[bool, bool] = (True, True)
     attention: bool = False
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
         # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times slower.

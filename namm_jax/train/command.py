@@ -3,11 +3,12 @@
 JAX is configured here, before its first use: the compilation cache, and on a CPU the convolutions' library.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,25 +207,51 @@ def _listen() -> Callable[[], int]:
     return lambda: received[0] if received else 0
 
 
+def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
+    """Returns the `Experiment` of an open run folder, every object of its config checked."""
+    from namm_jax.train import tasks
+    from namm_jax.train.experiment import Experiment, check
+    from namm_jax.train.sharding import make_mesh
+
+    config = ConfigDict(run.config)
+    check(config)
+    parts = tasks.make_family(config), tasks.make_constraint(config), tasks.make_mirror(config)
+    return Experiment(config, run, make_mesh(), *parts, asked_to_stop)
+
+
+@contextlib.contextmanager
+def open_experiment(workdir: Path) -> Iterator[Any]:
+    """Opens a run folder as it is, and yields its `Experiment`; for notebooks and benchmarks.
+
+    Args:
+        workdir: an existing run folder.
+
+    Raises:
+        UserError: if it is no run folder, or in use.
+    """
+    from namm_jax.train.files import read_json
+    from namm_jax.train.run import Run
+    from namm_jax.train.stages import STAGES
+
+    saved = read_json(workdir / 'config.json')
+    needs = {stage: STAGES[stage].needs for stage in STAGES}
+    with Run(workdir, saved['config'], experiment=saved['experiment'], depends=needs) as run:
+        yield _build(run, lambda: 0)
+
+
 def _run(
     workdir: Path, config: ConfigDict, name: str, overrides: Mapping[str, Any], stages: list[str], redo: list[str],
     asked_to_stop: Callable[[], int],
 ) -> None:  # fmt: skip
-    from namm_jax.train import tasks
-    from namm_jax.train.experiment import Experiment, check
     from namm_jax.train.loop import Stopped
     from namm_jax.train.run import Run
-    from namm_jax.train.sharding import make_mesh
     from namm_jax.train.stages import STAGES
 
     needs = {stage: STAGES[stage].needs for stage in STAGES}
     with Run(workdir, config.to_dict(), experiment=name, depends=needs, overrides=overrides, redo=redo) as run:
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
-        config = ConfigDict(run.config)
-        check(config)
-        parts = tasks.make_family(config), tasks.make_constraint(config), tasks.make_mirror(config)
-        experiment = Experiment(config, run, make_mesh(), *parts, asked_to_stop)
+        experiment = _build(run, asked_to_stop)
         for stage in stages:
             if run.finished(stage):
                 say(f'{stage}: finished before, skipped')

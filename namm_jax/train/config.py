@@ -90,6 +90,9 @@ def schema() -> ConfigDict:
             ),
             finetune=dict(
                 samples=1024,  # mirror samples drawn from the MDM; drawing them counts as training
+                sigma_max=0.1,  # largest noise added to them
+                sigma_power=1.0,  # law of that noise, as in mirror
+                lambda_constr=1.0,  # weight of the constraint term
                 batch_size=16,
                 steps=800,  # at budget 1
                 optimizer=optimizer_section(),

@@ -60,6 +60,10 @@ class Experiment(NamedTuple):
         """Returns a split of the data, `(n, h, w, c)`."""
         return dataset.load_split(self.run.directory / 'data', name)
 
+    def calls(self) -> int:
+        """Returns the network calls a sample of the config's sampler."""
+        return sampler_of(self.config, 0.0, 1.0).calls
+
     def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a training stage."""
         return Checkpoints(self.run.directory / stage / 'checkpoints', keep=self.config.train.checkpoints)

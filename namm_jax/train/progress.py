@@ -26,7 +26,11 @@ class Bar:
         self._live = None
         if sys.stderr.isatty():
             columns = (TextColumn('{task.description}'), BarColumn(20), TextColumn('{task.completed}/{task.total}'))
-            columns += (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('{task.fields[rate]}  {task.fields[terms]}'))
+            columns += (
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn('{task.fields[rate]}  {task.fields[terms]}'),
+            )
             self._live = Progress(*columns, console=Console(stderr=True))
             self._task = self._live.add_task(title, total=total, completed=start, rate='', terms='')
 

@@ -21,7 +21,6 @@ from namm_jax.train.experiment import (
     make_draw,
     mirror_parameters,
     restore,
-    sampler_of,
     save_array,
     score_parameters,
     seconds_of,
@@ -190,7 +189,7 @@ def sample(experiment: Experiment) -> dict[str, Any]:
             save_array(folder / f'{row}.npy', in_batches(path, keys, size, experiment.mesh))
             seconds[row] = seconds_of(lambda path=path: path(keys[:size])) / size
             bar.update((i + 1) * config.sample.n, {'seconds_per_sample': seconds[row]})
-    return {'seconds_per_sample': seconds, 'calls': sampler_of(config, 0.0, 1.0).calls}
+    return {'seconds_per_sample': seconds, 'calls': experiment.calls()}
 
 
 ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')

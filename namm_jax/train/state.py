@@ -96,7 +96,7 @@ def continued(optimizer: optax.GradientTransformation, moments: PyTree) -> optax
 
     def init(params: Params) -> PyTree:
         left = list(moments)
-        is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)  # noqa: E731
+        is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)
         return jax.tree.map(lambda s: left.pop(0) if is_adam(s) else s, optimizer.init(params), is_leaf=is_adam)
 
     return optax.GradientTransformation(init, optimizer.update)
@@ -104,5 +104,5 @@ def continued(optimizer: optax.GradientTransformation, moments: PyTree) -> optax
 
 def adam_moments(opt_state: PyTree) -> list[optax.ScaleByAdamState]:
     """Returns the Adam states inside an optimizer's state."""
-    is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)  # noqa: E731
+    is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)
     return [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(leaf)]

@@ -182,10 +182,11 @@ def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyT
     return optax.chain(*chain)
 
 
-def _mirror_loss(config: ConfigDict) -> Callable[..., tuple[Array, Metrics]]:
-    names = ('sigma_max', 'sigma_power', 'lambda_cycle', 'lambda_constr', 'lambda_reg', 'strong_convexity')
-    weights = {name: config.mirror[name] for name in names}
-    mirror_map = make_mirror(config)
+def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple[Array, Metrics]]:
+    """Returns the loss of the mirror map, noise law and constraint weight from a stage's own section."""
+    mirror_map, of_map = make_mirror(config), ('lambda_cycle', 'lambda_reg', 'strong_convexity')
+    weights = {name: config.mirror[name] for name in of_map}
+    weights |= {name: section[name] for name in ('sigma_max', 'sigma_power', 'lambda_constr')}
 
     def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
         everything = frozen['params'] | params
@@ -204,7 +205,7 @@ def mirror_task(config: ConfigDict, steps: int) -> Task:
     mirror_map, shape = make_mirror(config), make_family(config).shape
     return Task(
         init=jax.jit(lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))),
-        loss=_mirror_loss(config),
+        loss=_mirror_loss(config, config.mirror),
         optimizer=per_network(optimizers),
         frozen={'params': {}, 'constraint': make_constraint(config)},
     )
@@ -222,7 +223,7 @@ def finetune_task(config: ConfigDict, steps: int, params: Params, moments: PyTre
     optimizer = continued(make_optimizer(config.finetune.optimizer, steps), moments)
     return Task(
         init=lambda key: {'inverse': jax.tree.map(jnp.copy, params['inverse'])},
-        loss=_mirror_loss(config),
+        loss=_mirror_loss(config, config.finetune),
         optimizer=per_network({'inverse': optimizer}),
         frozen={'params': {'forward': params['forward']}, 'constraint': make_constraint(config)},
     )
@@ -234,7 +235,7 @@ def bind_score(network: UNet, params: Params, train_key: Key | None = None) -> C
     return lambda x, label: network.apply({'params': params}, x, label, train=train_key is not None, rngs=rngs)
 
 
-def denoising_task(config: ConfigDict, steps: int, mean: Array, std: Array) -> Task:
+def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
     """Returns the training of a diffusion model, batches `{'x': data or mirror points}`: dm and mdm are the same.
 
     Args:

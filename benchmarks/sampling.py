@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Times the samplers of a finished run against 1,000 Euler-Maruyama steps with the same network, in one process.
+
+    python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128] [--samplers=heun:18,dpm_solver_pp_2m:20]
+
+Prints one row a sampler: network calls and seconds a sample, the speed-up, and the constraint distance of the samples
+after f (the finetuned inverse map). The initial noise is the same for all. Each timing is of a second call: compiled.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from namm_jax.train.command import configure_jax  # noqa: E402
+
+REFERENCE = 'euler_maruyama:1000'
+DEFAULTS = ','.join(['heun:18', 'dpm_solver_pp_2m:20', 'ddim:40', 'ancestral:1000', REFERENCE])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', required=True, help='a run folder with the stages up to finetune finished')
+    parser.add_argument('--n', type=int, default=128, help='fields to draw')
+    parser.add_argument('--samplers', default=DEFAULTS, help='name:steps, separated by commas')
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    configure_jax()
+    import jax
+    import numpy as np
+
+    from namm_jax.train.command import open_experiment
+    from namm_jax.train.experiment import finetuned_parameters, make_draw, score_parameters
+    from namm_jax.train.sharding import batch_sharding
+
+    with open_experiment(Path(arguments.workdir)) as experiment:
+        config, record = experiment.config, experiment.run.record('mdm')
+        score = score_parameters(experiment, 'mdm')
+        _, f = experiment.mirror.bind(finetuned_parameters(experiment))
+        distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
+        keys = jax.device_put(experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.mesh))
+        seconds, rows = {}, []
+        for choice in arguments.samplers.split(','):
+            name, steps = choice.split(':')
+            config.sample.sampler, config.sample.steps = name, int(steps)
+            draw = jax.jit(make_draw(config, record['mean'], record['std'])).lower(score, keys).compile()
+            start = time.perf_counter()
+            z = jax.block_until_ready(draw(score, keys))
+            seconds[choice] = time.perf_counter() - start
+            distances = np.asarray(distance(z))
+            rows.append((choice, experiment.calls(), seconds[choice], distances.mean(), np.median(distances)))
+            print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
+    print('| sampler:steps | calls a sample | ms a sample | times faster | distance, mean | median |')
+    print('|---|---|---|---|---|---|')
+    for choice, calls, spent, mean, median in rows:
+        faster = seconds.get(REFERENCE, np.nan) / spent
+        print(f'| {choice} | {calls} | {1e3 * spent / arguments.n:.1f} | {faster:.1f} | {mean:.3g} | {median:.3g} |')
+
+
+if __name__ == '__main__':
+    main()
