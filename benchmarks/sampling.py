@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.train.command import configure_jax  # noqa: E402
+from namm_jax.train.command import configure_jax
 
 REFERENCE = 'euler_maruyama:1000'
 DEFAULTS = ','.join(['heun:18', 'dpm_solver_pp_2m:20', 'ddim:40', 'ancestral:1000', REFERENCE])

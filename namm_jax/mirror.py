@@ -28,7 +28,7 @@ OUTPUTS = {
 }
 
 
-def neural_mirror_map(forward: ICNN, inverse, *, strong_convexity: float = 0.9, output: str = 'residual') -> MirrorMap:  # noqa: ANN001
+def neural_mirror_map(forward: ICNN, inverse, *, strong_convexity: float = 0.9, output: str = 'residual') -> MirrorMap:
     """Returns the learned mirror map: `g = (1 - a) grad ICNN + a id` and f a network.
 
     Args:

@@ -1,7 +1,7 @@
 """Convolutions that wrap along the periodic axes and only those: the one place that pads.
 
-A convolution commutes with every rolling of an axis that it wraps. Where the data are periodic along an axis, so are the
-network's fields, and no border is seen; along the other axes zeros are padded, as usual.
+A convolution commutes with every rolling of an axis that it wraps. Where the data are periodic along an axis, so are
+the network's fields, and no border is seen; along the other axes zeros are padded, as usual.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jax import lax
+from jax.typing import DTypeLike
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -66,7 +66,7 @@ def convolve_twice_differentiable(x: jax.Array, kernel: jax.Array, periodic: tup
 
 
 def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
-    """Returns `x (b, h, w, c)` as `(b, h / factor, w / factor, factor^2 c)`, each block of pixels one pixel's channels."""
+    """Returns `x (b, h, w, c)` as `(b, h / factor, w / factor, factor^2 c)`, a block of pixels a pixel's channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor * factor * c)

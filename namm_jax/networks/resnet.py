@@ -1,7 +1,7 @@
 """The residual generator that the paper uses as inverse map f.
 
-7x7 convolution, two strided convolutions down, residual blocks, two transposed convolutions up, 7x7 convolution; instance
-normalisation throughout, kernels drawn from N(0, 0.02^2).
+7x7 convolution, two strided convolutions down, residual blocks, two transposed convolutions up, 7x7 convolution;
+instance normalisation throughout, kernels drawn from N(0, 0.02^2).
 
 Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
 """

@@ -115,7 +115,7 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     def distances(inverse: Params) -> jax.Array:
         return experiment.constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
 
-    probe = lambda average: _spread(distances(average))  # noqa: E731
+    probe = lambda average: _spread(distances(average))
     steps, held_z = steps_of(config, 'finetune'), z[-max(config.finetune.batch_size, len(z) // 16) :]
     task = tasks.mirror_task(config, 1)
     shapes = jax.eval_shape(lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0))

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
 
 from namm_jax import constraints, diffusion, layout, mirror
 from namm_jax.data.burgers import sample_burgers
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
-from namm_jax.networks.unet import UNet
+from namm_jax.networks.unet import NORMS, UNet
 from namm_jax.pdes import BurgersProblem
 from namm_jax.train.config import nearest
 from namm_jax.train.state import continued, per_network
-from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Params, Parameterisation, Task
+from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
 
 
 class Family(NamedTuple):
@@ -56,8 +56,8 @@ def burgers_family(config: ConfigDict) -> Family:
         length=data.length,
         stepper=config.constraint.stepper,
     )
-    sample = lambda keys: sample_burgers(keys, problem=problem)  # noqa: E731
-    residual_map = lambda residual: layout.states_to_image(residual)[..., 0]  # noqa: E731
+    sample = lambda keys: sample_burgers(keys, problem=problem)
+    residual_map = lambda residual: layout.states_to_image(residual)[..., 0]
     return Family(problem, sample, (data.points, data.states, 1), (True, False), (1,), residual_map)
 
 
@@ -99,6 +99,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         blocks=section.blocks,
         fold=section.fold,
         periodic=_choose(f'{what} padding', padding, PADDINGS)(family.periodic),
+        norm=_choose(f'{what}.norm', section.norm, NORMS),
         attention=section.get('attention', False),
         dropout=section.dropout,
         dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
@@ -114,7 +115,9 @@ def _resnet_inverse(config: ConfigDict) -> ResNet:
         filters=config.mirror.channels[0],
         blocks=config.mirror.blocks,
         dropout=config.mirror.dropout,
-        periodic=_choose('mirror.inverse_padding', config.mirror.inverse_padding, PADDINGS)(make_family(config).periodic),
+        periodic=_choose('mirror.inverse_padding', config.mirror.inverse_padding, PADDINGS)(
+            make_family(config).periodic
+        ),
         dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
@@ -133,9 +136,7 @@ def make_mirror(config: ConfigDict) -> MirrorMap:
         reduction=section.reduction,
     )
     inverse = _choose('mirror.inverse', section.inverse, INVERSES)(config)
-    return mirror.neural_mirror_map(
-        forward, inverse, strong_convexity=section.strong_convexity, output=section.output
-    )
+    return mirror.neural_mirror_map(forward, inverse, strong_convexity=section.strong_convexity, output=section.output)
 
 
 def make_score(config: ConfigDict) -> UNet:
