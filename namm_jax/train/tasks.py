@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
-
-from namm_jax import constraints, diffusion, layout, mirror
 from namm_jax.data.burgers import sample_burgers
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
-from namm_jax.networks.unet import NORMS, UNet
+from namm_jax.networks.unet import UNet
 from namm_jax.pdes import BurgersProblem
 from namm_jax.train.config import nearest
 from namm_jax.train.state import continued, per_network
 from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
+
+from namm_jax import constraints, diffusion, layout, mirror
 
 
 class Family(NamedTuple):
@@ -99,7 +99,6 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         blocks=section.blocks,
         fold=section.fold,
         periodic=_choose(f'{what} padding', padding, PADDINGS)(family.periodic),
-        norm=_choose(f'{what}.norm', section.norm, NORMS),
         attention=section.get('attention', False),
         dropout=section.dropout,
         dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
