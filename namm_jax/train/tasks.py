@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
+
+from namm_jax import constraints, diffusion, layout, mirror
 from namm_jax.data.burgers import sample_burgers
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
@@ -19,8 +21,6 @@ from namm_jax.pdes import BurgersProblem
 from namm_jax.train.config import nearest
 from namm_jax.train.state import continued, per_network
 from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
-
-from namm_jax import constraints, diffusion, layout, mirror
 
 
 class Family(NamedTuple):
