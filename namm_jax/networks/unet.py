@@ -22,23 +22,29 @@ def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> ja
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def _norm(channels: int, dtype: DTypeLike) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=max(1, min(32, channels // 8)), dtype=dtype)
+def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return nn.GroupNorm(num_groups=max(1, min(32, h.shape[-1] // 8)), dtype=dtype)(h)
+
+
+# Without normalisation a block costs a third less and can be linear in its input to any accuracy, which the inverse map
+# needs; the score network, whose input is scaled and whose blocks are modulated, learns faster with it.
+NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
 class ResidualBlock(nn.Module):
     """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`; the last convolution starts at 0."""
 
     periodic: tuple[bool, bool]
+    norm: str
     dropout: float
     deterministic: bool
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
-        c = h.shape[-1]
-        y = Conv(c, periodic=self.periodic, dtype=self.dtype)(nn.swish(_norm(c, self.dtype)(h)))
-        y = _norm(c, self.dtype)(y)
+        c, norm = h.shape[-1], NORMS[self.norm]
+        y = Conv(c, periodic=self.periodic, dtype=self.dtype)(nn.swish(norm(h, self.dtype)))
+        y = norm(y, self.dtype)
         if embedding is not None:
             scale, shift = jnp.split(nn.Dense(2 * c, dtype=self.dtype)(embedding)[:, None, None], 2, -1)
             y = (1 + scale) * y + shift
@@ -55,7 +61,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         b, height, width, c = h.shape
-        tokens = _norm(c, self.dtype)(h).reshape(b, height * width, c)
+        tokens = _group_norm(h, self.dtype).reshape(b, height * width, c)
         out = nn.MultiHeadDotProductAttention(num_heads=max(1, c // 64), dtype=self.dtype)(tokens)
         return h + out.reshape(h.shape)
 
@@ -68,6 +74,7 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
+        norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
         dropout: probability of dropping a feature in training.
         dtype: type of the computation; parameters and output stay float32.
@@ -77,6 +84,7 @@ class UNet(nn.Module):
     blocks: int = 1
     fold: int = 2
     periodic: tuple[bool, bool] = (True, True)
+    norm: str = 'group'
     attention: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -84,7 +92,7 @@ class UNet(nn.Module):
     def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
         # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times slower.
         for _ in range(self.blocks):
-            h = ResidualBlock(self.periodic, self.dropout, not train, self.dtype)(h, embedding)
+            h = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(h, embedding)
         return h
 
     def _embed(self, label: jax.Array) -> jax.Array:
@@ -112,6 +120,6 @@ class UNet(nn.Module):
             if i:
                 h = depth_to_space(nn.Dense(4 * self.channels[i - 1], dtype=self.dtype)(h), 2)
 
-        h = nn.swish(_norm(self.channels[0], self.dtype)(h))
+        h = nn.swish(NORMS[self.norm](h, self.dtype))
         out = Conv(self.fold**2 * x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros)(h)
         return depth_to_space(out.astype(jnp.float32), self.fold)

@@ -62,6 +62,7 @@ def schema() -> ConfigDict:
                 channels=(48, 96),  # of f; for resnet, the first is its number of filters
                 blocks=1,  # of f: residual blocks a resolution
                 fold=2,  # of f: factor by which pixels are folded into channels
+                norm='none',  # of f: group or none
                 dropout=0.0,  # of f; 0 to 1
                 output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
                 sigma_max=0.1,  # largest noise in mirror space, in its units
@@ -80,6 +81,7 @@ def schema() -> ConfigDict:
                 channels=(48, 96),
                 blocks=1,  # residual blocks a resolution
                 fold=2,  # factor by which pixels are folded into channels
+                norm='group',  # group or none
                 attention=False,  # at the lowest resolution
                 dropout=0.0,
                 batch_size=32,

@@ -16,7 +16,7 @@ from namm_jax import constraints, diffusion, layout, mirror
 from namm_jax.data.burgers import sample_burgers
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
-from namm_jax.networks.unet import UNet
+from namm_jax.networks.unet import NORMS, UNet
 from namm_jax.pdes import BurgersProblem
 from namm_jax.train.config import nearest
 from namm_jax.train.state import continued, per_network
@@ -93,12 +93,14 @@ def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> 
 
 def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> UNet:
     family = make_family(config)
+    _choose(f'{what}.norm', section.norm, NORMS)
     _check_fold(what, section, family.shape)
     return UNet(
         channels=tuple(section.channels),
         blocks=section.blocks,
         fold=section.fold,
         periodic=_choose(f'{what} padding', padding, PADDINGS)(family.periodic),
+        norm=section.norm,
         attention=section.get('attention', False),
         dropout=section.dropout,
         dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
