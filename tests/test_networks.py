@@ -1,0 +1,197 @@
+"""Networks: exact symmetries, convexity of the input-convex network, and the published sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.burgers import get_config
+from namm_jax.networks import convolution
+from namm_jax.networks.icnn import ICNN, gradient_map, nonnegative_mask
+from namm_jax.networks.resnet import ResNet
+from namm_jax.networks.unet import UNet
+from namm_jax.train import tasks
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+AXES = [(False, False), (True, False), (False, True), (True, True)]
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def randomised(params, scale=0.3):
+    """Returns parameters with none at 0, where a test could hide; those to be non-negative stay so."""
+    leaves, tree = jax.tree.flatten(params)
+    moved = [leaf + scale * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    moved = jax.tree.unflatten(tree, moved)
+    return jax.tree.map(lambda leaf, keep: jnp.abs(leaf) if keep else leaf, moved, nonnegative_mask(params))
+
+
+def size_of(network, *shapes):
+    inputs = [jnp.zeros(shape) for shape in shapes]
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs))['params']
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_wrap_continues_the_field():
+    x = jnp.arange(6.0).reshape(1, 3, 2, 1)
+    assert convolution.wrap(x, 1, (True, False))[0, :, 0, 0].tolist() == [4, 0, 2, 4, 0]
+    assert convolution.wrap(x, 1, (False, True))[0, 0, :, 0].tolist() == [1, 0, 1, 0]
+    assert convolution.wrap(x, 1, (False, False)) is x
+
+
+@pytest.mark.parametrize('convolve', [convolution.convolve, convolution.convolve_patches])
+@pytest.mark.parametrize('periodic', AXES)
+def test_convolution_commutes_with_rolls_of_periodic_axes_only(convolve, periodic):
+    x, kernel = normal(0, 2, 6, 8, 2), normal(1, 3, 3, 2, 4)
+    y = convolve(x, kernel, periodic)
+    for axis, wraps in zip((1, 2), periodic, strict=True):
+        rolled = convolve(jnp.roll(x, 1, axis), kernel, periodic)
+        difference = jnp.abs(rolled - jnp.roll(y, 1, axis)).max()
+        assert difference < 1e-5 if wraps else difference > 0.1
+
+
+def test_strided_convolution_takes_every_second_pixel():
+    x, kernel = normal(0, 1, 8, 6, 2), normal(1, 3, 3, 2, 3)
+    for periodic in AXES:
+        y = convolution.convolve(x, kernel, periodic)
+        np.testing.assert_allclose(convolution.convolve(x, kernel, periodic, stride=2), y[:, ::2, ::2], atol=1e-5)
+
+
+@pytest.mark.parametrize('other', [convolution.convolve_patches, convolution.convolve_twice_differentiable])
+def test_forms_of_the_convolution_agree_to_second_derivatives(other):
+    x, kernel = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 2, 3)
+
+    def derivatives(convolve):
+        energy = lambda x, k: jnp.sum(jnp.tanh(convolve(x, k, (True, False))) ** 2)
+        slope = lambda x, k: jnp.sum(jax.grad(energy)(x, k) ** 2)
+        values = (convolve(x, kernel, (True, False)), jax.grad(energy, (0, 1))(x, kernel))
+        return jax.jit(lambda: (values, jax.grad(slope, (0, 1))(x, kernel)))()
+
+    results = map(jax.tree.leaves, (derivatives(other), derivatives(convolution.convolve)))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_loses_nothing():
+    x = normal(0, 2, 4, 6, 3)
+    folded = convolution.space_to_depth(x, 2)
+    assert folded.shape == (2, 2, 3, 12)
+    assert set(folded[1, 1, 2].tolist()) == set(x[1, 2:4, 4:6].ravel().tolist())  # each block is one pixel
+    assert (convolution.depth_to_space(folded, 2) == x).all()
+
+
+@pytest.fixture(scope='module')
+def icnn():
+    network = ICNN(filters=4, layers=2, periodic=(True, False))
+    return network, randomised(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))['params'])
+
+
+def largest_excess(network, params):
+    """Returns by how much the function exceeds its chords, at most, relative to its size."""
+    x, y = normal(1, 64, 4, 4, 1), normal(2, 64, 4, 4, 1)
+    t = jax.random.uniform(jax.random.key(3), (64,))
+    value = jax.jit(lambda x: network.apply({'params': params}, x))
+    between = value(t[:, None, None, None] * x + (1 - t[:, None, None, None]) * y)
+    ends = value(x), value(y)
+    return float(((between - t * ends[0] - (1 - t) * ends[1]) / jnp.maximum(*map(jnp.abs, ends))).max())
+
+
+def test_icnn_is_convex_because_its_weights_are_nonnegative(icnn):
+    network, params = icnn
+    assert largest_excess(network, params) < 1e-5
+    flipped = jax.tree.map(lambda leaf, marked: -leaf if marked else leaf, params, nonnegative_mask(params))
+    assert largest_excess(network, flipped) > 0.01
+
+
+def test_forward_map_is_injective(icnn):
+    network, params = icnn
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        x = jax.random.normal(jax.random.key(4), (16,), jnp.float64)
+        g = lambda x: gradient_map(network, params, x.reshape(1, 4, 4, 1), strong_convexity=0.9).ravel()
+        jacobian = np.asarray(jax.jit(jax.jacobian(g))(x))
+    np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-9)  # a gradient
+    eigenvalues = np.linalg.eigvalsh(jacobian)
+    assert eigenvalues.min() >= 0.9 - 1e-9  # of a strongly convex function
+    assert eigenvalues.max() > 1  # the network does something here
+
+
+def test_forward_map_with_strong_convexity_1_is_the_identity(icnn):
+    x = normal(0, 2, 4, 4, 1)
+    assert (jax.jit(lambda x: gradient_map(*icnn, x, strong_convexity=1.0))(x) == x).all()
+
+
+def test_reductions(icnn):
+    _, params = icnn
+    x = normal(0, 1, 4, 6, 1)
+    gradient = {}
+    for name in ('sum', 'row_sum', 'mean'):
+        network = ICNN(filters=4, layers=2, periodic=(True, True), reduction=name)
+        gradient[name] = jax.jit(lambda x, network=network: gradient_map(network, params, x, strong_convexity=0.0))
+    np.testing.assert_allclose(gradient['row_sum'](x), gradient['sum'](x) / 6, rtol=1e-4)
+    np.testing.assert_allclose(gradient['mean'](x), gradient['sum'](x) / 24, rtol=1e-4)
+    tiled = lambda a: jnp.tile(a, (1, 2, 3, 1))
+    np.testing.assert_allclose(gradient['sum'](tiled(x)), tiled(gradient['sum'](x)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient['row_sum'](tiled(x)), tiled(gradient['row_sum'](x)) / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_nonnegative_mask(icnn):
+    expected = {'input': False, 'bias': False, 'nonnegative_0': True, 'nonnegative_1': True, 'nonnegative_last': True}
+    assert nonnegative_mask(icnn[1]) == expected
+    fresh = jax.jit(icnn[0].init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))['params']
+    for name, marked in expected.items():
+        assert not marked or (0 <= fresh[name].min() and fresh[name].max() <= 1e-3)
+
+
+def test_published_sizes():
+    field = (1, 64, 64, 1)
+    assert size_of(ICNN(filters=32, layers=3), field) == 30_368
+    assert abs(size_of(ResNet(), field) - 7.8e6) < 0.05e6
+    assert abs(size_of(tasks.make_score(get_config('paper')), field, (1,)) - 15e6) < 1e6
+
+
+def test_unet_commutes_with_rolls_of_periodic_axes_only():
+    periodic = (True, False)
+    network = UNet(channels=(8, 8), fold=2, periodic=periodic, attention=True)
+    x, label = normal(0, 1, 16, 16, 1), jnp.array([0.3])
+    params = randomised(jax.jit(network.init)(jax.random.key(0), x, label)['params'], 0.1)
+    apply = jax.jit(lambda x: network.apply({'params': params}, x, label))
+    y = apply(x)
+    assert float(y.std()) > 0.1
+    for axis, wraps in zip((1, 2), periodic, strict=True):
+        difference = jnp.abs(apply(jnp.roll(x, 4, axis)) - jnp.roll(y, 4, axis)).max()  # 4 = fold * 2^(levels - 1)
+        assert difference < 1e-4 if wraps else difference > 0.01
+
+
+def test_resnet_keeps_the_shape_and_drops_features_in_training_only():
+    network = ResNet(filters=4, blocks=1, periodic=(True, False))
+    x = normal(0, 2, 8, 16, 1)
+    params = jax.jit(network.init)(jax.random.key(0), x)['params']
+    apply = jax.jit(network.apply, static_argnames='train')
+    y = apply({'params': params}, x)
+    assert y.shape == x.shape
+    np.testing.assert_allclose(apply({'params': params}, jnp.roll(x, 4, 1)), jnp.roll(y, 4, 1), atol=1e-5)
+    dropped = [apply({'params': params}, x, train=True, rngs={'dropout': jax.random.key(k)}) for k in (0, 0, 1)]
+    assert (dropped[0] == dropped[1]).all() and (dropped[0] != dropped[2]).any() and (dropped[0] != y).any()
+
+
+def test_unet_starts_at_zero():
+    network = UNet(channels=(8, 8), fold=2)
+    x = normal(0, 1, 8, 8, 1)
+    assert (jax.jit(lambda key: network.apply(network.init(key, x), x))(jax.random.key(0)) == 0).all()
+
+
+def test_half_precision_is_inside_only():
+    half, whole = (UNet(channels=(8,), dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    x = normal(0, 2, 8, 8, 1)
+    params = jax.jit(half.init)(jax.random.key(0), x)['params']
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    params = randomised(params, 0.1)
+    got, expected = (jax.jit(network.apply)({'params': params}, x) for network in (half, whole))
+    assert got.dtype == expected.dtype == jnp.float32
+    assert 0 < jnp.abs(got - expected).max() < 0.1 * jnp.abs(expected).max()
+    generator = ResNet(4, 1, dtype=jnp.bfloat16)
+    y, variables = jax.eval_shape(lambda: generator.init_with_output(jax.random.key(0), x))
+    assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype('float32')}

@@ -1,0 +1,198 @@
+"""The training step: averages, optimizers, and the same numbers on one device as on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs.burgers import get_config
+from namm_jax.networks.icnn import nonnegative_mask
+from namm_jax.train import tasks
+from namm_jax.train.config import override
+from namm_jax.train.sharding import make_mesh, put_batch, replicated
+from namm_jax.train.state import (
+    adam_moments,
+    continued,
+    ema_decay,
+    init_state,
+    make_train_step,
+    make_validation,
+    per_network,
+)
+from namm_jax.types import Task
+
+pytestmark = pytest.mark.usefixtures('fast_compilation')
+STREAM = jax.random.key(7)
+
+
+def tiny(**changes):
+    """Returns a config smaller than `tiny`: 8x8 fields, a stepper that compiles fast."""
+    small = {'data.points': 8, 'data.states': 8, 'constraint.stepper': 'forward_euler', 'mirror.filters': 2}
+    with (config := get_config('tiny')).unlocked():
+        return override(config, small | changes)
+
+
+def square(target=0.0):
+    def loss(params, frozen, key, batch, *, train):
+        value = jnp.mean((params['w'] - batch['x']) ** 2)
+        return value, {'square': value}
+
+    return loss
+
+
+def test_ema_decay_warms_up():
+    decay = functools.partial(ema_decay, decay=0.99)
+    np.testing.assert_allclose([decay(step=jnp.array(s)) for s in (0, 8, 10**6)], [0.1, 0.5, 0.99], rtol=1e-6)
+    assert ema_decay(jnp.array(5), 0.0) == 0  # no average: the last weights themselves
+
+
+@pytest.mark.parametrize('learning_rate', [0.0, 0.5])
+def test_average_of_the_weights(learning_rate):
+    task = Task(lambda key: {'w': jnp.full(3, 3.0)}, square(), optax.sgd(learning_rate))
+    mesh = make_mesh()
+    step = make_train_step(task, ema=0.999, mesh=mesh)
+    state, batch = jax.device_put(init_state(task, STREAM), replicated(mesh)), {'x': jnp.ones((8, 3))}
+    average = np.full(3, 3.0)
+    for k in range(4):
+        decay = min(0.999, (1 + k) / (10 + k))
+        state, terms = step(state, (), STREAM, put_batch_tree(mesh, batch))
+        average = decay * average + (1 - decay) * np.asarray(state.params['w'])
+        np.testing.assert_allclose(state.ema['w'], average, rtol=1e-6)
+    assert int(state.step) == 4 and set(terms) == {'square', 'loss', 'gradient_norm'}
+    if not learning_rate:
+        np.testing.assert_allclose(state.ema['w'], 3.0, rtol=1e-6)
+        np.testing.assert_allclose([terms['loss'], terms['gradient_norm']], [4.0, 4 / 3**0.5], rtol=1e-6)
+
+
+def put_batch_tree(mesh, batch):
+    return jax.tree.map(lambda array: put_batch(mesh, np.asarray(array)), batch)
+
+
+def test_each_network_has_its_own_optimizer():
+    """Clipping by norm would couple them, were the networks one."""
+    optimizers = {'forward': optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), 'inverse': optax.sgd(0.2)}
+    params = {'forward': {'a': jnp.ones(3)}, 'inverse': {'b': jnp.ones(2), 'c': jnp.ones(())}}
+    gradient = jax.tree.map(lambda leaf: 100 * leaf, params)
+    together = per_network(optimizers)
+    state, apart = together.init(params), {name: optimizers[name].init(params[name]) for name in params}
+    for _ in range(3):
+        updates, state = together.update(gradient, state, params)
+        for name in params:
+            expected, apart[name] = optimizers[name].update(gradient[name], apart[name], params[name])
+            assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), updates[name], expected))
+
+
+def test_continued_optimizer_keeps_the_moments_and_starts_its_schedule_anew():
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    optimizer = lambda: optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(schedule))
+    params, gradient = {'w': jnp.ones(3)}, {'w': jnp.array([1.0, -2.0, 3.0])}
+    state = optimizer().init(params)
+    for _ in range(5):
+        _, state = optimizer().update(gradient, state, params)
+    moments = adam_moments(state)
+    assert len(moments) == 1 and int(moments[0].count) == 5
+    further = continued(optimizer(), moments)
+    start = further.init(params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), adam_moments(start), moments))
+    update, _ = further.update({'w': jnp.zeros(3)}, start, params)
+    stale, _ = optimizer().update({'w': jnp.zeros(3)}, state, params)
+    np.testing.assert_allclose(update['w'], stale['w'] * 0.1 / 0.05, rtol=1e-5)  # the same direction; rates 0 and 5
+    assert len(moments) == 1  # not used up
+
+
+@functools.cache
+def batch_of(shape):
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    return {'x': x, 'z': 0.9 * x + 0.05}
+
+
+def make_tasks():
+    config = tiny()
+    mirror = tasks.mirror_task(config, 4)
+    params = mirror.init(jax.random.key(1))
+    moments = adam_moments(mirror.optimizer.init(params)['inverse'])
+    return {
+        'mirror': mirror,
+        'finetune': tasks.finetune_task(config, 4, params, moments),
+        'denoising': tasks.denoising_task(config, 4, 0.1, 1.1),
+    }
+
+
+@pytest.mark.parametrize('name', ['mirror', 'denoising'])
+def test_eight_devices_take_the_steps_of_one(name):
+    assert len(jax.devices()) == 8
+    # Gradient descent: Adam would make whole steps out of the rounding of gradients that are 0.
+    task = make_tasks()[name]._replace(optimizer=optax.sgd(0.1))
+    batch, results = batch_of((8, 8, 1)), []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(devices)
+        step = make_train_step(task, ema=0.9, mesh=mesh)
+        state = jax.device_put(init_state(task, jax.random.key(0)), replicated(mesh))
+        frozen = jax.device_put(task.frozen, replicated(mesh))
+        history = []
+        for _ in range(2):
+            state, terms = step(state, frozen, STREAM, put_batch_tree(mesh, batch))
+            history.append(terms)
+        results.append(jax.device_get((state, history)))
+    one, eight = map(jax.tree.leaves, results)
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_follow_the_stream():
+    """The same state, batch and stream give the same step to the bit; another step number, another noise."""
+
+    def loss(params, frozen, key, batch, *, train):
+        return params['w'] * jax.random.normal(key), {}
+
+    task, mesh, losses = Task(lambda key: {'w': jnp.ones(())}, loss, optax.sgd(0.0)), make_mesh(), []
+    step = make_train_step(task, ema=0.9, mesh=mesh)
+    for k in (0, 0, 1):
+        start = init_state(task, STREAM)
+        state = jax.device_put(start._replace(step=jnp.array(k, jnp.int32)), replicated(mesh))
+        losses.append(float(step(state, (), STREAM, put_batch_tree(mesh, {'x': np.ones((8, 1))}))[1]['loss']))
+    assert losses == [float(jax.random.normal(jax.random.fold_in(STREAM, k))) for k in (0, 0, 1)]
+
+
+def test_nonnegative_weights_stay_so():
+    params = {'nonnegative_0': jnp.full(3, 1e-4), 'input': jnp.full(3, 1e-4)}
+    optimizer = tasks.make_optimizer(get_config('tiny').mirror.optimizer, 10, nonnegative_mask)
+    state = optimizer.init(params)
+    for _ in range(5):  # the gradient pushes all of them down
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        assert (params['nonnegative_0'] >= 0).all()
+    assert (params['nonnegative_0'] == 0).all() and (params['input'] < 0).all()
+
+
+def test_finetuning_leaves_the_forward_map_out():
+    task = make_tasks()['finetune']
+    shapes = jax.eval_shape(task.init, STREAM)
+    assert set(shapes) == {'inverse'} and set(task.frozen['params']) == {'forward'}
+
+
+def test_half_precision_keeps_the_state_in_single():
+    changes = {'train.compute_dtype': 'bfloat16'}
+    mesh, config = make_mesh(jax.devices()[:1]), tiny(**changes)
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), {'x': batch_of((8, 8, 1))['x']})
+    for task in (tasks.mirror_task(config, 4), tasks.denoising_task(config, 4, 0.0, 1.0)):
+        state = jax.eval_shape(lambda task=task: init_state(task, jax.random.key(0)))
+        after, terms = jax.eval_shape(make_train_step(task, ema=0.9, mesh=mesh), state, task.frozen, STREAM, batch)
+        floats = jax.tree.leaves((after.params, after.ema, adam_moments(after.opt_state), terms))
+        assert {leaf.dtype for leaf in floats} <= {jnp.dtype('float32'), jnp.dtype('int32')}
+
+
+def test_validation_is_the_loss_without_dropout():
+    def loss(params, frozen, key, batch, *, train):
+        value = jnp.mean(params['w'] * batch['x']) + frozen['shift'] + (jnp.inf if train else 0.0)
+        return value, {'term': 2 * value}
+
+    task = Task(lambda key: {'w': jnp.ones(())}, loss, optax.sgd(0.1), {'shift': jnp.array(0.5)})
+    mesh = make_mesh()
+    terms = make_validation(task, mesh=mesh)(
+        task.init(STREAM), task.frozen, STREAM, put_batch_tree(mesh, {'x': jnp.ones((8, 2))})
+    )
+    assert {name: float(value) for name, value in terms.items()} == {'loss': 1.5, 'term': 3.0}
