@@ -55,7 +55,7 @@ def make_train_step(task: Task, *, ema: float, mesh: Mesh) -> TrainStep:
         updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema_decay(state.step, ema))
-        terms = terms | {'loss': loss, 'gradient_norm': optax.global_norm(gradient)}
+        terms = terms | {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, average, opt_state), terms
 
     whole, split = replicated(mesh), batch_sharding(mesh)
