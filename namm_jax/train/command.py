@@ -21,23 +21,25 @@ from namm_jax.train.files import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _flags() -> flags.FlagValues:
+def _flags(arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file('config', None, 'Config file and preset: FILE.py[:preset].', flag_values=values)
+    config_flags.DEFINE_config_file(
+        'config', None, 'Config file and preset: FILE.py[:preset].', flag_values=values, sys_argv=arguments
+    )
     flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<preset> when absent.', flag_values=values)
     return values
 
 
-def _main_flags() -> flags.FlagValues:
-    values = _flags()
+def _main_flags(arguments: list[str]) -> flags.FlagValues:
+    values = _flags(arguments)
     flags.DEFINE_list('stages', None, 'Stages to run, in any order; all when absent.', flag_values=values)
     flags.DEFINE_list('redo', [], 'Stages to discard first, with all that was built on them.', flag_values=values)
     flags.DEFINE_list('seeds', [], 'Seeds; each has its own folder, and the table aggregates them.', flag_values=values)
     return values
 
 
-def _evaluate_flags() -> flags.FlagValues:
-    values = _flags()
+def _evaluate_flags(arguments: list[str]) -> flags.FlagValues:
+    values = _flags(arguments)
     flags.DEFINE_string('samples', None, 'A .npy file of samples (n, h, w, c).', flag_values=values)
     return values
 
@@ -156,7 +158,7 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def _main(arguments: list[str]) -> None:
-    values = _main_flags()
+    values = _main_flags(arguments)
     config = _parse(values, arguments, sys.modules['__main__'].__doc__)
     configure_jax()
     from namm_jax.train.experiment import check
@@ -286,7 +288,7 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    values = _evaluate_flags()
+    values = _evaluate_flags(arguments)
     config = _parse(values, arguments, sys.modules['__main__'].__doc__)
     if values.samples is None:
         raise UserError('--samples is missing; expected --samples=FILE.npy, fields (n, h, w, c)')
