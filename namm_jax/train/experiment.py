@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from namm_jax.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.config import steps_of
+from namm_jax.train.config import check_ranges, steps_of
 from namm_jax.train.files import write_bytes
 from namm_jax.train.loop import Fitted, Plan, fit
 from namm_jax.train.run import Run
-from namm_jax.train.sharding import batch_sharding, check_batch_size, replicated
+from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
 
 STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe')  # a key each; append, never reorder
@@ -75,12 +75,10 @@ def check(config: ConfigDict) -> None:
     Raises:
         ValueError: by the function that takes the bad value.
     """
-    shape = tasks.make_family(config).shape
-    if config.train.budget <= 0 or config.train.probes < 1 or config.train.log_every < 1:
-        raise ValueError(
-            f'train: got budget {config.train.budget}, probes {config.train.probes}, log_every '
-            f'{config.train.log_every}; expected budget > 0 and the others at least 1'
-        )
+    check_ranges(config)
+    shape, mesh = tasks.make_family(config).shape, make_mesh()
+    for section in ('mirror', 'score', 'finetune'):
+        check_batch_size(mesh, config[section].batch_size)
     params = jax.eval_shape(tasks.mirror_task(config, steps_of(config, 'mirror')).init, jax.random.key(0))
     tasks.make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
@@ -89,8 +87,8 @@ def check(config: ConfigDict) -> None:
     jax.eval_shape(lambda p, x: tasks.make_mirror(config).inverse(p, x), params, batch)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     jax.eval_shape(make_draw(config, 0.0, 1.0), score, keys)
-    for batch_size, n in ((config.mirror.batch_size, config.data.train), (config.score.batch_size, config.data.train)):
-        dataset.batch_indices(0, 0, n=n, batch_size=batch_size)
+    loss = functools.partial(task.loss, train=False)
+    jax.eval_shape(loss, score, task.frozen, jax.random.key(0), {'x': batch})
 
 
 def train(

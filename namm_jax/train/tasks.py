@@ -172,11 +172,14 @@ def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyT
     Raises:
         ValueError: if a value is out of range.
     """
-    if section.learning_rate <= 0 or not 0 <= section.warmup <= 1 or section.clip < 0 or not 0 <= section.ema < 1:
+    decays = {name: section[name] for name in ('b1', 'b2', 'ema')}
+    if section.learning_rate <= 0 or not 0 <= section.warmup <= 1 or section.clip < 0:
         raise ValueError(
-            f'got learning_rate {section.learning_rate}, warmup {section.warmup}, clip {section.clip}, '
-            f'ema {section.ema}; expected learning_rate > 0, warmup in [0, 1], clip >= 0, ema in [0, 1)'
+            f'got learning_rate {section.learning_rate}, warmup {section.warmup}, clip {section.clip}; '
+            'expected learning_rate > 0, warmup in [0, 1], clip >= 0'
         )
+    if not all(0 <= decay < 1 for decay in decays.values()):
+        raise ValueError(f'got {decays}, expected numbers in [0, 1)')
     chain = [optax.clip_by_global_norm(section.clip)] if section.clip else []
     chain += [optax.scale_by_adam(section.b1, section.b2), optax.scale_by_learning_rate(learning_rate(section, steps))]
     if mask is not None:
