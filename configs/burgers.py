@@ -12,6 +12,8 @@ PAPER = {
     'mirror.reduction': 'row_sum',
     'mirror.channels': (64, 128, 256),
     'mirror.blocks': 2,
+    'mirror.batch_size': 16,
+    'mirror.lambda_constr': 1.0,
     'mirror.steps': 62_500,  # 100 epochs of 625 steps
     'mirror.optimizer.learning_rate': 2e-4,
     'score.channels': (64, 160, 160, 160),
@@ -24,6 +26,8 @@ PAPER = {
     'score.optimizer.ema': 0.9999,
     'mdm.steps': 46_800,  # 300 epochs of 156 steps
     'finetune.samples': 12_800,
+    'finetune.batch_size': 16,
+    'finetune.lambda_constr': 1.0,
     'finetune.steps': 375_000,  # 600 epochs of 625 steps
     'finetune.optimizer.learning_rate': 2e-4,
     'dm.steps': 234_000,  # 1,500 epochs of 156 steps
@@ -43,6 +47,8 @@ PUBLISHED = PAPER | {
     'mirror.blocks': 6,
     'mirror.dropout': 0.5,
     'mirror.output': 'residual_softplus',
+    'mirror.sigma_power': 1.0,
+    'finetune.sigma_power': 1.0,
     **{f'mirror.optimizer.{name}': value for name, value in PUBLISHED_OPTIMIZER.items()},
     **{f'finetune.optimizer.{name}': value for name, value in PUBLISHED_OPTIMIZER.items()},
     'score.parameterisation': 'vp',
@@ -75,6 +81,7 @@ TINY = {
     'finetune.batch_size': 8,
     'finetune.steps': 8,
     'dm.steps': 16,
+    'sample.sampler': 'heun',
     'sample.n': 16,
     'sample.batch_size': 16,
     'sample.steps': 4,

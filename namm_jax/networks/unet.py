@@ -74,6 +74,7 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
+        head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
         dropout: probability of dropping a feature in training.
@@ -84,6 +85,7 @@ class UNet(nn.Module):
     blocks: int = 1
     fold: int = 2
     periodic: tuple[bool, bool] = (True, True)
+    head: int = 16
     norm: str = 'group'
     attention: bool = False
     dropout: float = 0.0
@@ -121,5 +123,8 @@ class UNet(nn.Module):
                 h = depth_to_space(nn.Dense(4 * self.channels[i - 1], dtype=self.dtype)(h), 2)
 
         h = nn.swish(NORMS[self.norm](h, self.dtype))
-        out = Conv(self.fold**2 * x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros)(h)
-        return depth_to_space(out.astype(jnp.float32), self.fold)
+        # Back at full resolution, the pixels of a block must agree: two convolutions see across its borders.
+        h = depth_to_space(Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold)
+        h = Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x.astype(h.dtype)], -1))
+        out = Conv(x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(nn.swish(h))
+        return out.astype(jnp.float32)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 def optimizer_section(**changes: Any) -> dict[str, Any]:
     """Returns the fields of an optimizer, the same for every trained network."""
     fields = dict(
-        learning_rate=1e-3,  # Adam's, at the end of the warm-up; > 0
+        learning_rate=2e-3,  # Adam's, at the end of the warm-up; > 0
         decay='cosine',  # after the warm-up: cosine (to 0 at the last step) or constant
         warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
         b1=0.9,  # Adam's decay of the first moment
@@ -66,13 +66,13 @@ def schema() -> ConfigDict:
                 dropout=0.0,  # of f; 0 to 1
                 output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
                 sigma_max=0.1,  # largest noise in mirror space, in its units
-                sigma_power=1.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
+                sigma_power=2.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
                 lambda_cycle=1.0,  # weight of both cycle terms
-                lambda_constr=1.0,  # weight of the constraint term
+                lambda_constr=5.0,  # weight of the constraint term; 1 published
                 lambda_reg=1e-3,  # weight of the regularisation term
-                batch_size=16,
-                steps=800,  # at budget 1
-                optimizer=optimizer_section(),
+                batch_size=8,
+                steps=1500,  # at budget 1
+                optimizer=optimizer_section(warmup=0.1),
             ),
             score=dict(  # network and training of both diffusion models, DM and MDM
                 parameterisation='edm',  # edm or vp (published)
@@ -84,29 +84,29 @@ def schema() -> ConfigDict:
                 norm='group',  # group or none
                 attention=False,  # at the lowest resolution
                 dropout=0.0,
-                batch_size=32,
+                batch_size=16,
                 optimizer=optimizer_section(),
             ),
             mdm=dict(
-                steps=1200,  # at budget 1
+                steps=3000,  # at budget 1
             ),
             finetune=dict(
                 samples=1024,  # mirror samples drawn from the MDM; drawing them counts as training
                 sigma_max=0.1,  # largest noise added to them
-                sigma_power=1.0,  # law of that noise, as in mirror
-                lambda_constr=1.0,  # weight of the constraint term
-                batch_size=16,
-                steps=800,  # at budget 1
-                optimizer=optimizer_section(),
+                sigma_power=3.0,  # law of that noise, as in mirror
+                lambda_constr=5.0,  # weight of the constraint term
+                batch_size=8,
+                steps=1500,  # at budget 1
+                optimizer=optimizer_section(learning_rate=1e-3, warmup=0.1),
             ),
             dm=dict(
-                steps=2400,  # at budget 1
+                steps=9000,  # at budget 1; its training takes as long as that of mirror, mdm and finetune together
             ),
             sample=dict(
                 n=256,  # samples of each row
                 batch_size=128,  # samples drawn at once
-                sampler='heun',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
-                steps=18,  # of the sampler
+                sampler='dpm_solver_pp_2m',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
+                steps=20,  # of the sampler
                 denoise_last=True,  # whether the last step's noise is removed
                 projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
                 projection_iterations=20,  # of the Gauss-Newton projection, at most
@@ -118,8 +118,8 @@ def schema() -> ConfigDict:
             train=dict(
                 budget=1.0,  # multiplies the steps of every training stage; > 0
                 compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
-                log_every=50,  # steps
-                validate_every=200,  # steps; also between checkpoints
+                log_every=100,  # steps
+                validate_every=500,  # steps; also between checkpoints
                 checkpoints=2,  # how many are kept
                 probes=4,  # times at which mdm, finetune and dm draw samples while they train
                 probe_samples=32,  # drawn at each of them
