@@ -12,6 +12,8 @@ Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrai
 arXiv 2406.12816.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +30,9 @@ OUTPUTS = {
 }
 
 
-def neural_mirror_map(forward: ICNN, inverse, *, strong_convexity: float = 0.9, output: str = 'residual') -> MirrorMap:
+def neural_mirror_map(
+    forward: ICNN, inverse: Any, *, strong_convexity: float = 0.9, output: str = 'residual'
+) -> MirrorMap:
     """Returns the learned mirror map: `g = (1 - a) grad ICNN + a id` and f a network.
 
     Args:

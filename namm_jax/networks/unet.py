@@ -125,6 +125,6 @@ class UNet(nn.Module):
         h = nn.swish(NORMS[self.norm](h, self.dtype))
         # Back at full resolution, the pixels of a block must agree: two convolutions see across its borders.
         h = depth_to_space(Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold)
-        h = Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x.astype(h.dtype)], -1))
-        out = Conv(x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(nn.swish(h))
+        h = nn.swish(Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1)))
+        out = Conv(x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(h)
         return out.astype(jnp.float32)

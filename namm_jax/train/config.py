@@ -27,142 +27,147 @@ def optimizer_section(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-def schema() -> ConfigDict:
-    """Returns every field with its default, in the order in which an experiment meets them."""
-    return ConfigDict(
-        dict(
-            seed=0,  # of initialisation, batches and samples; the data have their own
-            data=dict(
-                family='burgers',  # which data are generated
-                seed=0,  # of the data
-                train=4000,  # number of training samples
-                validation=1000,  # number of held-out samples watched while training
-                test=1000,  # number of held-out samples that the final table compares with
-                shard_size=1000,  # samples a file
-                points=32,  # grid points in space, the image's height
-                states=32,  # stored times, the image's width
-                inner_steps=10,  # time steps between stored times
-                dt=0.025,  # time step
-                length=10.0,  # distance between the first and the last grid point
-                mu=1.0,  # advection coefficient
-                nu=0.05,  # viscosity
-            ),
-            constraint=dict(
-                name='burgers',  # the set M
-                stepper='crank_nicolson',  # time stepper of data and constraint alike: crank_nicolson or forward_euler
-            ),
-            mirror=dict(
-                filters=16,  # of the input-convex network
-                layers=2,  # of the input-convex network: its number of convolutions w_k
-                strong_convexity=0.9,  # a in g(x) = (1 - a) grad ICNN(x) + a x; 0 to 1
-                reduction='sum',  # of the input-convex network's last layer: sum, row_sum (published) or mean
-                forward_padding='periodic',  # of g: periodic (as the data), circular (published) or zeros
-                inverse='unet',  # network of f: unet or resnet (published)
-                inverse_padding='periodic',  # of f: periodic, circular or zeros (published)
-                channels=(48, 96),  # of f; for resnet, the first is its number of filters
-                blocks=1,  # of f: residual blocks a resolution
-                fold=2,  # of f: factor by which pixels are folded into channels
-                norm='none',  # of f: group or none
-                dropout=0.0,  # of f; 0 to 1
-                output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
-                sigma_max=0.1,  # largest noise in mirror space, in its units
-                sigma_power=2.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
-                lambda_cycle=1.0,  # weight of both cycle terms
-                lambda_constr=5.0,  # weight of the constraint term; 1 published
-                lambda_reg=1e-3,  # weight of the regularisation term
-                batch_size=8,
-                steps=1500,  # at budget 1
-                optimizer=optimizer_section(warmup=0.1),
-            ),
-            score=dict(  # network and training of both diffusion models, DM and MDM
-                parameterisation='edm',  # edm or vp (published)
-                reduction='mean',  # of the squared error over pixels: mean or half_sum (published)
-                padding='periodic',  # periodic, circular or zeros (published)
-                channels=(48, 96),
-                blocks=1,  # residual blocks a resolution
-                fold=2,  # factor by which pixels are folded into channels
-                norm='group',  # group or none
-                attention=False,  # at the lowest resolution
-                dropout=0.0,
-                batch_size=16,
-                optimizer=optimizer_section(),
-            ),
-            mdm=dict(
-                steps=3000,  # at budget 1
-            ),
-            finetune=dict(
-                samples=1024,  # mirror samples drawn from the MDM; drawing them counts as training
-                sigma_max=0.1,  # largest noise added to them
-                sigma_power=3.0,  # law of that noise, as in mirror
-                lambda_constr=5.0,  # weight of the constraint term
-                batch_size=8,
-                steps=1500,  # at budget 1
-                optimizer=optimizer_section(learning_rate=1e-3, warmup=0.1),
-            ),
-            dm=dict(
-                steps=9000,  # at budget 1; its training takes as long as that of mirror, mdm and finetune together
-            ),
-            sample=dict(
-                n=256,  # samples of each row
-                batch_size=128,  # samples drawn at once
-                sampler='dpm_solver_pp_2m',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
-                steps=20,  # of the sampler
-                denoise_last=True,  # whether the last step's noise is removed
-                projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
-                projection_iterations=20,  # of the Gauss-Newton projection, at most
-            ),
-            evaluate=dict(
-                resamples=200,  # of the bootstrap
-                projections=128,  # of the sliced Wasserstein distance
-            ),
-            train=dict(
-                budget=1.0,  # multiplies the steps of every training stage; > 0
-                compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
-                log_every=100,  # steps
-                validate_every=500,  # steps; also between checkpoints
-                checkpoints=2,  # how many are kept
-                probes=4,  # times at which mdm, finetune and dm draw samples while they train
-                probe_samples=32,  # drawn at each of them
-            ),
-        )
+def _data() -> dict[str, Any]:
+    """The data and their sizes."""
+    return dict(
+        family='burgers',  # which data are generated
+        seed=0,  # of the data
+        train=4000,  # number of training samples
+        validation=1000,  # number of held-out samples watched while training
+        test=1000,  # number of held-out samples that the final table compares with
+        shard_size=1000,  # samples a file
+        points=32,  # grid points in space, the image's height
+        states=32,  # stored times, the image's width
+        inner_steps=10,  # time steps between stored times
+        dt=0.025,  # time step
+        length=10.0,  # distance between the first and the last grid point
+        mu=1.0,  # advection coefficient
+        nu=0.05,  # viscosity
     )
 
 
-# Smallest value of the numbers that their own function does not check, or checks only when their stage runs.
-AT_LEAST = {
-    0: 'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle mirror.lambda_constr '
-    'mirror.lambda_reg score.dropout finetune.sigma_max finetune.sigma_power finetune.lambda_constr '
-    'sample.projection_iterations',
-    1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.batch_size mirror.steps '
-    'score.blocks score.fold score.batch_size mdm.steps finetune.batch_size finetune.steps dm.steps sample.batch_size '
-    'sample.steps '
-    'evaluate.projections train.log_every train.validate_every train.checkpoints train.probes train.probe_samples',
-    2: 'sample.n evaluate.resamples',  # a variance needs two
-    4: 'data.test',  # two halves are compared
-}
+def _constraint() -> dict[str, Any]:
+    """The set M."""
+    return dict(
+        name='burgers',  # the set M
+        stepper='crank_nicolson',  # time stepper of data and constraint alike: crank_nicolson or forward_euler
+    )
 
 
-def check_ranges(config: ConfigDict) -> None:
-    """Raises unless numbers are in their ranges, each and together.
+def _mirror() -> dict[str, Any]:
+    """The mirror map: networks, loss and training."""
+    return dict(
+        filters=16,  # of the input-convex network
+        layers=2,  # of the input-convex network: its number of convolutions w_k
+        strong_convexity=0.9,  # a in g(x) = (1 - a) grad ICNN(x) + a x; 0 to 1
+        reduction='sum',  # of the input-convex network's last layer: sum, row_sum (published) or mean
+        forward_padding='periodic',  # of g: periodic (as the data), circular (published) or zeros
+        inverse='unet',  # network of f: unet or resnet (published)
+        inverse_padding='periodic',  # of f: periodic, circular or zeros (published)
+        channels=(48, 96),  # of f; for resnet, the first is its number of filters
+        blocks=1,  # of f: residual blocks a resolution
+        fold=2,  # of f: factor by which pixels are folded into channels
+        norm='none',  # of f: group or none
+        dropout=0.0,  # of f; 0 to 1
+        output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
+        sigma_max=0.1,  # largest noise in mirror space, in its units
+        sigma_power=2.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
+        lambda_cycle=1.0,  # weight of both cycle terms
+        lambda_constr=5.0,  # weight of the constraint term; 1 published
+        lambda_reg=1e-3,  # weight of the regularisation term
+        batch_size=8,
+        steps=1500,  # at budget 1
+        optimizer=optimizer_section(warmup=0.1),
+    )
 
-    Raises:
-        ValueError: naming the field, what was got and what was expected.
-    """
-    largest = max(config[section].batch_size for section in ('mirror', 'score', 'finetune'))
-    wanted = [(name, low, '') for low, names in AT_LEAST.items() for name in names.split()]
-    wanted += [(f'data.{split}', largest, ', the largest batch') for split in ('train', 'validation')]
-    wanted += [('finetune.samples', 2 * config.finetune.batch_size, ': a batch to train on, another held out')]
-    for name, low, why in wanted:
-        *section, field = name.split('.')
-        value = (config[section[0]] if section else config)[field]
-        if not value >= low:
-            raise ValueError(f'{name}: got {value}, expected at least {low}{why}')
-    positive = {'train.budget': config.train.budget, 'projection_tolerance': config.sample.projection_tolerance}
-    positive |= {f'{name}.channels': min(config[name].channels, default=0) for name in ('mirror', 'score')}
-    positive |= {f'1 - {name}.dropout': 1 - config[name].dropout for name in ('mirror', 'score')}
-    for name, value in positive.items():
-        if not value > 0:
-            raise ValueError(f'{name}: got {value}, expected a positive number')
+
+def _score() -> dict[str, Any]:
+    """The network and the training of both diffusion models, DM and MDM."""
+    return dict(
+        parameterisation='edm',  # edm or vp (published)
+        reduction='mean',  # of the squared error over pixels: mean or half_sum (published)
+        padding='periodic',  # periodic, circular or zeros (published)
+        channels=(48, 96),
+        blocks=1,  # residual blocks a resolution
+        fold=2,  # factor by which pixels are folded into channels
+        norm='group',  # group or none
+        attention=False,  # at the lowest resolution
+        dropout=0.0,
+        batch_size=16,
+        optimizer=optimizer_section(),
+    )
+
+
+def _mdm() -> dict[str, Any]:
+    """The mirror diffusion model."""
+    return dict(
+        steps=3000,  # at budget 1
+    )
+
+
+def _finetune() -> dict[str, Any]:
+    """The finetuning of f."""
+    return dict(
+        samples=1024,  # mirror samples drawn from the MDM; drawing them counts as training
+        sigma_max=0.1,  # largest noise added to them
+        sigma_power=3.0,  # law of that noise, as in mirror
+        lambda_constr=5.0,  # weight of the constraint term
+        batch_size=8,
+        steps=1500,  # at budget 1
+        optimizer=optimizer_section(learning_rate=1e-3, warmup=0.1),
+    )
+
+
+def _dm() -> dict[str, Any]:
+    """The plain diffusion model."""
+    return dict(
+        steps=9000,  # at budget 1; its training takes as long as that of mirror, mdm and finetune together
+    )
+
+
+def _sample() -> dict[str, Any]:
+    """Sampling, and the projection of samples."""
+    return dict(
+        n=256,  # samples of each row
+        batch_size=128,  # samples drawn at once
+        sampler='dpm_solver_pp_2m',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
+        steps=20,  # of the sampler
+        denoise_last=True,  # whether the last step's noise is removed
+        projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
+        projection_iterations=20,  # of the Gauss-Newton projection, at most
+    )
+
+
+def _evaluate() -> dict[str, Any]:
+    """The table."""
+    return dict(
+        resamples=200,  # of the bootstrap
+        projections=128,  # of the sliced Wasserstein distance
+    )
+
+
+def _train() -> dict[str, Any]:
+    """What all training stages share."""
+    return dict(
+        budget=1.0,  # multiplies the steps of every training stage; > 0
+        compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
+        log_every=100,  # steps
+        validate_every=500,  # steps; also between checkpoints
+        checkpoints=2,  # how many are kept
+        probes=4,  # times at which mdm, finetune and dm draw samples while they train
+        probe_samples=32,  # drawn at each of them
+    )
+
+
+SECTIONS = (_data, _constraint, _mirror, _score, _mdm, _finetune, _dm, _sample, _evaluate, _train)
+
+
+def schema() -> ConfigDict:
+    """Returns every field with its default, in the order in which an experiment meets them."""
+    sections = {section.__name__.removeprefix('_'): section() for section in SECTIONS}
+    return ConfigDict(
+        {'seed': 0} | sections
+    )  # the seed of initialisation, batches and samples; the data have their own
 
 
 def nearest(got: str, choices: list[str]) -> str:
