@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from namm_jax.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.config import check_ranges, steps_of
+from namm_jax.train.config import steps_of
 from namm_jax.train.files import write_bytes
 from namm_jax.train.loop import Fitted, Plan, fit
+from namm_jax.train.ranges import check_ranges
 from namm_jax.train.run import Run
 from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
