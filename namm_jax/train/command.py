@@ -90,7 +90,9 @@ def _explain(error: Exception, arguments: list[str]) -> str:
         name = argument.lstrip('-').split('=')[0]
         if name.startswith('config.') and name.removeprefix('config.') not in fields:
             return f'config field: {nearest(name.removeprefix("config."), fields)}'
-    return str(error)
+    *before, last = str(error).strip().splitlines() or [repr(error)]
+    # An error inside the config file, such as an unknown preset, comes as the text of a traceback: its end says it.
+    return last.removeprefix('ValueError: ') if any('Traceback' in line for line in before) else str(error)
 
 
 def _overrides(values: flags.FlagValues) -> dict[str, Any]:
@@ -304,6 +306,6 @@ def _evaluate(arguments: list[str]) -> None:
 
     x = read_fields(values.samples, tasks.make_family(config).shape)
     distances = in_batches(jax.jit(tasks.make_constraint(config).distance), x, min(len(x), 256), make_mesh())
-    statistics = finite(distance_statistics(distances))
+    statistics = finite(distance_statistics(jax.numpy.asarray(distances)))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
     print(json.dumps(result | {'per_sample': finite(distances)}))
