@@ -271,10 +271,11 @@ def _run(
 
 def _say_table(directory: Path) -> None:
     path = directory / 'metrics.json'
-    if path.exists():
+    rows = json.loads(path.read_text()).get('rows') if path.exists() else None
+    if rows:
         from namm_jax.report.table import render, summary_table
 
-        say(render(summary_table(json.loads(path.read_text())['rows'])))
+        say(render(summary_table(rows)))
     say(f'run folder: {directory}; pictures: {directory / "figures"}')
 
 
@@ -284,8 +285,9 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     from namm_jax.train.run import aggregate
 
     paths = [workdir / f'seed{seed}' / 'metrics.json' for seed in seeds]
-    if all(path.exists() for path in paths):
-        write_json(workdir / 'metrics.json', aggregate([json.loads(path.read_text()) for path in paths]))
+    metrics = [json.loads(path.read_text()) if path.exists() else {} for path in paths]
+    if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
+        write_json(workdir / 'metrics.json', aggregate(metrics))
         _say_table(workdir)
 
 
