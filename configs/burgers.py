@@ -87,6 +87,7 @@ TINY = {
     'sample.steps': 4,
     'evaluate.resamples': 20,
     'sample.projection_iterations': 8,
+    'train.devices': 1,
     'train.log_every': 4,
     'train.validate_every': 4,
     'train.probes': 2,

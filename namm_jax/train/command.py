@@ -1,6 +1,6 @@
 """The two commands, from their arguments to their exit status. `launch/` holds the scripts that call them.
 
-JAX is configured here, before its first use: the compilation cache, and on a CPU the convolutions' library.
+JAX is configured here, before its first use: the compilation cache.
 """
 
 import contextlib
@@ -105,23 +105,13 @@ def _experiment_name(values: flags.FlagValues) -> str:
 
 
 def configure_jax() -> None:
-    """Switches the persistent compilation cache on; on a CPU, gives each core (a power of two of them) a device.
-
-    XLA:CPU's convolutions run on one thread: a batch split over two devices takes 0.6 of the time that it takes
-    on one device of two threads. Environment variables of the user's win.
-    """
+    """Switches the persistent compilation cache on, in the user's cache folder; environment variables win."""
     import jax
 
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'namm_jax'
         jax.config.update('jax_compilation_cache_dir', str(cache))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-    if not os.environ.keys() & {'JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'}:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        try:
-            jax.config.update('jax_num_cpu_devices', min(8, 2 ** (cores.bit_length() - 1)))
-        except RuntimeError:  # a program around this one has used JAX already: its devices it is
-            pass
 
 
 def say(text: str) -> None:
@@ -213,6 +203,8 @@ def _listen() -> Callable[[], int]:
 
 def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     """Returns the `Experiment` of an open run folder, every object of its config checked."""
+    import jax
+
     from namm_jax.train import tasks
     from namm_jax.train.experiment import Experiment, check
     from namm_jax.train.sharding import make_mesh
@@ -220,7 +212,7 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     config = ConfigDict(run.config)
     check(config)
     parts = tasks.make_family(config), tasks.make_constraint(config), tasks.make_mirror(config)
-    return Experiment(config, run, make_mesh(), *parts, asked_to_stop)
+    return Experiment(config, run, make_mesh(jax.devices()[: config.train.devices or None]), *parts, asked_to_stop)
 
 
 @contextlib.contextmanager
