@@ -131,7 +131,7 @@ def train(
     with experiment.checkpoints(stage) as checkpoints:
         return fit(
             task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,
-            log=run.log, forget=functools.partial(run.drop_records, stage), probe=probe,
+            log=run.log, meta={'config': run.config}, forget=functools.partial(run.drop_records, stage), probe=probe,
             asked_to_stop=experiment.asked_to_stop,
         )  # fmt: skip
 

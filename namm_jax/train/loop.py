@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -96,6 +97,7 @@ def fit(
     mesh: Mesh,
     checkpoints: Checkpoints,
     log: Callable[[dict[str, Any]], None],
+    meta: Mapping[str, Any] = MappingProxyType({}),
     forget: Callable[[int], None] = lambda step: None,
     probe: Callable[[Params], dict[str, float]] | None = None,
     asked_to_stop: Callable[[], int] = lambda: 0,
@@ -111,6 +113,7 @@ def fit(
         mesh: the devices.
         checkpoints: where the state is saved and found.
         log: takes one record, `{'stage', 'step', 'seconds', <named terms>}`.
+        meta: JSON types to keep in every checkpoint, such as the config.
         forget: called with the step that training goes on from; later records are to be dropped.
         probe: `averaged parameters -> named numbers`, measured with the clock stopped.
         asked_to_stop: returns the number of a signal that asks training to stop, else 0.
@@ -147,7 +150,7 @@ def fit(
             history = [_floats(terms) for terms in jax.device_get(history)]
             _check_finite(plan.name, step - len(history), history, checkpoints)
             if step < stop:
-                checkpoints.save(step, state, {'seconds': seconds, 'history': history})
+                checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
                 checkpoints.wait()
                 raise Stopped(asked_to_stop())
             record = {f'train/{name}': value for name, value in _mean(history).items()}
@@ -159,7 +162,7 @@ def fit(
             log({'stage': plan.name, 'step': step, 'seconds': seconds} | record)
             bar.update(step, {name.removeprefix('train/'): value for name, value in record.items()})
             if plan.validated(step):
-                checkpoints.save(step, state, {'seconds': seconds, 'history': []})
+                checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': []})
             history = []
     checkpoints.wait()
     return Fitted(state, seconds)
