@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # configs/ is no installed package
 _CACHE = tempfile.TemporaryDirectory(prefix='namm_jax_tests_')  # removed when the session ends
 os.environ |= {'JAX_COMPILATION_CACHE_DIR': _CACHE.name, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
+os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # most of the tests' time is compilation
 os.environ.setdefault('MPLBACKEND', 'agg')
 
 import jax  # noqa: E402
@@ -20,6 +21,7 @@ import pytest  # noqa: E402
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', _CACHE.name)
+jax.config.update('jax_disable_most_optimizations', True)
 
 # Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot read `typing.Self`,
 # so the modules whose classes return themselves go without; so do layout and pdes, whose tests also give them arrays
@@ -34,16 +36,6 @@ TINY = '--config=configs/burgers.py:tiny'
 
 
 @contextlib.contextmanager
-def _fast_compilation():
-    """Compiles without XLA's costly passes: most of these tests' time is compilation."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    try:
-        yield
-    finally:
-        jax.config.update('jax_disable_most_optimizations', False)
-
-
-@contextlib.contextmanager
 def _signals_restored():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -54,7 +46,7 @@ def _signals_restored():
 
 
 def _launch(*arguments: object) -> int:
-    with _signals_restored(), _fast_compilation():
+    with _signals_restored():
         return command.main(['launch/main.py', *map(str, arguments)])
 
 
@@ -62,13 +54,6 @@ def _launch(*arguments: object) -> int:
 def launch() -> Callable[..., int]:
     """Returns `launch/main.py` as a function of its arguments, run in this process, that returns the exit status."""
     return _launch
-
-
-@pytest.fixture(scope='module')
-def fast_compilation() -> Iterator[None]:
-    """Switches XLA's costly passes off for a module."""
-    with _fast_compilation():
-        yield
 
 
 @pytest.fixture(scope='session')

@@ -12,7 +12,6 @@ from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
 from namm_jax.types import MirrorMap
 
-pytestmark = pytest.mark.usefixtures('fast_compilation')
 KEY = jax.random.key(0)
 TERMS = {'cycle_data', 'cycle_mirror', 'constraint', 'regularisation'}
 

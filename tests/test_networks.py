@@ -12,7 +12,6 @@ from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
 from namm_jax.train import tasks
 
-pytestmark = pytest.mark.usefixtures('fast_compilation')
 AXES = [(False, False), (True, False), (False, True), (True, True)]
 
 

@@ -24,7 +24,6 @@ from namm_jax.train.state import (
 )
 from namm_jax.types import Task
 
-pytestmark = pytest.mark.usefixtures('fast_compilation')
 STREAM = jax.random.key(7)
 
 
