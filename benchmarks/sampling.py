@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128] [--samplers=heun:18,dpm_solver_pp_2m:20]
 
 Prints one row a sampler: network calls and seconds a sample, the speed-up, and the constraint distance of the samples
-after f (the finetuned inverse map). The initial noise is the same for all. Each timing is of a second call: compiled.
+after f (the finetuned inverse map). The initial noise is the same for all. Compilation is not timed.
 """
 
 import argparse

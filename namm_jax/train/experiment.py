@@ -169,14 +169,14 @@ def score_parameters(experiment: Experiment, stage: str) -> Params:
     return restore(experiment, stage, {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
 
 
-def sampler_of(config: ConfigDict, mean: float, std: float) -> Sampler:
+def sampler_of(config: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
     """Returns the config's sampler, for a diffusion model trained on data of this mean and standard deviation."""
     section = config.sample
     return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
 
 
 def make_draw(config: ConfigDict, mean: float, std: float) -> Callable[[Params, Key], Array]:
-    """Returns `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the config's sampler.
+    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the config's sampler.
 
     Args:
         config: the config.
@@ -184,8 +184,14 @@ def make_draw(config: ConfigDict, mean: float, std: float) -> Callable[[Params, 
         std: its standard deviation.
     """
     network, shape = tasks.make_score(config), tasks.make_family(config).shape
-    parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(config, mean, std)
-    return lambda params, keys: sampler(keys, parameterisation.denoiser(tasks.bind_score(network, params)), shape)
+
+    @jax.jit
+    def draw(params: Params, keys: Key, mean: Array, std: Array) -> Array:
+        parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(config, mean, std)
+        return sampler(keys, parameterisation.denoiser(tasks.bind_score(network, params)), shape)
+
+    # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.
+    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std))
 
 
 def in_batches(function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh) -> np.ndarray:

@@ -74,7 +74,7 @@ def _train_diffusion(
 ) -> dict[str, Any]:
     """Trains a diffusion model on `x`; `to_data` maps its samples to data space, for the probes."""
     config, mean, std = experiment.config, float(x.mean()), float(x.std())
-    draw = jax.jit(make_draw(config, mean, std))
+    draw = make_draw(config, mean, std)
     keys = experiment.keys('probe', 0, config.train.probe_samples)
 
     def probe(params: Params) -> dict[str, float]:
@@ -146,7 +146,7 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
 def _sampler(experiment: Experiment, stage: str) -> tuple[Callable[..., jax.Array], Params]:
     """Returns the jitted sampler of a trained diffusion model, `(params, keys) -> samples`, and its parameters."""
     record = experiment.run.record(stage)
-    draw = jax.jit(make_draw(experiment.config, record['mean'], record['std']))
+    draw = make_draw(experiment.config, record['mean'], record['std'])
     return draw, score_parameters(experiment, stage)
 
 
