@@ -1,7 +1,6 @@
 """The stages of an experiment, in order: each reads the run folder, does one thing, and writes its result there."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from namm_jax.train.experiment import (
     seconds_of,
     train,
 )
+from namm_jax.train.files import read_json, write_json
 from namm_jax.train.progress import Bar
 from namm_jax.train.state import adam_moments
 from namm_jax.types import Params
@@ -109,7 +109,8 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     config, params = experiment.config, mirror_parameters(experiment)
     x, held_out = experiment.split('train'), experiment.split('validation')
     z, drawing = _finetuning_set(experiment)
-    probe_z = _draw_mirror(experiment, 'probe', config.train.probe_samples)
+    draw, score = _sampler(experiment, 'mdm')
+    probe_z = draw(score, experiment.keys('probe', 0, config.train.probe_samples))
 
     @jax.jit
     def distances(inverse: Params) -> jax.Array:
@@ -133,14 +134,14 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     folder, n = experiment.run.directory / 'finetune', experiment.config.finetune.samples
     path, clock = folder / 'mirror_samples.npy', folder / 'drawing.json'
     if not path.exists():
-        draw, params = _mirror_sampler(experiment)
+        draw, params = _sampler(experiment, 'mdm')
         keys, size = experiment.keys('finetune', 0, n), min(n, experiment.config.sample.batch_size)
         jax.block_until_ready(draw(params, keys[:size]))  # compiles, outside the clock
         begun = time.perf_counter()
         z = in_batches(functools.partial(draw, params), keys, size, experiment.mesh)
-        clock.write_text(json.dumps({'seconds': time.perf_counter() - begun}))
+        write_json(clock, {'seconds': time.perf_counter() - begun})
         save_array(path, z)
-    return dataset.read_fields(path, experiment.family.shape), json.loads(clock.read_text())['seconds']
+    return dataset.read_fields(path, experiment.family.shape), read_json(clock)['seconds']
 
 
 def _sampler(experiment: Experiment, stage: str) -> tuple[Callable[..., jax.Array], Params]:
@@ -150,22 +151,13 @@ def _sampler(experiment: Experiment, stage: str) -> tuple[Callable[..., jax.Arra
     return draw, score_parameters(experiment, stage)
 
 
-def _mirror_sampler(experiment: Experiment) -> tuple[Callable[..., jax.Array], Params]:
-    return _sampler(experiment, 'mdm')
-
-
-def _draw_mirror(experiment: Experiment, stream: str, n: int) -> jax.Array:
-    draw, params = _mirror_sampler(experiment)
-    return draw(params, experiment.keys(stream, 0, n))
-
-
 def sample(experiment: Experiment) -> dict[str, Any]:
     """Draws the samples of every row, from the same initial noise, and times each row's whole way to a sample."""
     config, folder = experiment.config, experiment.run.directory / 'sample'
     size = min(config.sample.n, config.sample.batch_size)
     keys = experiment.keys('sample', 0, config.sample.n)
     draw_x, dm_params = _sampler(experiment, 'dm')
-    draw_z, mdm_params = _mirror_sampler(experiment)
+    draw_z, mdm_params = _sampler(experiment, 'mdm')
     first = jax.jit(functools.partial(experiment.mirror.inverse, mirror_parameters(experiment)))
     tuned = jax.jit(functools.partial(experiment.mirror.inverse, finetuned_parameters(experiment)))
     project = jax.jit(
