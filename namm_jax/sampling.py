@@ -10,6 +10,7 @@ is what each of these methods would do there. So `n` grid points are `n - 1` ste
 Sample `i` depends on its key alone: neither on the batch it is drawn in nor on the number of devices.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,13 +105,10 @@ def ddim(schedule: Schedule, *, eta: float = 0.0) -> Step:
 
     Reference: Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 and 16.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f'eta: got {eta}, expected a number in [0, 1]; 0 is deterministic')
+    _check_eta(eta)
 
     def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
-        x_0, v = denoiser(u, r_t), eta**2 * VARIANCES['posterior'](r_t, r_s)
-        u = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
-        return (u + jnp.sqrt(v) * _normal(keys, u) if eta else u), memory
+        return _towards(denoiser(u, r_t), keys, u, r_t, r_s, eta), memory
 
     return _divided_by_alpha(schedule, update)
 
@@ -127,20 +125,24 @@ def heun(schedule: Schedule) -> Step:
     return _divided_by_alpha(schedule, update)
 
 
-def dpm_solver_pp_2m(schedule: Schedule) -> Step:
-    """Returns the DPM-Solver++ 2M step: second order, deterministic, one call (Lu et al. 2022, arXiv 2211.01095).
+def dpm_solver_pp_2m(schedule: Schedule, *, eta: float = 0.0) -> Step:
+    """Returns the DPM-Solver++ 2M step: second order at `eta` 0, one call.
 
-    `u_s = (r_s / r_t) u_t + (1 - r_s / r_t) E` with `E = D + h / (2 h') (D - D')`, the estimate extrapolated from
-    `D'`, the one before it; `h = log(r_t / r_s)` and `h'` the same of the step before. The first step has `E = D`.
+    The DDIM step towards `E = D + h / (2 h') (D - D')`, the estimate extrapolated from `D'`, the one before it;
+    `h = log(r_t / r_s)` and `h'` the same of the step before. The first step has `E = D`. `eta` is DDIM's, with its
+    error: 0 solves the probability-flow equation, 1 the reverse stochastic one (SDE-DPM-Solver++).
+
     Its memory is `(D', h')`; `h' = 0` means that there is none yet.
+
+    Reference: Lu et al. 2022, arXiv 2211.01095, eq. 14 and 18.
     """
+    _check_eta(eta)
 
     def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
         x_0, h = denoiser(u, r_t), jnp.log(r_t / r_s)
         x_0_before, h_before = memory or (x_0, jnp.zeros_like(h))
         slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)
-        estimate = x_0 + slope * (x_0 - x_0_before)
-        return r_s / r_t * u + (1 - r_s / r_t) * estimate, (x_0, h)
+        return _towards(x_0 + slope * (x_0 - x_0_before), keys, u, r_t, r_s, eta), (x_0, h)
 
     return _divided_by_alpha(schedule, update)
 
@@ -160,6 +162,7 @@ SAMPLERS: dict[str, Scheme] = {
     'ddim': Scheme(ddim, 1, 'edm', 'edm'),
     'heun': Scheme(heun, 2, 'edm', 'edm'),
     'dpm_solver_pp_2m': Scheme(dpm_solver_pp_2m, 1, 'edm', 'log'),
+    'sde_dpm_solver_pp_2m': Scheme(functools.partial(dpm_solver_pp_2m, eta=1.0), 1, 'edm', 'edm'),
 }
 
 
@@ -273,7 +276,7 @@ def make_sampler(
         path: a key of `PATHS`; None is the step's own.
         grid: a key of `GRIDS`; None is the step's own.
         denoise_last: as of `sample`.
-        **options: of the step: `eta` of `ddim`, `variance` of `ancestral`.
+        **options: of the step: `eta` of `ddim` and `dpm_solver_pp_2m`, `variance` of `ancestral`.
 
     Raises:
         ValueError: if a name is unknown or a number out of its range.
@@ -287,6 +290,18 @@ def make_sampler(
     checked_std(std)
     cost = calls(name, times, denoise_last=denoise_last)
     return Sampler(schedule, scheme.step(schedule, **options), times, cost, mean, std, denoise_last)
+
+
+def _towards(x_0: Array, keys: Key, u: Array, r_t: Array, r_s: Array, eta: float) -> Array:
+    """Returns the draw of u_s given `u_t` and an estimate `x_0`, with `eta^2` of the posterior variance."""
+    v = eta**2 * VARIANCES['posterior'](r_t, r_s)
+    mean = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
+    return mean + jnp.sqrt(v) * _normal(keys, u) if eta else mean
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f'eta: got {eta}, expected a number in [0, 1]; 0 is deterministic')
 
 
 def _divided_by_alpha(schedule: Schedule, update: Step) -> Step:

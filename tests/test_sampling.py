@@ -41,6 +41,7 @@ def draw(sampler, denoiser, n, shape=(3,), seed=0):
         ('ddim', {'steps': 300, 'eta': 0.5}),
         ('heun', {'steps': 40}),
         ('dpm_solver_pp_2m', {'steps': 30}),
+        ('sde_dpm_solver_pp_2m', {'steps': 60}),
         ('heun', {'steps': 100, 'path': 'vp', 'grid': 'edm'}),
     ],
 )
@@ -80,14 +81,16 @@ def test_order_of_convergence(name, path, order):
     close(np.log2(coarse / fine), order, atol=0.15)
 
 
-def test_dpm_solver_without_memory_is_first_order():
+@pytest.mark.parametrize('eta', [0.0, 1.0])
+def test_dpm_solver_without_memory_is_first_order(eta):
     """The multistep term is what makes it second order: its first step alone is DDIM's."""
     schedule, x = diffusion.vp_schedule(), jnp.asarray([[0.3, -1.2]])
     t, s = jnp.float32(0.6), jnp.float32(0.5)
     arguments = (diffusion.gaussian_denoiser(0.4, 0.7), sampling.sample_keys(jax.random.key(0), 1), x)
-    first, memory = sampling.dpm_solver_pp_2m(schedule)(*arguments, (), t, s)
-    close(first, sampling.ddim(schedule)(*arguments, (), t, s)[0])
-    close(first, sampling.dpm_solver_pp_2m(schedule)(*arguments, jax.tree.map(jnp.zeros_like, memory), t, s)[0])
+    step = sampling.dpm_solver_pp_2m(schedule, eta=eta)
+    first, memory = step(*arguments, (), t, s)
+    close(first, sampling.ddim(schedule, eta=eta)(*arguments, (), t, s)[0])
+    close(first, step(*arguments, jax.tree.map(jnp.zeros_like, memory), t, s)[0])
 
 
 @pytest.mark.parametrize('path', sampling.PATHS)

@@ -67,6 +67,7 @@ def _mirror() -> dict[str, Any]:
         channels=(48, 96),  # of f; for resnet, the first is its number of filters
         blocks=1,  # of f: residual blocks a resolution
         fold=2,  # of f: factor by which pixels are folded into channels
+        head=16,  # of f: channels at full resolution, before the output
         norm='none',  # of f: group or none
         dropout=0.0,  # of f; 0 to 1
         output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
@@ -90,6 +91,7 @@ def _score() -> dict[str, Any]:
         channels=(48, 96),
         blocks=1,  # residual blocks a resolution
         fold=2,  # factor by which pixels are folded into channels
+        head=16,  # channels at full resolution, before the output
         norm='group',  # group or none
         attention=False,  # at the lowest resolution
         dropout=0.0,
@@ -130,7 +132,7 @@ def _sample() -> dict[str, Any]:
     return dict(
         n=256,  # samples of each row
         batch_size=128,  # samples drawn at once
-        sampler='dpm_solver_pp_2m',  # euler_maruyama, ancestral, ddim, heun or dpm_solver_pp_2m
+        sampler='dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
         steps=20,  # of the sampler
         denoise_last=True,  # whether the last step's noise is removed
         projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual

@@ -99,6 +99,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         channels=tuple(section.channels),
         blocks=section.blocks,
         fold=section.fold,
+        head=section.head,
         periodic=_choose(f'{what} padding', padding, PADDINGS)(family.periodic),
         norm=section.norm,
         attention=section.get('attention', False),
