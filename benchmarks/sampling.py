@@ -48,7 +48,7 @@ def main() -> None:
         for choice in arguments.samplers.split(','):
             name, steps = choice.split(':')
             config.sample.sampler, config.sample.steps = name, int(steps)
-            draw = jax.jit(make_draw(config, record['mean'], record['std'])).lower(score, keys).compile()
+            draw = jax.jit(make_draw(config, config.sample, record['mean'], record['std'])).lower(score, keys).compile()
             start = time.perf_counter()
             z = jax.block_until_ready(draw(score, keys))
             seconds[choice] = time.perf_counter() - start

@@ -59,6 +59,8 @@ PUBLISHED = PAPER | {
     'sample.sampler': 'euler_maruyama',
     'sample.steps': 1000,
     'sample.n': 128,
+    'train.sample.sampler': 'euler_maruyama',
+    'train.sample.steps': 1000,
 }
 
 TINY = {
@@ -92,6 +94,8 @@ TINY = {
     'train.validate_every': 4,
     'train.probes': 2,
     'train.probe_samples': 8,
+    'train.sample.sampler': 'heun',
+    'train.sample.steps': 4,
 }
 
 PRESETS = {'quick': {}, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}

@@ -27,6 +27,15 @@ def optimizer_section(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
+def sampler_section() -> dict[str, Any]:
+    """Returns the fields of a sampler."""
+    return dict(
+        sampler='dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
+        steps=20,  # the last denoising counted as one
+        denoise_last=True,  # whether the last step's noise is removed
+    )
+
+
 def _data() -> dict[str, Any]:
     """The data and their sizes."""
     return dict(
@@ -129,12 +138,9 @@ def _dm() -> dict[str, Any]:
 
 def _sample() -> dict[str, Any]:
     """Sampling, and the projection of samples."""
-    return dict(
+    return sampler_section() | dict(
         n=256,  # samples of each row
         batch_size=128,  # samples drawn at once
-        sampler='dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
-        steps=20,  # of the sampler
-        denoise_last=True,  # whether the last step's noise is removed
         projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
         projection_iterations=20,  # of the Gauss-Newton projection, at most
     )
@@ -159,6 +165,7 @@ def _train() -> dict[str, Any]:
         checkpoints=2,  # how many are kept
         probes=4,  # times at which mdm, finetune and dm draw samples while they train
         probe_samples=32,  # drawn at each of them
+        sample=sampler_section(),  # draws the probes and the set that f is finetuned on
     )
 
 

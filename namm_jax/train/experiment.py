@@ -63,7 +63,7 @@ class Experiment(NamedTuple):
 
     def calls(self) -> int:
         """Returns the network calls a sample of the config's sampler."""
-        return sampler_of(self.config, 0.0, 1.0).calls
+        return sampler_of(self.config.sample, 0.0, 1.0).calls
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a training stage."""
@@ -87,7 +87,8 @@ def check(config: ConfigDict) -> None:
     batch = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     jax.eval_shape(lambda p, x: tasks.make_mirror(config).inverse(p, x), params, batch)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-    jax.eval_shape(make_draw(config, 0.0, 1.0), score, keys)
+    for section in (config.sample, config.train.sample):
+        jax.eval_shape(make_draw(config, section, 0.0, 1.0), score, keys)
     loss = functools.partial(task.loss, train=False)
     jax.eval_shape(loss, score, task.frozen, jax.random.key(0), {'x': batch})
 
@@ -169,17 +170,17 @@ def score_parameters(experiment: Experiment, stage: str) -> Params:
     return restore(experiment, stage, {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
 
 
-def sampler_of(config: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
-    """Returns the config's sampler, for a diffusion model trained on data of this mean and standard deviation."""
-    section = config.sample
+def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
+    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard deviation."""
     return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
 
 
-def make_draw(config: ConfigDict, mean: float, std: float) -> Callable[[Params, Key], Array]:
-    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the config's sampler.
+def make_draw(config: ConfigDict, section: ConfigDict, mean: float, std: float) -> Callable[[Params, Key], Array]:
+    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
 
     Args:
         config: the config.
+        section: the sampler's, `config.sample` or `config.train.sample`.
         mean: mean of the diffusion model's training set.
         std: its standard deviation.
     """
@@ -187,7 +188,7 @@ def make_draw(config: ConfigDict, mean: float, std: float) -> Callable[[Params, 
 
     @jax.jit
     def draw(params: Params, keys: Key, mean: Array, std: Array) -> Array:
-        parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(config, mean, std)
+        parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(section, mean, std)
         return sampler(keys, parameterisation.denoiser(tasks.bind_score(network, params)), shape)
 
     # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.

@@ -1,5 +1,7 @@
 """The ranges of a config's numbers, so that a bad one fails before the first stage starts."""
 
+from operator import attrgetter
+
 from ml_collections import ConfigDict
 
 # Smallest value of the numbers that their own function does not check, or checks only when their stage runs.
@@ -7,10 +9,10 @@ AT_LEAST = {
     0: 'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle mirror.lambda_constr '
     'mirror.lambda_reg score.dropout finetune.sigma_max finetune.sigma_power finetune.lambda_constr '
     'sample.projection_iterations',
-    1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.batch_size mirror.steps '
-    'score.blocks score.fold score.batch_size mdm.steps finetune.batch_size finetune.steps dm.steps sample.batch_size '
-    'sample.steps evaluate.projections train.log_every train.validate_every train.checkpoints train.probes '
-    'train.probe_samples',
+    1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head mirror.batch_size '
+    'mirror.steps score.blocks score.fold score.head score.batch_size mdm.steps finetune.batch_size '
+    'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.log_every '
+    'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps',
     2: 'sample.n evaluate.resamples',  # a variance needs two
     4: 'data.test',  # two halves are compared
 }
@@ -27,8 +29,7 @@ def check_ranges(config: ConfigDict) -> None:
     wanted += [(f'data.{split}', largest, ', the largest batch') for split in ('train', 'validation')]
     wanted += [('finetune.samples', 2 * config.finetune.batch_size, ': a batch to train on, another held out')]
     for name, low, why in wanted:
-        *section, field = name.split('.')
-        value = (config[section[0]] if section else config)[field]
+        value = attrgetter(name)(config)
         if not value >= low:
             raise ValueError(f'{name}: got {value}, expected at least {low}{why}')
     positive = {'train.budget': config.train.budget, 'projection_tolerance': config.sample.projection_tolerance}

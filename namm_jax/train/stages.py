@@ -74,7 +74,7 @@ def _train_diffusion(
 ) -> dict[str, Any]:
     """Trains a diffusion model on `x`; `to_data` maps its samples to data space, for the probes."""
     config, mean, std = experiment.config, float(x.mean()), float(x.std())
-    draw = make_draw(config, mean, std)
+    draw = make_draw(config, config.train.sample, mean, std)
     keys = experiment.keys('probe', 0, config.train.probe_samples)
 
     def probe(params: Params) -> dict[str, float]:
@@ -109,7 +109,7 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     config, params = experiment.config, mirror_parameters(experiment)
     x, held_out = experiment.split('train'), experiment.split('validation')
     z, drawing = _finetuning_set(experiment)
-    draw, score = _sampler(experiment, 'mdm')
+    draw, score = _sampler(experiment, 'mdm', config.train.sample)
     probe_z = draw(score, experiment.keys('probe', 0, config.train.probe_samples))
 
     @jax.jit
@@ -134,7 +134,7 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     folder, n = experiment.run.directory / 'finetune', experiment.config.finetune.samples
     path, clock = folder / 'mirror_samples.npy', folder / 'drawing.json'
     if not path.exists():
-        draw, params = _sampler(experiment, 'mdm')
+        draw, params = _sampler(experiment, 'mdm', experiment.config.train.sample)
         keys, size = experiment.keys('finetune', 0, n), min(n, experiment.config.sample.batch_size)
         jax.block_until_ready(draw(params, keys[:size]))  # compiles, outside the clock
         begun = time.perf_counter()
@@ -144,10 +144,10 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     return dataset.read_fields(path, experiment.family.shape), read_json(clock)['seconds']
 
 
-def _sampler(experiment: Experiment, stage: str) -> tuple[Callable[..., jax.Array], Params]:
-    """Returns the jitted sampler of a trained diffusion model, `(params, keys) -> samples`, and its parameters."""
+def _sampler(experiment: Experiment, stage: str, section: Any) -> tuple[Callable[..., jax.Array], Params]:
+    """Returns a sampler of a trained diffusion model, jitted `(params, keys) -> samples`, and its parameters."""
     record = experiment.run.record(stage)
-    draw = make_draw(experiment.config, record['mean'], record['std'])
+    draw = make_draw(experiment.config, section, record['mean'], record['std'])
     return draw, score_parameters(experiment, stage)
 
 
@@ -156,8 +156,8 @@ def sample(experiment: Experiment) -> dict[str, Any]:
     config, folder = experiment.config, experiment.run.directory / 'sample'
     size = min(config.sample.n, config.sample.batch_size)
     keys = experiment.keys('sample', 0, config.sample.n)
-    draw_x, dm_params = _sampler(experiment, 'dm')
-    draw_z, mdm_params = _sampler(experiment, 'mdm')
+    draw_x, dm_params = _sampler(experiment, 'dm', config.sample)
+    draw_z, mdm_params = _sampler(experiment, 'mdm', config.sample)
     first = jax.jit(functools.partial(experiment.mirror.inverse, mirror_parameters(experiment)))
     tuned = jax.jit(functools.partial(experiment.mirror.inverse, finetuned_parameters(experiment)))
     project = jax.jit(

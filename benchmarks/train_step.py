@@ -1,0 +1,208 @@
+#!/usr/bin/env python
+"""Times each training step beside the machine's matmul peak, and our mirror step beside the published one.
+
+    python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--repeats=5]
+
+One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written), their share of the
+peak of a float32 matmul in the same process, and seconds of compilation. For each preset the parts of the mirror step
+follow: g, f and the constraint, each with its gradient. Last, the published networks (ICNN of 3 layers of 32 filters,
+ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and separate network calls, and as
+this library runs it. Both have the same parameters, and their losses are checked to agree.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.burgers import get_config
+from namm_jax.mirror import add_noise
+from namm_jax.networks.convolution import convolve
+from namm_jax.train import tasks
+from namm_jax.train.config import override
+from namm_jax.train.sharding import make_mesh
+from namm_jax.train.state import adam_moments, init_state, make_train_step
+
+PUBLISHED_NETWORKS = {
+    'mirror.inverse': 'resnet', 'mirror.channels': (64,), 'mirror.blocks': 6, 'mirror.dropout': 0.5,
+    'mirror.output': 'residual_softplus',
+}  # fmt: skip
+
+
+class Measured(NamedTuple):
+    """Images a call, its median milliseconds, XLA's count of its GFLOP, and the seconds it took to compile."""
+
+    images: int
+    milliseconds: float
+    gflop: float
+    compilation: float
+
+
+def measured(function: Callable, *arguments: Any, images: int, repeats: int, carries: bool = False) -> Measured:
+    """Times a jitted function; `carries` passes its first result on as the next call's first argument."""
+    lowered, begun = function.lower(*arguments), time.perf_counter()
+    compiled = lowered.compile()
+    compilation, times = time.perf_counter() - begun, []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        result = jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - begun)
+        arguments = (result[0], *arguments[1:]) if carries else arguments
+    return Measured(images, 1e3 * float(np.median(times[1:])), lowered.cost_analysis()['flops'] / 1e9, compilation)
+
+
+def matmul_peak(n: int = 4096) -> float:
+    """Returns the GFLOP/s of the fastest of ten float32 products of two n x n matrices."""
+    a = jax.random.normal(jax.random.key(0), (n, n))
+    product = jax.jit(lambda a: jnp.dot(a, a, precision='highest')).lower(a).compile()
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        jax.block_until_ready(product(a))
+        times.append(time.perf_counter() - begun)
+    return 2 * n**3 / min(times) / 1e9
+
+
+def fields(config: Any) -> jax.Array:
+    """Returns as many fields of the config's family as its largest batch needs."""
+    n = max(config[name].batch_size for name in ('mirror', 'finetune', 'score'))
+    return jax.jit(tasks.make_family(config).sample)(jax.random.split(jax.random.key(0), n))
+
+
+def step_of(task: Any, batch: dict[str, Any], repeats: int) -> Measured:
+    """Times the training step of a task."""
+    step = make_train_step(task, ema=0.999, mesh=make_mesh(1))
+    state = init_state(task, jax.random.key(0))
+    return measured(
+        step, state, task.frozen, jax.random.key(1), batch, images=len(batch['x']), repeats=repeats, carries=True
+    )
+
+
+def training_steps(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
+    """Times the three training steps: the denoising one is that of mdm and dm alike."""
+    mirror, denoising = tasks.mirror_task(config, 100), tasks.denoising_task(config, 100, x.mean(), x.std())
+    state = init_state(mirror, jax.random.key(0))
+    finetune = tasks.finetune_task(config, 100, state.params, adam_moments(state.opt_state['inverse']))
+    batch = lambda section: x[: config[section].batch_size]
+    return {
+        'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats),
+        'finetune step': step_of(finetune, {'x': batch('finetune'), 'z': batch('finetune')}, repeats),
+        'denoising step': step_of(denoising, {'x': batch('score')}, repeats),
+    }
+
+
+def parts(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
+    """Times g, f and the constraint, each with its gradient, on a mirror batch."""
+    mirror, constraint = tasks.make_mirror(config), tasks.make_constraint(config)
+    params, x = mirror.init(jax.random.key(0), x[:1]), x[: config.mirror.batch_size]
+    scalars = {
+        'g and its gradient': lambda p, x: jnp.abs(mirror.forward(p, x)).mean(),
+        'f and its gradient': lambda p, x: jnp.abs(mirror.inverse(p, x)).mean(),
+        'constraint and its gradient': lambda p, x: constraint.distance(x).mean(),
+    }
+    return {
+        name: measured(jax.jit(jax.value_and_grad(scalar, (0, 1))), params, x + 0.01, images=len(x), repeats=repeats)
+        for name, scalar in scalars.items()
+    }
+
+
+def direct_icnn(params: dict, x: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
+    """Returns the ICNN of `networks.icnn` as it is written down: stock convolutions, one for each of its symbols."""
+    bias = params['bias']
+    layers = sum(name.startswith('nonnegative') for name in params) - 1
+    q, linear = (jnp.split(kernel, layers + 1, -1) for kernel in jnp.split(params['input'], 2, -1))
+    biases = jnp.split(bias, layers + 1)
+    pair = lambda k: convolve(x, q[k], periodic) ** 2 + convolve(x, linear[k], periodic) + biases[k]
+    z = jax.nn.leaky_relu(pair(0), 0.2)
+    for k in range(layers):
+        z = jax.nn.leaky_relu(convolve(z, params[f'nonnegative_{k}'], periodic) + pair(k + 1), 0.2)
+    return convolve(z, params['nonnegative_last'], (True, True)).mean((2, 3)).sum(1)
+
+
+def direct_loss(config: Any) -> Callable:
+    """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate network calls."""
+    mirror, section = tasks.make_mirror(config), config.mirror
+    a, periodic = section.strong_convexity, tasks.PADDINGS[section.forward_padding](tasks.make_family(config).periodic)
+
+    def g(params: Any, x: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda x: direct_icnn(params['forward'], x, periodic).sum())(x)
+        return (1 - a) * gradient + a * x
+
+    def loss(params: Any, frozen: Any, key: jax.Array, batch: Any, *, train: bool) -> tuple[jax.Array, dict]:
+        key_noise, *keys = jax.random.split(key, 3) if train else (jax.random.split(key)[0], None, None)
+        x = batch['x']
+        z, _ = add_noise(key_noise, g(params, x), sigma_max=section.sigma_max, power=section.sigma_power)
+        x_inverse = mirror.inverse(params, z, keys[0])
+        cycle_data = jnp.abs(mirror.inverse(params, g(params, x), keys[1]) - x).mean()
+        cycle_mirror = jnp.abs(g(params, x_inverse) - z).mean()
+        regularisation = jnp.abs((g(params, x) - a * x) / (1 - a)).mean()
+        total = section.lambda_cycle * (cycle_data + cycle_mirror) / 2 + section.lambda_reg * regularisation
+        return total + section.lambda_constr * frozen['constraint'].distance(x_inverse).mean(), {}
+
+    return loss
+
+
+def published(x: jax.Array, repeats: int) -> dict[str, Measured]:
+    """Times the mirror step of the published networks, ours and as written down, and checks that both agree.
+
+    Raises:
+        RuntimeError: if the two losses differ by more than 1e-4 of their value.
+    """
+    config = override(get_config('paper').unlock(), PUBLISHED_NETWORKS)
+    ours = tasks.mirror_task(config, 100)
+    direct = ours._replace(loss=direct_loss(config))
+    params = jax.tree.map(lambda leaf: leaf, ours.init(jax.random.key(0)))
+    values = [
+        float(jax.jit(lambda p, t=t: t.loss(p, t.frozen, jax.random.key(2), {'x': x}, train=False)[0])(params))
+        for t in (direct, ours)
+    ]
+    if abs(values[0] - values[1]) > 1e-4 * abs(values[0]):
+        raise RuntimeError(f'got losses {values}, expected equal ones: the two steps are not the same method')
+    return {
+        'published networks, as written down': step_of(direct, {'x': x}, repeats),
+        'published networks, ours': step_of(ours, {'x': x}, repeats),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--presets', default='quick,paper', help='of configs/burgers.py, separated by commas')
+    parser.add_argument('--batch', type=int, default=4, help="the batch above 32x32 pixels; 0 for the preset's own")
+    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each step, after one to warm up')
+    arguments = parser.parse_args()
+    peak = matmul_peak()
+    print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 matmul\n')
+    print('| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | compilation, s |')
+    print('|---|---|---|---|---|---|---|---|', flush=True)
+
+    def report(preset: str, rows: dict[str, Measured]) -> None:
+        for name, row in rows.items():
+            rate = row.gflop / row.milliseconds * 1e3
+            cells = (preset, name, row.images, f'{row.milliseconds:.1f}', f'{row.milliseconds / row.images:.2f}')
+            cells += (f'{rate:.0f}', f'{rate / peak:.0%}', f'{row.compilation:.1f}')
+            print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
+
+    for preset in arguments.presets.split(','):
+        config = get_config(preset).unlock()
+        if arguments.batch and config.data.points > 32:
+            override(config, {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')})
+        x = fields(config)
+        report(preset, training_steps(config, x, arguments.repeats))
+        report(preset, parts(config, x, arguments.repeats))
+    x = fields(get_config('paper'))[: arguments.batch or 16]
+    rows = published(x, arguments.repeats)
+    report('64x64', rows)
+    direct, ours = (row.milliseconds for row in rows.values())
+    print(f'\nours is {direct / ours:.2f} times as fast')
+
+
+if __name__ == '__main__':
+    main()
