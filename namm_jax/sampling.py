@@ -197,19 +197,48 @@ def sample(
         grid: falling times `(n,)`, the last above 0.
         denoise_last: False returns the state at the grid's last time, with the noise that is left in it (published).
     """
+    x, _ = _descend(keys, denoiser, shape, schedule, step, grid, lambda x: None)
+    return _estimate(schedule, denoiser, x, grid[-1]) if denoise_last else x
+
+
+def trajectory(
+    keys: Key, denoiser: Denoiser, shape: tuple[int, ...], *, schedule: Schedule, step: Step, grid: Grid
+) -> tuple[Array, Array]:
+    """Returns the way of `sample` down the grid: its states and the denoiser's estimates there, `(n, b, *shape)` each.
+
+    The last estimate is the sample. Estimates cost `n` calls of the denoiser, the steps' own calls apart.
+
+    Args:
+        keys: as of `sample`, as are all that follow.
+        denoiser: of the data.
+        shape: of one sample.
+        schedule: the noising path.
+        step: the step.
+        grid: falling times `(n,)`.
+    """
+    last, states = _descend(keys, denoiser, shape, schedule, step, grid, lambda x: x)
+    states = jnp.concatenate([states, last[None]])
+    return states, jax.lax.map(lambda now: _estimate(schedule, denoiser, *now), (states, grid))
+
+
+def _descend(
+    keys: Key, denoiser: Denoiser, shape: tuple[int, ...], schedule: Schedule, step: Step, grid: Grid,
+    observe: Callable[[Array], PyTree],
+) -> tuple[Array, PyTree]:  # fmt: skip
+    """The one sampling loop: returns the state at the grid's end, and what is observed at each time before it."""
     if keys.ndim != 1 or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         raise ValueError(f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use sample_keys')
 
-    def advance(carry: tuple[Array, PyTree], now: tuple[Array, ...]) -> tuple[tuple[Array, PyTree], None]:
+    def advance(carry: tuple[Array, PyTree], now: tuple[Array, ...]) -> tuple[tuple[Array, PyTree], PyTree]:
         index, t, s = now
-        return step(denoiser, _fold_in(keys, index), carry[0], carry[1], t, s), None
+        return step(denoiser, _fold_in(keys, index), carry[0], carry[1], t, s), observe(carry[0])
 
     x = schedule.sigma(grid[0]) * _normal(_fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
     # A step's memory starts as zeros of whatever structure it returns from none: a scan's carry cannot change.
     memory = jax.eval_shape(lambda x: step(denoiser, keys, x, (), grid[0], grid[-1])[1], x)
     memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory)
-    (x, _), _ = jax.lax.scan(advance, (x, memory), (jnp.arange(1, len(grid)), grid[:-1], grid[1:]))
-    return _estimate(schedule, denoiser, x, grid[-1]) if denoise_last else x
+    (x, _), observed = jax.lax.scan(advance, (x, memory), (jnp.arange(1, len(grid)), grid[:-1], grid[1:]))
+    return x, observed
 
 
 class Path(NamedTuple):
@@ -245,10 +274,27 @@ class Sampler(NamedTuple):
 
     def __call__(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> Array:
         """Returns samples `(b, *shape)` in data units, for keys `(b,)` and a denoiser in data units."""
+        x = sample(keys, self._standard(denoiser), shape, **self._path(), denoise_last=self.denoise_last)
+        return self._in_data_units(x)
+
+    def trajectory(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Returns the states and estimates of `trajectory`, `(n, b, *shape)` each, as `mean + std x`."""
+        states, estimates = trajectory(keys, self._standard(denoiser), shape, **self._path())
+        return self._in_data_units(states), self._in_data_units(estimates)
+
+    def levels(self) -> Array:
+        """Returns the noise levels of the grid `(n,)` in data units, the signal at its own scale: `std sigma / alpha`."""
+        return jnp.asarray(self.std) * _ratio(self.schedule, self.grid)
+
+    def _standard(self, denoiser: Denoiser) -> Denoiser:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        standard = rescaled(denoiser, mean=-mean / std, std=1 / std)
-        path = {'schedule': self.schedule, 'step': self.step, 'grid': self.grid}
-        return mean + std * sample(keys, standard, shape, **path, denoise_last=self.denoise_last)
+        return rescaled(denoiser, mean=-mean / std, std=1 / std)
+
+    def _in_data_units(self, x: Array) -> Array:
+        return jnp.asarray(self.mean) + jnp.asarray(self.std) * x
+
+    def _path(self) -> dict[str, Any]:
+        return {'schedule': self.schedule, 'step': self.step, 'grid': self.grid}
 
 
 def make_sampler(

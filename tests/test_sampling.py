@@ -182,6 +182,21 @@ def test_one_grid_point_is_one_denoising_of_noise():
     close(draw(sampler, diffusion.gaussian_denoiser(1.0, 0.0), 2), 1)
 
 
+@pytest.mark.parametrize('name', ['ancestral', 'heun', 'dpm_solver_pp_2m'])
+def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
+    """For `N(1, 0.5^2)`, whose exact estimate at a state u is the mean of x_0 given u."""
+    sampler, denoiser = sampling.make_sampler(name, steps=6, mean=1.0, std=0.5), diffusion.gaussian_denoiser(1.0, 0.5)
+    keys = sampling.sample_keys(jax.random.key(0), 3)
+    states, estimates = jax.jit(lambda keys: sampler.trajectory(keys, denoiser, (2,)))(keys)
+    assert states.shape == estimates.shape == (6, 3, 2)
+    assert jnp.array_equal(estimates[-1], draw(sampler, denoiser, 3, (2,)))
+    assert jnp.array_equal(states[-1], draw(sampler._replace(denoise_last=False), denoiser, 3, (2,)))
+    alpha, sigma = (part(sampler.grid)[:, None, None] for part in sampler.schedule)
+    u = (states - 1) / 0.5  # of variance alpha^2 + sigma^2, data and noise
+    close(estimates, 1 + 0.5 * alpha * u / (alpha**2 + sigma**2), atol=1e-4)
+    close(sampler.levels(), 0.5 * (sigma / alpha)[:, 0, 0])
+
+
 @pytest.mark.parametrize('name', sampling.GRIDS)
 def test_grids_fall_from_one_end_to_the_other(name):
     grid = sampling.GRIDS[name](9, 80.0, 0.002)
