@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from namm_jax.networks.icnn import ICNN, gradient_map
 from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
@@ -145,3 +146,33 @@ def namm_loss(
         + lambda_reg * terms['regularisation']
     )
     return loss, terms | ({f'constraint/{k}': v for k, v in by_term.items()} if len(by_term) > 1 else {})
+
+
+def robustness(
+    mirror: MirrorMap, params: Params, key: Key, x: Fields, constraint: Constraint, sigma: Float[Array, ' k']
+) -> dict[str, Float[Array, ' k']]:
+    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of known levels.
+
+    With `x' = f(z + sigma noise)`: the distance `l(x')` and the error `mean|x' - x|`, over samples and pixels. The
+    noise is the same at every level, and for every f that is given the same key: differences are not its chance.
+
+    Args:
+        mirror: the mirror map.
+        params: its parameters.
+        key: a PRNG key, for the noise.
+        x: data `(b, h, w, c)`.
+        constraint: the set M.
+        sigma: noise levels `(k,)`, in the units of z; training saw those up to its `sigma_max`.
+
+    Returns:
+        `{'distance_mean', 'distance_std', 'error_mean'}`, `(k,)` each: the constraint's unit, twice, and data units.
+    """
+    z, noise = mirror.forward(params, x), jax.random.normal(key, x.shape, x.dtype)
+
+    def measure(sigma: Array) -> Metrics:
+        x_inverse = mirror.inverse(params, z + sigma * noise)
+        distance = constraint.distance(x_inverse)
+        error = jnp.abs(x_inverse - x).mean()
+        return {'distance_mean': distance.mean(), 'distance_std': distance.std(), 'error_mean': error}
+
+    return jax.lax.map(measure, sigma)

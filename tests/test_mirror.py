@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.mirror import OUTPUTS, add_noise, identity_map, namm_loss, neural_mirror_map
+from namm_jax.mirror import OUTPUTS, add_noise, identity_map, namm_loss, neural_mirror_map, robustness
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
 from namm_jax.types import MirrorMap
@@ -164,6 +164,26 @@ def test_constraint_moves_g_only_through_its_own_mirror_points(neural, given):
     gradient = jax.jit(jax.grad(term))(params)
     largest = {name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[name])) for name in gradient}
     assert largest['inverse'] > 0 and (largest['forward'] == 0) == given
+
+
+def test_robustness_of_a_scaling():
+    """f(g(x) + sigma noise) = c x + sigma noise / 4: at 0 all is known, and the error grows with the noise alone."""
+    x, sigma = jnp.ones((2000, 2, 2, 1)), jnp.asarray([0.0, 4.0, 8.0])
+    half = robustness(scaling(2.0, 0.25), {}, KEY, x, ZeroSum(), sigma)
+    np.testing.assert_allclose([half['distance_mean'][0], half['distance_std'][0], half['error_mean'][0]], [2, 0, 0.5])
+    exact = robustness(scaling(4.0, 0.25), {}, KEY, x - 1, ZeroSum(), sigma)
+    np.testing.assert_allclose(exact['error_mean'], np.sqrt(2 / np.pi) * sigma / 4, rtol=0.02)  # mean|N(0, s^2)|
+    np.testing.assert_allclose(exact['distance_mean'], 2 * exact['error_mean'], rtol=0.05)  # a sum of 4 pixels
+    np.testing.assert_allclose(exact['distance_std'], np.sqrt(4 * (1 - 2 / np.pi)) * sigma / 4, rtol=0.05)
+    np.testing.assert_allclose(exact['error_mean'][2], 2 * exact['error_mean'][1], rtol=1e-6)  # the same noise
+
+
+def test_robustness_without_noise_is_the_cycle_of_the_loss(neural):
+    mirror, params = neural
+    measured = jax.jit(lambda x: robustness(mirror, params, KEY, x, ZeroSum(), jnp.zeros(1)))(fields(0))
+    _, terms = jax.jit(lambda x: namm_loss(mirror, params, KEY, x, ZeroSum(), sigma_max=0.0, train=False))(fields(0))
+    np.testing.assert_allclose(measured['error_mean'][0], terms['cycle_data'], rtol=1e-4)
+    np.testing.assert_allclose(measured['distance_mean'][0], terms['constraint'], rtol=1e-4)
 
 
 def test_bad_settings_are_refused():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from namm_jax.train.files import finite, read_json, write_bytes, write_json
-from namm_jax.train.run import Run, UserError
+from namm_jax.train.run import Run, UserError, aggregate
 
 DEPENDS = {
     'data': (),
@@ -253,3 +253,11 @@ def test_a_failed_write_names_the_path_and_keeps_the_old_content(tmp_path, monke
 def test_finite_gives_plain_json():
     value = {'a': np.float32(1.5), 'b': (np.arange(2), np.nan), 3: np.array([[np.inf]]), 'c': 'text', 'd': True}
     assert finite(value) == {'a': 1.5, 'b': [[0, 1], None], '3': [[None]], 'c': 'text', 'd': True}
+
+
+def test_seeds_are_aggregated_number_by_number():
+    seeds = [{'mean': [1.0, None], 'n': 4}, {'mean': [3.0, 5.0], 'n': 4}]
+    two, one = {'mean': 2.0, 'std': pytest.approx(2**0.5), 'n': 2}, {'mean': 5.0, 'std': 0.0, 'n': 1}
+    assert aggregate(seeds) == {'mean': [two, one], 'n': {'mean': 4.0, 'std': 0.0, 'n': 2}}
+    with pytest.raises(ValueError):
+        aggregate([[1.0], [1.0, 2.0]])  # seeds of different grids have no mean

@@ -309,6 +309,8 @@ def aggregate(values: list[Any]) -> Any:
     """Returns trees of one shape as one tree, `{'mean', 'std', 'n'}` in the place of each number; None is left out."""
     if isinstance(values[0], Mapping):
         return {name: aggregate([value[name] for value in values]) for name in values[0]}
+    if isinstance(values[0], list):
+        return [aggregate(list(column)) for column in zip(*values, strict=True)]
     numbers = [value for value in values if value is not None]
     if not numbers:
         return None
