@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from namm_jax.train.dataset import batch_indices, batches, load_split, read_fields, write_dataset
-from namm_jax.train.files import UserError
+from namm_jax.train.files import UserError, write_json
 
 SIZES = {'train': 7, 'validation': 3, 'test': 2}
 
@@ -116,9 +116,12 @@ def test_missing_shard_and_manifest_are_named(tmp_path):
     with pytest.raises(ValueError, match='train-00002.npy: got no file'):
         load_split(tmp_path, 'train')
     (tmp_path / 'manifest.json').write_text('{"sizes": ')
-    with pytest.raises(ValueError, match='manifest.json is damaged'):
+    with pytest.raises(ValueError, match='manifest.json is damaged: got the checksum'):
         load_split(tmp_path, 'train')
-    (tmp_path / 'manifest.json').write_text('[]')
+    (tmp_path / 'crc32.json').unlink()  # of a folder without checksums, JSON at least
+    with pytest.raises(ValueError, match='manifest.json is damaged: got .*expected JSON'):
+        load_split(tmp_path, 'train')
+    write_json(tmp_path / 'manifest.json', [])
     with pytest.raises(ValueError, match='manifest.json: got'):
         load_split(tmp_path, 'train')
     with pytest.raises(ValueError, match='split'):
@@ -128,7 +131,7 @@ def test_missing_shard_and_manifest_are_named(tmp_path):
 @pytest.mark.parametrize('field, value', [('shape', [3, 2, 1]), ('shape', [6])])
 def test_shard_that_does_not_fit_the_manifest_is_named(tmp_path, field, value):
     manifest = json.loads((write(tmp_path) / 'manifest.json').read_text())
-    (tmp_path / 'manifest.json').write_text(json.dumps(manifest | {field: value}))
+    write_json(tmp_path / 'manifest.json', manifest | {field: value})
     with pytest.raises(ValueError, match=r'train-00000.npy: got float32 of shape \(3, 2, 3, 1\), expected'):
         load_split(tmp_path, 'train')
 

@@ -38,6 +38,7 @@ ALLOWED = {
     ),
     'namm_jax.train.config': ('', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
     'namm_jax.train.checkpoint': ('types train', SYSTEM | {'orbax'}),
+    'namm_jax.train.tensorboard': ('train.files', SYSTEM - {'jax'} | {'tensorboardX'}),
     'configs': ('train.config', set()),
     'launch': ('train', SYSTEM),
 }
@@ -144,6 +145,7 @@ def test_no_tensorflow_anywhere():
         ('namm_jax.report.table', 'from namm_jax.train.run import Run'),
         ('namm_jax.train.loop', 'import orbax.checkpoint as ocp'),
         ('namm_jax.train.stages', 'from matplotlib import figure'),
+        ('namm_jax.train.records', 'import tensorboardX'),
         ('namm_jax.train.config', 'import jax'),
         ('namm_jax.train.state', 'import tensorflow as tf'),
         ('namm_jax.novelty', 'import jax'),

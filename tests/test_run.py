@@ -55,7 +55,7 @@ def finished(tmp_path):
 
 
 def stages(directory):
-    return {path.stem for path in (directory / 'stages').iterdir()}
+    return {path.stem for path in (directory / 'stages').iterdir()} - {'crc32'}
 
 
 def snapshot(directory):
@@ -139,13 +139,51 @@ def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_pat
     with open_run(tmp_path) as run:
         with pytest.raises(UserError, match=r"stage mirror builds on \['data'\]"):
             run.begin('mirror', ['mirror'])
-        (tmp_path / 'data').mkdir()
-        (tmp_path / 'data/stale').touch()  # no record says which config it is of
         folder = run.begin('data', ['data'])
         assert folder == tmp_path / 'data' and not list(folder.iterdir())
         (folder / 'shard').touch()
     with open_run(tmp_path) as run:
         assert (run.begin('data', ['data']) / 'shard').exists() and not run.finished('data')
+
+
+def test_files_without_a_record_are_not_made_again_in_silence(finished):
+    (finished / 'stages/data.json').unlink()
+    with open_run(finished) as run:
+        with pytest.raises(UserError, match='holds the files of stage data, but .*data.json.* is missing.*--redo=data'):
+            run.begin('data', ['data'])
+        assert (finished / 'data/result').exists()
+    with open_run(finished, redo=['data']) as run:
+        assert run.discarded == list(DEPENDS) and list(run.begin('data', ['data']).iterdir()) == []
+
+
+@pytest.mark.parametrize('call', [('shutil', 'rmtree'), ('os', 'replace')])
+def test_a_redo_that_is_cut_short_is_completed(finished, monkeypatch, call):
+    """At whichever of its steps the process dies, no half of a stage is taken for the whole."""
+    left = []
+
+    def killed(*arguments, **kwargs):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return function(*arguments, **kwargs)
+
+    module = {'shutil': shutil, 'os': os}[call[0]]
+    function = getattr(module, call[1])
+    for steps in range(20):
+        folder = shutil.copytree(finished, finished.with_name(f'{steps}'))
+        left[:] = [None] * steps
+        with monkeypatch.context() as patch:
+            patch.setattr(module, call[1], killed)
+            try:
+                open_run(folder, redo=['mirror']).close()
+                break
+            except KeyboardInterrupt:
+                pass
+        with open_run(folder) as run:
+            for stage in DEPENDS:
+                assert run.finished(stage) == (folder / stage / 'result').exists()
+                assert bool(run.record(stage)) == run.finished(stage)
+    assert 4 < steps < 20
 
 
 def test_another_experiment_or_folder_is_refused(finished, tmp_path):
@@ -243,7 +281,7 @@ def test_a_failed_write_names_the_path_and_keeps_the_old_content(tmp_path, monke
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match='No space left.*a.json'):
         write_bytes(tmp_path / 'a.json', b'new')
-    assert read_json(tmp_path / 'a.json') == {'a': 1} and len(list(tmp_path.iterdir())) == 1
+    assert read_json(tmp_path / 'a.json') == {'a': 1} and not list(tmp_path.glob('*.tmp'))
     with pytest.raises(ValueError):
         write_json(tmp_path / 'a.json', float('nan'))
     with pytest.raises(UserError, match='b.json is missing'):
@@ -259,5 +297,6 @@ def test_seeds_are_aggregated_number_by_number():
     seeds = [{'mean': [1.0, None], 'n': 4}, {'mean': [3.0, 5.0], 'n': 4}]
     two, one = {'mean': 2.0, 'std': pytest.approx(2**0.5), 'n': 2}, {'mean': 5.0, 'std': 0.0, 'n': 1}
     assert aggregate(seeds) == {'mean': [two, one], 'n': {'mean': 4.0, 'std': 0.0, 'n': 2}}
+    assert aggregate([{'dm': 1.0}, {'dm': 1.0, 'tune': {'n': 3}}])['tune'] == {'n': {'mean': 3.0, 'std': 0.0, 'n': 1}}
     with pytest.raises(ValueError):
         aggregate([[1.0], [1.0, 2.0]])  # seeds of different grids have no mean

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from namm_jax.train.files import UserError, read_json, write_bytes, write_json
+from namm_jax.train.files import UserError, read_checked, read_json, write_bytes, write_json
 
 SPLITS = ('train', 'validation', 'test')
 PARTIAL = 'manifest.partial.json'  # the manifest while shards are being written
@@ -64,7 +64,8 @@ def write_dataset(
             write_json(directory / PARTIAL, manifest)
         done += len(indices)
         progress(done, sum(plan['sizes'].values()))
-    os.replace(directory / PARTIAL, directory / 'manifest.json')
+    write_json(directory / 'manifest.json', manifest)
+    (directory / PARTIAL).unlink()
 
 
 def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,16 +201,14 @@ def read_fields(
 def _read_npy(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f'{path}: got no such file, expected a .npy file; check the path')
-    with open(path, 'rb') as file:
-        magic = file.read(6)
-        if magic != b'\x93NUMPY':
-            kind = 'a pickle, which is never opened' if magic[:1] == b'\x80' else f'a file that begins with {magic!r}'
-            raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
-        file.seek(0)
-        try:
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
+    data = read_checked(path)
+    if data[:6] != b'\x93NUMPY':
+        kind = 'a pickle, which is never opened' if data[:1] == b'\x80' else f'a file that begins with {data[:6]!r}'
+        raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
 
 
 @lru_cache(maxsize=4)

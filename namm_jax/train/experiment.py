@@ -18,7 +18,7 @@ from namm_jax.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
-from namm_jax.train.files import write_bytes
+from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, fit
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.run import Run
@@ -225,7 +225,7 @@ def seconds_of(function: Callable[[], PyTree], repeats: int = 3) -> float:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes a float32 `.npy` file, whole or not at all."""
+    """Writes a float32 `.npy` file, whole or not at all, and its checksum."""
     file = io.BytesIO()
     np.save(file, np.asarray(array, np.float32), allow_pickle=False)
-    write_bytes(path, file.getvalue())
+    write_checked(path, file.getvalue())

@@ -1,15 +1,29 @@
-"""Files that are whole or absent: atomic writes, and JSON that a damaged disk cannot turn into a traceback."""
+"""Files that are whole or absent, and checked when read: atomic writes, checksums, JSON without tracebacks."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+CHECKSUMS = 'crc32.json'  # in each folder: file name -> the checksums that `read_checked` accepts
+REMEDY = "restore it from a copy; a stage's own file can be made again: delete it, then --redo=STAGE"
 
 
 class UserError(ValueError):
     """A user's mistake: shown as one message, without a traceback, with exit status 2."""
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes an OSError name `path`: that of a full disk, from `write` or `close`, names nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f'{error.strerror}, while writing', str(path)) from error
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -20,20 +34,73 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(path.name + '.tmp')
+    with naming(path):
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a read-only disk refuses this, too
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Appends a line to a file.
+
+    Raises:
+        OSError: naming `path`, if the disk is full or read-only; the end of the file may be half a line.
+    """
+    with naming(path), open(path, 'a') as file:
+        file.write(line + '\n')
+
+
+def write_checked(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it.
+
+    The checksum comes first, beside that of the old content, so that a kill between the two leaves nothing that looks
+    damaged.
+    """
+    path = Path(path)
+    old = [zlib.crc32(path.read_bytes())] if path.exists() else []
+    checksums = _checksums(path.parent) | {path.name: [zlib.crc32(data), *old]}
+    write_bytes(path.with_name(CHECKSUMS), (json.dumps(checksums, indent=2) + '\n').encode())
+    write_bytes(path, data)
+
+
+def read_checked(path: str | os.PathLike[str]) -> bytes:
+    """Returns a file's bytes; those of a file without a checksum on record as they are.
+
+    Raises:
+        UserError: naming the file, if its checksum is another one.
+        FileNotFoundError: if it is missing.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
+    if isinstance(expected, list) and got not in expected:
+        raise UserError(
+            f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected {expected[0]} of {CHECKSUMS} '
+            f'beside it; {REMEDY}'
+        )
+    return data
+
+
+def _checksums(folder: Path) -> dict[str, Any]:
+    path = folder / CHECKSUMS
     try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f'{error.strerror}, while writing', str(path)) from error
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f'{path} is damaged: got {error}, expected JSON; restore it from a copy, or delete it to go on unchecked'
+        ) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as JSON, atomically; a non-finite number is a ValueError (see `finite`)."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+    """Writes `value` as JSON, atomically and with its checksum; a non-finite number is a ValueError (see `finite`)."""
+    write_checked(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -43,11 +110,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         UserError: naming the file, if it is missing or damaged.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        data = read_checked(path)
     except FileNotFoundError:
         raise UserError(f'{path} is missing; expected a JSON file: is this a run folder?') from None
+    try:
+        return json.loads(data)
     except ValueError as error:
-        raise UserError(f'{path} is damaged: got {error}, expected JSON; restore the file from a copy') from error
+        raise UserError(f'{path} is damaged: got {error}, expected JSON; {REMEDY}') from error
 
 
 def finite(value: Any) -> Any:

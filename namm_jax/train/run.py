@@ -5,7 +5,9 @@
     stages/<name>.json  a stage's record: finished or not, the config sections it and its ancestors read, facts
     <name>/             a stage's own files
     metrics.jsonl       one line a record of training; metrics.json: the results
+    tensorboard/        the records again, where tensorboardX is installed
     lock                held with flock while a process owns the folder; names that process
+    crc32.json          in each folder: checksums of the files there that a later stage reads
 
 Nothing but the provenance holds an absolute path, so a folder may be moved.
 """
@@ -13,71 +15,20 @@ Nothing but the provenance holds an absolute path, so a folder may be moved.
 import datetime
 import fcntl
 import io
-import json
 import math
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from namm_jax.train.files import UserError, finite, read_json, write_bytes, write_json
+from namm_jax.train.files import UserError, finite, naming, read_json, write_json
 from namm_jax.train.provenance import provenance
+from namm_jax.train.records import Records
+from namm_jax.train.resolve import FREE_SECTIONS, flatten, override, refuse_changes
 
-FREE_SECTIONS = ('sample', 'assimilate', 'report')  # cheap: a change discards the stage's result, and is not refused
 WRITERS = {'rows': 'evaluate', 'robustness': 'evaluate', 'assimilation': 'assimilate', 'tune': 'tune'}  # key -> stage
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Returns a nested dict as one dict with dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of `config` with the fields named by dotted names replaced.
-
-    Raises:
-        UserError: if a name is not a field of `config`.
-    """
-    config = json.loads(json.dumps(config))  # a deep copy in JSON's own types, so that tuples compare equal to lists
-    fields = flatten(config)
-    for name, value in overrides.items():
-        if name not in fields:
-            raise UserError(
-                f'got an override of {name}, which is no field of the config; expected one of {list(fields)}'
-            )
-        *parents, last = name.split('.')
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[last] = json.loads(json.dumps(value))
-    return config
-
-
-def refuse_changes(config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises if `config` differs from what a stage on record has read, save for `FREE_SECTIONS`.
-
-    Args:
-        config: the resolved config.
-        records: stage -> record, in the order of the stages; a record's `sections` maps name -> what was read.
-
-    Raises:
-        UserError: naming the first such field, the old and the new value, the stage, and `--redo`.
-    """
-    fields = flatten(config)
-    for stage, record in records.items():
-        for name, old in flatten(record['sections']).items():
-            if name.split('.')[0] not in FREE_SECTIONS and name in fields and fields[name] != old:
-                state = 'has finished' if record['finished'] else 'has begun'
-                raise UserError(
-                    f'got {name} = {fields[name]!r}, but stage {stage} {state} with {name} = {old!r}; '
-                    f'leave the override out, choose another --workdir, or discard that stage and what was built on it '
-                    f'with --redo={stage}'
-                )
 
 
 def _lock(path: Path) -> io.TextIOWrapper:
@@ -93,10 +44,11 @@ def _lock(path: Path) -> io.TextIOWrapper:
             f'{path.parent} is in use by another process ({owner}), expected a folder that no process owns; '
             'wait until it has ended, or choose another --workdir'
         ) from None
-    file.truncate(0)
     start = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    file.write(f'host {socket.gethostname()}, process {os.getpid()}, start {start}\n')
-    file.flush()
+    with naming(path):
+        file.truncate(0)
+        file.write(f'host {socket.gethostname()}, process {os.getpid()}, start {start}\n')
+        file.flush()
     return file
 
 
@@ -121,6 +73,7 @@ class Run:
         depends: Mapping[str, tuple[str, ...]],
         overrides: Mapping[str, Any] | None = None,
         redo: Iterable[str] = (),
+        check: Callable[[Mapping[str, Any]], None] = lambda config: None,
     ) -> None:
         """Opens the folder, creating it if needed.
 
@@ -131,6 +84,7 @@ class Run:
             depends: every stage -> the stages it builds on directly, in the order in which they run.
             overrides: dotted field -> value: what the command line changes.
             redo: stages to discard, with all that was built on them.
+            check: raises unless the resolved config is a good one; called before anything is changed.
 
         Raises:
             UserError: if another process owns the folder, it holds another experiment or is no run folder, or an
@@ -142,40 +96,48 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.directory / 'lock')
         try:
-            self._open(config, experiment, overrides or {}, redo)
+            self._open(config, experiment, overrides or {}, self.built_on(redo), check)
         except BaseException:
             self.close()
             raise
 
     def _open(
-        self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any], redo: Iterable[str]
-    ) -> None:
-        discarded = self.built_on(redo)
+        self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any], discarded: set[str],
+        check: Callable[[Mapping[str, Any]], None],
+    ) -> None:  # fmt: skip
         path = self.directory / 'config.json'
-        if path.exists():
-            saved = read_json(path)
-            if saved['experiment'] != experiment:
-                raise UserError(
-                    f'got the experiment {experiment}, but {self.directory} holds {saved["experiment"]}; '
-                    'choose another --workdir, or the config file and preset of this folder'
-                )
-            self.config = override(saved['config'], overrides)
-            old, new = flatten(saved['config']), flatten(self.config)
-            changed = {name.split('.')[0] for name in new if new[name] != old[name]}
-            discarded |= self.built_on(stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys())
-            records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}
-            refuse_changes(self.config, {stage: record for stage, record in records.items() if record})
-        else:
-            foreign = [stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()]
-            if foreign:
-                raise UserError(f'{self.directory} holds {foreign} but no config.json; choose another --workdir')
-            self.config = override(config, {})
+        saved = self._saved(path, experiment)
+        self.config = override(saved, overrides) if saved else override(config, {})
+        old, new = flatten(saved or self.config), flatten(self.config)
+        changed = {name.split('.')[0] for name in new if new[name] != old[name]}
+        records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}
+        cut_short = {stage for stage, record in records.items() if record and record.get('discarded')}
+        free = {stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys()}
+        discarded = discarded | self.built_on(cut_short | free)
+        refuse_changes(self.config, {s: record for s, record in records.items() if record and s not in discarded})
+        check(self.config)
+        self._records = Records(self.directory)
+        self._records.mend()
         self.discarded = self._discard(discarded)
         write_json(path, {'experiment': experiment, 'config': self.config})
-        self._mend_log()
         path = self.directory / 'provenance.json'
         openings = read_json(path) if path.exists() else []
         write_json(path, [*openings, provenance(self.config.get('seed'))])
+
+    def _saved(self, path: Path, experiment: str) -> dict[str, Any] | None:
+        """Returns the config that the folder holds, None for a new folder; raises if it is not a run of this kind."""
+        if not path.exists():
+            foreign = [stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()]
+            if foreign:
+                raise UserError(f'{self.directory} holds {foreign} but no config.json; choose another --workdir')
+            return None
+        saved = read_json(path)
+        if saved['experiment'] != experiment:
+            raise UserError(
+                f'got the experiment {experiment}, but {self.directory} holds {saved["experiment"]}; '
+                'choose another --workdir, or the config file and preset of this folder'
+            )
+        return saved['config']
 
     def close(self) -> None:
         """Gives the folder up. The lock file stays: deleting it would race with the next owner."""
@@ -206,17 +168,25 @@ class Run:
         return self._discard(self.built_on(stages))
 
     def _discard(self, stages: set[str]) -> list[str]:
-        """Discards stages, the last first; a record outlives its files, so that a kill leaves none half trusted."""
-        discarded = [stage for stage in self._depends if stage in stages and self.record(stage)]
+        """Discards stages, the last first; one that a kill cuts short is completed by the next opening."""
+        discarded = [stage for stage in self._depends if stage in stages and self._begun(stage)]
         for stage in reversed(discarded):
-            self.drop_records(stage)
+            write_json(self._record_of(stage), {'finished': False, 'discarded': True, 'sections': {}})
+            self._records.discard(stage)
             path = self.directory / 'metrics.json'
             if path.exists() and stage in WRITERS.values():
                 write_json(path, {name: value for name, value in read_json(path).items() if WRITERS[name] != stage})
             if (self.directory / stage).exists():
                 shutil.rmtree(self.directory / stage)
-            (self.directory / 'stages' / f'{stage}.json').unlink()
+            self._record_of(stage).unlink()
         return discarded
+
+    def _record_of(self, stage: str) -> Path:
+        (self.directory / 'stages').mkdir(exist_ok=True)
+        return self.directory / 'stages' / f'{stage}.json'
+
+    def _begun(self, stage: str) -> bool:
+        return (self.directory / 'stages' / f'{stage}.json').exists() or (self.directory / stage).exists()
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Returns the stage's record, None if it has not begun."""
@@ -235,7 +205,7 @@ class Run:
             sections: the config's sections (or top-level fields) that it reads; those of its ancestors are added.
 
         Raises:
-            UserError: if a stage that it builds on has not finished.
+            UserError: if a stage that it builds on has not finished, or there are files of the stage but no record.
         """
         missing = [need for need in self._depends[stage] if not self.finished(need)]
         if missing:
@@ -244,45 +214,34 @@ class Run:
             )
         folder = self.directory / stage
         if self.record(stage) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # without a record nothing says which config its files are of
+            if folder.exists():  # a kill leaves no such thing: the record comes first, and goes last
+                raise UserError(
+                    f'{folder} holds the files of stage {stage}, but {self._record_of(stage)}, which says what they '
+                    f'were made of, is missing; restore it from a copy, or discard the stage with --redo={stage}'
+                )
             read = {name: self.config[name] for name in sections}
             for need in self._depends[stage]:
                 read |= self.record(need)['sections']
-            (self.directory / 'stages').mkdir(exist_ok=True)
-            write_json(self.directory / 'stages' / f'{stage}.json', {'finished': False, 'sections': read})
+            write_json(self._record_of(stage), {'finished': False, 'sections': read})
         folder.mkdir(exist_ok=True)
         return folder
 
     def finish(self, stage: str, **facts: Any) -> None:
         """Puts on record that a begun stage has finished, with facts such as `training_seconds`."""
         record = {**self.record(stage), **finite(facts), 'finished': True}
-        write_json(self.directory / 'stages' / f'{stage}.json', record)
+        write_json(self._record_of(stage), record)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends `{'stage', 'step', 'seconds', <terms>}` to metrics.jsonl; a non-finite number becomes null."""
-        with open(self.directory / 'metrics.jsonl', 'a') as file:
-            file.write(json.dumps(finite(record)) + '\n')
+        self._records.append(record)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl."""
-        path = self.directory / 'metrics.jsonl'
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return self._records.read()
 
-    def drop_records(self, stage: str, after_step: int = -1) -> None:
+    def drop_records(self, stage: str, after_step: int) -> None:
         """Drops the stage's records of later steps from metrics.jsonl: a resumed stage writes them again."""
-        path = self.directory / 'metrics.jsonl'
-        if path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            records = [json.loads(line) for line in lines]
-            later = [record.get('stage') == stage and record.get('step', 0) > after_step for record in records]
-            if any(later):
-                write_bytes(path, b''.join(line for line, drop in zip(lines, later, strict=True) if not drop))
-
-    def _mend_log(self) -> None:
-        """Cuts a last line that a kill left half written."""
-        path = self.directory / 'metrics.jsonl'
-        if path.exists() and not (data := path.read_bytes()).endswith(b'\n'):
-            write_bytes(path, data[: data.rfind(b'\n') + 1])
+        self._records.drop(stage, after_step)
 
     def merge_metrics(self, values: Mapping[str, Any]) -> None:
         """Sets entries of metrics.json: `{'rows': ...}`, or by dotted name `{'assimilation.sum.dps': ...}`.
@@ -306,9 +265,10 @@ class Run:
 
 
 def aggregate(values: list[Any]) -> Any:
-    """Returns trees of one shape as one tree, `{'mean', 'std', 'n'}` in the place of each number; None is left out."""
-    if isinstance(values[0], Mapping):
-        return {name: aggregate([value[name] for value in values]) for name in values[0]}
+    """Returns trees as one, `{'mean', 'std', 'n'}` over those that have it in the place of each number, None aside."""
+    if any(isinstance(value, Mapping) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: aggregate([value[name] for value in values if name in value]) for name in names}
     if isinstance(values[0], list):
         return [aggregate(list(column)) for column in zip(*values, strict=True)]
     numbers = [value for value in values if value is not None]
