@@ -30,8 +30,8 @@ def optimizer_section(**changes: Any) -> dict[str, Any]:
 def sampler_section() -> dict[str, Any]:
     """Returns the fields of a sampler."""
     return dict(
-        sampler='dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
-        steps=20,  # the last denoising counted as one
+        sampler='sde_dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
+        steps=40,  # the last denoising counted as one
         denoise_last=True,  # whether the last step's noise is removed
     )
 

@@ -152,36 +152,43 @@ def _sampler(experiment: Experiment, stage: str, section: Any) -> tuple[Callable
 
 
 def sample(experiment: Experiment) -> dict[str, Any]:
-    """Draws the samples of every row, from the same initial noise, and times each row's whole way to a sample."""
+    """Draws from both diffusion models, from the same initial noise, and maps to every row; times each whole way."""
     config, folder = experiment.config, experiment.run.directory / 'sample'
-    size = min(config.sample.n, config.sample.batch_size)
-    keys = experiment.keys('sample', 0, config.sample.n)
-    draw_x, dm_params = _sampler(experiment, 'dm', config.sample)
-    draw_z, mdm_params = _sampler(experiment, 'mdm', config.sample)
-    first = jax.jit(functools.partial(experiment.mirror.inverse, mirror_parameters(experiment)))
-    tuned = jax.jit(functools.partial(experiment.mirror.inverse, finetuned_parameters(experiment)))
-    project = jax.jit(
+    n, size = config.sample.n, min(config.sample.n, config.sample.batch_size)
+    keys = experiment.keys('sample', 0, n)
+    inverse_of = lambda params: jax.jit(functools.partial(experiment.mirror.inverse, params))
+    rows = {  # row -> the model that it is drawn from, and the way to data
+        'dm': ('dm', lambda x: x),
+        'dm_projected': ('dm', _projection(experiment)),
+        'mdm': ('mdm', inverse_of(mirror_parameters(experiment))),
+        'mdm_finetuned': ('mdm', inverse_of(finetuned_parameters(experiment))),
+        'mirror': ('mdm', lambda z: z),
+    }
+    drawn, drawing, seconds = {}, {}, {}
+    with Bar('sample', 2 * n, unit='sample') as bar:
+        for i, model in enumerate(('dm', 'mdm')):
+            draw = functools.partial(*_sampler(experiment, model, config.sample))
+            drawn[model] = in_batches(draw, keys, size, experiment.mesh)
+            drawing[model] = seconds_of(lambda draw=draw: draw(keys[:size])) / size
+            bar.update((i + 1) * n, {'seconds_per_sample': drawing[model]})
+    for row, (model, to_data) in rows.items():
+        save_array(folder / f'{row}.npy', in_batches(to_data, drawn[model], size, experiment.mesh))
+        mapping = seconds_of(lambda to_data=to_data, x=drawn[model][:size]: to_data(x)) / size
+        seconds[row] = drawing[model] + mapping
+    return {'seconds_per_sample': seconds, 'calls': experiment.calls()}
+
+
+def _projection(experiment: Experiment) -> Callable[[jax.Array], jax.Array]:
+    """Returns the jitted Gauss-Newton projection onto the set M."""
+    section = experiment.config.sample
+    return jax.jit(
         lambda x: gauss_newton_projection(
             experiment.constraint.residual,
             x,
-            tolerance=config.sample.projection_tolerance,
-            max_iterations=config.sample.projection_iterations,
-        )
+            tolerance=section.projection_tolerance,
+            max_iterations=section.projection_iterations,
+        )[0]
     )
-    paths = {  # row -> from keys to samples
-        'dm': lambda k: draw_x(dm_params, k),
-        'dm_projected': lambda k: project(draw_x(dm_params, k))[0],
-        'mdm': lambda k: first(draw_z(mdm_params, k)),
-        'mdm_finetuned': lambda k: tuned(draw_z(mdm_params, k)),
-        'mirror': lambda k: draw_z(mdm_params, k),
-    }
-    seconds = {}
-    with Bar('sample', len(paths) * config.sample.n, unit='sample') as bar:
-        for i, (row, path) in enumerate(paths.items()):
-            save_array(folder / f'{row}.npy', in_batches(path, keys, size, experiment.mesh))
-            seconds[row] = seconds_of(lambda path=path: path(keys[:size])) / size
-            bar.update((i + 1) * config.sample.n, {'seconds_per_sample': seconds[row]})
-    return {'seconds_per_sample': seconds, 'calls': experiment.calls()}
 
 
 ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
