@@ -88,6 +88,8 @@ TINY = {
     'sample.batch_size': 16,
     'sample.steps': 4,
     'evaluate.resamples': 20,
+    'evaluate.noise_levels': 3,
+    'evaluate.noise_fields': 16,
     'sample.projection_iterations': 8,
     'train.devices': 1,
     'train.log_every': 4,

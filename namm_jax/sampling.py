@@ -283,7 +283,7 @@ class Sampler(NamedTuple):
         return self._in_data_units(states), self._in_data_units(estimates)
 
     def levels(self) -> Array:
-        """Returns the noise levels of the grid `(n,)` in data units, the signal at its own scale: `std sigma / alpha`."""
+        """Returns the noise levels `std sigma / alpha` of the grid `(n,)`, in data units."""
         return jnp.asarray(self.std) * _ratio(self.schedule, self.grid)
 
     def _standard(self, denoiser: Denoiser) -> Denoiser:

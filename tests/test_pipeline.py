@@ -14,7 +14,7 @@ from namm_jax.train.stages import STAGES
 
 TINY = '--config=configs/burgers.py:tiny'
 ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
-PICTURES = ('data', 'samples', 'distances', 'training_time', 'losses', 'mirror')
+PICTURES = ('data', 'samples', 'distances', 'training_time', 'losses', 'mirror', 'robustness')
 TRAINED = {'mirror': 12, 'mdm': 12, 'finetune': 8, 'dm': 16}  # stage -> steps
 
 
@@ -58,7 +58,7 @@ def test_every_stage_has_finished(tiny_run):
 
 def test_metrics_are_those_of_the_contract(tiny_run):
     metrics = read(tiny_run / 'metrics.json')
-    assert set(metrics) == {'rows'} and set(metrics['rows']) == {'data', *ROWS}
+    assert set(metrics) == {'rows', 'robustness'} and set(metrics['rows']) == {'data', *ROWS}
     of_samples = {'distance', 'distribution', 'n'}
     for name, row in metrics['rows'].items():
         costs = {'seconds_per_sample', 'calls', 'training_seconds'} if name in ROWS else set()
@@ -69,6 +69,15 @@ def test_metrics_are_those_of_the_contract(tiny_run):
             assert set(interval) == {'value', 'low', 'high'} and interval['low'] <= interval['high']
         assert row['n'] == (16 if name in ROWS else 32)
         assert all(row[cost] > 0 for cost in costs)
+
+
+def test_robustness_is_measured_up_to_twice_the_noise_of_training(tiny_run):
+    robustness = read(tiny_run / 'metrics.json')['robustness']
+    assert robustness['sigma'] == [0, 0.1, 0.2] and robustness['sigma_max'] == 0.1 and robustness['n'] == 16
+    for name in ('f', 'f_finetuned'):
+        assert set(robustness[name]) == {'distance_mean', 'distance_std', 'error_mean'}
+        assert all(len(values) == 3 for values in robustness[name].values())
+        assert robustness[name]['distance_mean'] == sorted(robustness[name]['distance_mean'])  # untrained: noise adds
 
 
 def test_rows_tell_apart_what_is_known(tiny_run):

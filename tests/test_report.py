@@ -134,11 +134,10 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     path = tmp_path / 'figure.png'
     path.write_text('old')
 
-    def half_written(draft, **_):
-        draft.write_text('half')
-        raise OSError('disk full')
+    def full(descriptor):
+        raise OSError(28, 'disk full')
 
-    monkeypatch.setattr(figure, 'savefig', half_written)
+    monkeypatch.setattr('os.fsync', full)
     with pytest.raises(OSError, match='disk full'):
         figures.save(figure, path)
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]

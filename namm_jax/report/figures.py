@@ -4,6 +4,7 @@ Nothing here touches pyplot, a display or global state. A value that is not fini
 a curve and counted beside a histogram. Rows are keyed as in `metrics.json` and titled by `report.table.row_name`.
 """
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from matplotlib.figure import Figure
 
 from namm_jax.report.panels import (
     LINES,
-    MARKERS,
     WIDTH,
+    banded_curve,
     image_strip,
     linear_scale,
     logarithmic_scale,
@@ -27,6 +28,7 @@ from namm_jax.report.panels import (
     time_unit,
 )
 from namm_jax.report.table import in_order, row_name, three_digits
+from namm_jax.train.files import write_bytes
 
 Array = np.ndarray
 
@@ -150,14 +152,7 @@ def distance_against_training_seconds(
     ax = figure.subplots()
     bands = []
     for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
-        style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-        mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
-        std = np.where(np.isfinite(std), std, 0)
-        ax.plot(seconds / length, mean, label=_title(name, names), linewidth=2, **style)
-        band = np.maximum(mean - std, mean / 10), mean + std
-        ax.fill_between(seconds / length, *band, color=style['color'], alpha=0.2, linewidth=0)
-        ax.vlines(seconds / length, *band, color=style['color'], alpha=0.5, linewidth=1)  # a single point has no band
-        bands.extend(band)
+        bands.append(banded_curve(ax, seconds / length, mean, std, index, _title(name, names)))
     ax.set(yscale='log', ylim=positive_limits(np.concatenate(bands)), xlabel=f'training time ({length_name})')
     ax.set_ylabel('constraint distance' + (f' ({unit})' if unit else '') + ', mean and one std of samples')
     ax.legend(fontsize=9, framealpha=0.8)
@@ -236,6 +231,18 @@ def mirror_and_inverse(
     return figure
 
 
+def png(figure: Figure, *, dpi: int = 110) -> bytes:
+    """Returns a figure as a PNG file; the same figure gives the same bytes.
+
+    Args:
+        figure: from one of the functions above.
+        dpi: pixels an inch; the figures are 9 inches wide.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=dpi)
+    return file.getvalue()
+
+
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Path:
     """Writes a figure as PNG so that the path never holds half a file.
 
@@ -247,14 +254,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Pat
     Returns:
         The path.
     """
-    path = Path(path)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        figure.savefig(draft, format='png', dpi=dpi)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    write_bytes(path, png(figure, dpi=dpi))
+    return Path(path)
 
 
 def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tuple[Array, Array]:

@@ -114,6 +114,36 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     open_frame(ax)
 
 
+def banded_curve(
+    ax: Axes,
+    x: Float[np.ndarray, ' k'],
+    mean: Float[np.ndarray, ' k'],
+    std: Float[np.ndarray, ' k'],
+    index: int,
+    label: str,
+) -> Float[np.ndarray, ' m']:
+    """Draws a positive mean with a band of one standard deviation to each side, for a logarithmic axis.
+
+    Args:
+        ax: where to.
+        x: `(k,)` places.
+        mean: `(k,)`; what is not positive and finite is a gap.
+        std: `(k,)`, in the mean's unit; what is not finite counts as 0.
+        index: of the curve in its panel, for colour and marker.
+        label: of the curve in the legend.
+
+    Returns:
+        The ends of the band; the lower one is at least a tenth of the mean: at 0 it would leave the axis.
+    """
+    style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
+    mean, std = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan), np.where(np.isfinite(std), std, 0)
+    ax.plot(x, mean, label=label, linewidth=2, **style)
+    band = np.maximum(mean - std, mean / 10), mean + std
+    ax.fill_between(x, *band, color=style['color'], alpha=0.2, linewidth=0)
+    ax.vlines(x, *band, color=style['color'], alpha=0.5, linewidth=1)  # a single point has no band
+    return np.concatenate(band)
+
+
 def open_frame(ax: Axes) -> None:
     """Gives a panel of curves a light grid and a frame open to the top and right.
 

@@ -26,7 +26,7 @@ ROW_NAMES = {
     'mdm_polished': 'mirror diffusion model, finetuned and polished',
 }
 _VARIANTS = {'dm_restored_': ROW_NAMES['dm_restored'] + ' by ', 'mdm_': 'closed-form mirror map '}
-_COLUMNS = (
+COLUMNS = (
     'distance\nmean', 'median', 'max', 'MMD²', 'sliced W1 [95 %]', 'spec-\ntrum', 'calls', 's /\nsample',
     'training\n(m:ss)', 'n',
 )  # fmt: skip
@@ -86,15 +86,54 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         padding=0,
         pad_edge=False,
         show_edge=False,
-        caption=_caption(rows),
+        caption=ratio_of_medians(rows),
         caption_justify='left',
     )
     table.add_column('row', no_wrap=True, vertical='bottom')
-    for column in _COLUMNS:
+    for column in COLUMNS:
         table.add_column(column, justify='right', no_wrap=True, vertical='bottom')
     for row in in_order(list(rows)):
-        table.add_row(row, *(Text(cell) for cell in _cells(rows[row])))  # Text: brackets are no markup
+        table.add_row(row, *(Text(cell) for cell in cells(rows[row])))  # Text: brackets are no markup
     return table
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a row under `COLUMNS`.
+
+    Args:
+        row: as of `summary_table`.
+
+    Returns:
+        Texts: 3 significant digits a number, '-' for what is absent.
+    """
+    distance, distribution = row.get('distance', {}), row.get('distribution', {})
+    wasserstein = distribution.get('sliced_wasserstein', {})
+    interval = ', '.join(three_digits(wasserstein.get(end)) for end in ('low', 'high'))
+    return [
+        *(three_digits(distance.get(name)) for name in ('mean', 'median', 'max')),
+        three_digits(distribution.get('mmd', {}).get('value')),
+        f'{three_digits(wasserstein.get("value"))} [{interval}]' if wasserstein else '-',
+        three_digits(distribution.get('spectrum', {}).get('value')),
+        _whole(row.get('calls')),
+        three_digits(row.get('seconds_per_sample')),
+        _minutes(row.get('training_seconds')),
+        _whole(row.get('n')),
+    ]
+
+
+def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the table comes down to: the median distance of the finetuned samples over that of the diffusion model.
+
+    Args:
+        rows: as of `summary_table`.
+
+    Returns:
+        A text; None where one of the two is absent.
+    """
+    finetuned, dm = (_number(rows.get(row, {}).get('distance', {}).get('median')) for row in ('mdm_finetuned', 'dm'))
+    if finetuned is None or not dm:
+        return None
+    return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
 
 
 def render(table: Table, width: int = 120) -> str:
@@ -130,29 +169,6 @@ def three_digits(value: Any) -> str:
         mantissa, exponent = f'{number:.2e}'.split('e')
         return f'{mantissa}e{int(exponent)}'
     return f'{number:.0f}' if abs(number) >= 999.5 else f'{number:#.3g}'.rstrip('.')
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    distance, distribution = row.get('distance', {}), row.get('distribution', {})
-    wasserstein = distribution.get('sliced_wasserstein', {})
-    interval = ', '.join(three_digits(wasserstein.get(end)) for end in ('low', 'high'))
-    return [
-        *(three_digits(distance.get(name)) for name in ('mean', 'median', 'max')),
-        three_digits(distribution.get('mmd', {}).get('value')),
-        f'{three_digits(wasserstein.get("value"))} [{interval}]' if wasserstein else '-',
-        three_digits(distribution.get('spectrum', {}).get('value')),
-        _whole(row.get('calls')),
-        three_digits(row.get('seconds_per_sample')),
-        _minutes(row.get('training_seconds')),
-        _whole(row.get('n')),
-    ]
-
-
-def _caption(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    finetuned, dm = (_number(rows.get(row, {}).get('distance', {}).get('median')) for row in ('mdm_finetuned', 'dm'))
-    if finetuned is None or not dm:
-        return None
-    return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
 
 
 def _number(value: Any) -> float | None:

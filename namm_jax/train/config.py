@@ -151,6 +151,17 @@ def _evaluate() -> dict[str, Any]:
     return dict(
         resamples=200,  # of the bootstrap
         projections=128,  # of the sliced Wasserstein distance
+        noise_levels=9,  # at which f is measured, from 0 to twice mirror.sigma_max
+        noise_fields=128,  # test fields that f is measured on
+        frames=24,  # of the animated trajectory, at most; the sampler's steps if they are fewer
+    )
+
+
+def _report() -> dict[str, Any]:
+    """The figures and the page."""
+    return dict(
+        dpi=110,  # pixels an inch; figures are 9 inches wide
+        frame_seconds=0.25,  # for which each frame of the animation is shown
     )
 
 
@@ -169,7 +180,7 @@ def _train() -> dict[str, Any]:
     )
 
 
-SECTIONS = (_data, _constraint, _mirror, _score, _mdm, _finetune, _dm, _sample, _evaluate, _train)
+SECTIONS = (_data, _constraint, _mirror, _score, _mdm, _finetune, _dm, _sample, _evaluate, _report, _train)
 
 
 def schema() -> ConfigDict:

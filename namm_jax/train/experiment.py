@@ -25,7 +25,8 @@ from namm_jax.train.run import Run
 from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
 
-STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe')  # a key each; append, never reorder
+# A key each; append, never reorder.
+STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe', 'robustness')
 
 
 class Experiment(NamedTuple):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from namm_jax import evaluation
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import nearest, steps_of
+from namm_jax.train.evaluate import SHOWN, evaluate, residual_maps
 from namm_jax.train.experiment import (
     Experiment,
     finetuned_parameters,
@@ -25,7 +25,7 @@ from namm_jax.train.experiment import (
     seconds_of,
     train,
 )
-from namm_jax.train.files import read_json, write_json
+from namm_jax.train.files import read_json, write_bytes, write_json
 from namm_jax.train.progress import Bar
 from namm_jax.train.state import adam_moments
 from namm_jax.types import Params
@@ -54,8 +54,19 @@ def data(experiment: Experiment) -> dict[str, Any]:
             folder, fields_of, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
             progress=lambda done, total: bar.update(done),
         )  # fmt: skip
-    _draw_samples(experiment, {'data': experiment.split('test')[:6]}, 'data.png')
+    _draw_data(experiment)
     return {}
+
+
+def _draw_data(experiment: Experiment) -> None:
+    from namm_jax.report import figures, pictures
+
+    folder, x = experiment.run.directory / 'figures', experiment.split('test')[:SHOWN]
+    folder.mkdir(exist_ok=True)
+    units = pictures.UNITS[experiment.config.data.family]
+    figures.save(
+        figures.samples_with_residuals({'data': (x, residual_maps(experiment, x))}, units=units), folder / 'data.png'
+    )
 
 
 def mirror(experiment: Experiment) -> dict[str, Any]:
@@ -191,88 +202,18 @@ def _projection(experiment: Experiment) -> Callable[[jax.Array], jax.Array]:
     )
 
 
-ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
-TRAINED_BY = {  # row -> the stages whose training it needs
-    'dm': ('dm',),
-    'dm_projected': ('dm',),
-    'mdm': ('mirror', 'mdm'),
-    'mdm_finetuned': ('mirror', 'mdm', 'finetune'),
-}
+def report(experiment: Experiment) -> dict[str, Any]:
+    """Draws the figures, and the page that holds them all."""
+    from namm_jax.report import page, pictures, reading  # matplotlib takes a second to import
 
-
-def evaluate(experiment: Experiment) -> dict[str, Any]:
-    """Fills the table: constraint distances, distribution distances to held-out data, costs; draws the figures."""
-    run, config = experiment.run, experiment.config
-    held_out = experiment.split('test')
-    half = len(held_out) // 2
-    distance = jax.jit(experiment.constraint.distance)
-    compare = functools.partial(
-        evaluation.distribution_distances, experiment.key('evaluate'), spatial_axes=experiment.family.spatial_axes,
-        projections=config.evaluate.projections, resamples=config.evaluate.resamples,
-    )  # fmt: skip
-    samples = {'data': held_out} | {row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy') for row in ROWS}
-    distances, rows, sampled = {}, {}, run.record('sample')
-    for row, x in samples.items():
-        distances[row] = in_batches(distance, x, min(len(x), 256), experiment.mesh)
-        pair = (held_out[:half], held_out[half:]) if row not in ROWS else (x, held_out)
-        rows[row] = {
-            'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-            'distribution': compare(*map(jnp.asarray, pair)),
-            'n': len(x),
-        }
-    for row in ROWS:
-        rows[row]['seconds_per_sample'] = sampled['seconds_per_sample'][row]
-        rows[row]['calls'] = sampled['calls']
-        rows[row]['training_seconds'] = sum(run.record(s)['training_seconds'] for s in TRAINED_BY[row])
-    run.merge_metrics({'rows': rows})
-    _draw_figures(experiment, samples, distances)
+    folder = experiment.run.directory
+    results = reading.read_run(folder)
+    drawn = pictures.draw(results)
+    (folder / 'figures').mkdir(exist_ok=True)
+    for name, picture in drawn.items():
+        write_bytes(folder / 'figures' / f'{name}.{picture.kind}', picture.data)
+    write_bytes(folder / 'report.html', page.page({str(folder): (results, drawn)}).encode())
     return {}
-
-
-def _draw_samples(experiment: Experiment, samples: dict[str, np.ndarray], name: str, **options: Any) -> None:
-    from namm_jax.report import figures  # matplotlib takes a second to import
-
-    folder = experiment.run.directory / 'figures'
-    folder.mkdir(exist_ok=True)
-    rows = {row: (x[:6], _residual_maps(experiment, x[:6])) for row, x in samples.items()}
-    figures.save(figures.samples_with_residuals(rows, units=('u', '|residual|'), **options), folder / name)
-
-
-def _residual_maps(experiment: Experiment, x: np.ndarray) -> np.ndarray:
-    return np.asarray(experiment.family.residual_map(experiment.constraint.residual(jnp.asarray(x))))
-
-
-def _draw_figures(experiment: Experiment, samples: dict[str, Any], distances: dict[str, np.ndarray]) -> None:
-    from namm_jax.report import figures
-
-    folder, records = experiment.run.directory / 'figures', experiment.run.records()
-    _draw_samples(experiment, samples, 'samples.png', distances=distances)
-    z = dataset.read_fields(experiment.run.directory / 'sample' / 'mirror.npy')
-    drawn = {
-        'distances.png': figures.distance_histograms(distances),
-        'training_time.png': figures.distance_against_training_seconds(_curves(experiment, records)),
-        'losses.png': figures.loss_curves(records),
-        'mirror.png': figures.mirror_and_inverse(z, samples['mdm_finetuned']),
-    }
-    for name, figure in drawn.items():
-        figures.save(figure, folder / name)
-
-
-def _curves(experiment: Experiment, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the curves of the paper's figure 4: each row's training seconds begin where its ancestors' end."""
-    before = {'dm': (), 'mdm': ('mirror',), 'finetune': ('mirror', 'mdm')}
-    names = {'dm': 'dm', 'mdm': 'mdm', 'finetune': 'mdm_finetuned'}
-    curves = {}
-    for stage, needs in before.items():
-        offset = sum(experiment.run.record(need)['training_seconds'] for need in needs)
-        offset += (experiment.run.record(stage) or {}).get('drawing_seconds', 0.0)
-        points = [
-            (offset + r['seconds'], r['distance_mean'], r['distance_std'])
-            for r in records
-            if r['stage'] == stage and 'distance_mean' in r
-        ]
-        curves[names[stage]] = tuple(np.array(points, float).reshape(-1, 3).T)
-    return curves
 
 
 TRAINING = ('train', 'seed')
@@ -284,6 +225,7 @@ STAGES = {
     'dm': Stage(dm, ('data',), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, ('mdm', 'finetune', 'dm'), ('sample',)),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
+    'report': Stage(report, ('evaluate',), ('report',)),
 }
 
 

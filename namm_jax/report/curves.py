@@ -1,0 +1,55 @@
+"""Curves of the inverse map: where it lands, against the noise that it is given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from namm_jax.report.panels import LINES, MARKERS, WIDTH, banded_curve, open_frame, positive_limits
+
+
+def robustness_curves(
+    sigma: Float[Any, ' k'],
+    curves: Mapping[str, Mapping[str, Float[Any, ' k']]],
+    *,
+    sigma_max: float,
+    names: Mapping[str, str] | None = None,
+    unit: str = '',
+) -> Figure:
+    """Constraint distance and reconstruction error of `f(g(x) + sigma noise)` against sigma, a panel each.
+
+    Args:
+        sigma: `(k,)` noise levels, in the units of mirror space.
+        curves: name of an inverse map -> what `mirror.robustness` returns of it, `(k,)` each.
+        sigma_max: the largest level of the training, marked by a dashed line.
+        names: name -> label, in the place of the name itself.
+        unit: of the data, for the error's axis.
+
+    Returns:
+        The figure; the distance on a logarithmic axis, its band one standard deviation over samples.
+
+    Raises:
+        ValueError: if there are no curves.
+    """
+    if not curves:
+        raise ValueError('curves: got none, expected at least one; pass {"f": mirror.robustness(...)}')
+    figure, bands = Figure(figsize=(WIDTH, 4.0), layout='constrained'), []
+    left, right = figure.subplots(1, 2)
+    for index, (name, curve) in enumerate(curves.items()):
+        label = (names or {}).get(name, name)
+        mean, std, error = (np.asarray(curve[part], float) for part in ('distance_mean', 'distance_std', 'error_mean'))
+        bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, index, label))
+        style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
+        right.plot(sigma, error, label=label, linewidth=2, **style)
+    left.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
+    left.set_ylabel('constraint distance, mean and one std')
+    right.set(ylim=(0, None), ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''))
+    for ax in (left, right):
+        ax.axvline(sigma_max, color='black', linestyle='--', linewidth=1)
+        ax.set_xlabel('noise level σ in mirror space; dashed: σ_max')
+        ax.locator_params(axis='x', nbins=6)
+        ax.legend(fontsize=9, framealpha=0.8)
+        open_frame(ax)
+    return figure

@@ -1,0 +1,144 @@
+"""Sampling in motion: the frames of one trajectory, and the animation that a browser plays."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from PIL import Image
+
+from namm_jax.report.panels import (
+    LINES,
+    WIDTH,
+    image_strip,
+    linear_scale,
+    logarithmic_scale,
+    open_frame,
+    positive_limits,
+)
+from namm_jax.report.table import three_digits
+
+Array = np.ndarray
+Frames = UInt8[np.ndarray, 'k height width 3']
+_HOLD = 2.0  # seconds for which an animation rests on its last frame
+
+
+def trajectory_frames(
+    states: Float[Any, 'k h w c'],
+    estimates: Float[Any, 'k h w c'],
+    residuals: Float[Any, 'k h2 w2'],
+    distances: Float[Any, ' k'],
+    levels: Float[Any, ' k'],
+    *,
+    units: tuple[str, str] = ('x', '|residual|'),
+    axis_names: tuple[str, str] = ('space', 'time'),
+    channel: int = 0,
+    dpi: int = 110,
+) -> Frames:
+    """One sample on its way through mirror space: a frame a time, from noise to the sample.
+
+    Each frame shows the state `z_t`, which is standardised because its scale falls by orders of magnitude; f of the
+    denoised estimate of it; the residual map of that; and how its constraint distance has fallen so far. The scales
+    are those of the whole trajectory, the estimates' that of the last one.
+
+    Args:
+        states: `z_t` at k times, `(k, h, w, c)`.
+        estimates: `f(E[z_0 given z_t])`, `(k, h, w, c)`.
+        residuals: their residual maps, of any sign, `(k, h', w')`.
+        distances: their constraint distances, `(k,)`.
+        levels: noise levels, falling, `(k,)`, in the units of mirror space.
+        units: labels of the colour bars of estimates and residuals.
+        axis_names: what rows and columns of an image are.
+        channel: which channel is shown.
+        dpi: pixels an inch; a frame is 9 inches wide.
+
+    Returns:
+        The frames, for `animation`.
+
+    Raises:
+        ValueError: unless there are as many of each, at least one.
+    """
+    states, estimates, residuals, distances, levels = map(np.asarray, (states, estimates, residuals, distances, levels))
+    if len({len(part) for part in (states, estimates, residuals, distances, levels)}) > 1 or not len(states):
+        raise ValueError(
+            f'got {len(states)} states, {len(estimates)} estimates, {len(residuals)} residual maps, {len(distances)} '
+            f'distances and {len(levels)} levels, expected one of each at every time'
+        )
+    images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
+    figure, shown, marker = _stage(images, distances, levels, units, axis_names)
+    canvas, frames = FigureCanvasAgg(figure), []
+    figure.set_dpi(dpi)
+    canvas.draw()
+    figure.set_layout_engine('none')  # a layout of its own would make each frame jump
+    for now in range(len(states)):
+        for image, series in zip(shown, images, strict=True):
+            image.set_data(series[now])
+        marker.set_data(levels[now : now + 1], distances[now : now + 1])
+        title = f'time {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
+        figure.suptitle(title + f'constraint distance of f(estimate) {three_digits(distances[now])}', fontsize=11)
+        canvas.draw()
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return np.stack(frames)
+
+
+def animation(frames: Frames, *, seconds: float = 0.25) -> bytes:
+    """Returns frames as an animated, lossless WebP that repeats for ever and rests on its last frame for two seconds.
+
+    Args:
+        frames: `(k, height, width, 3)`, from `trajectory_frames`.
+        seconds: for which each of the others is shown.
+    """
+    return _webp(frames, [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * _HOLD)])
+
+
+def still(frames: Frames) -> bytes:
+    """Returns the last frame as a WebP, for readers who want no motion."""
+    return _webp(frames[-1:], [0])
+
+
+def _webp(frames: Frames, milliseconds: Sequence[int]) -> bytes:
+    file, (first, *others) = io.BytesIO(), map(Image.fromarray, frames)
+    more = {'save_all': True, 'append_images': others, 'duration': list(milliseconds), 'loop': 0} if others else {}
+    first.save(file, format='WEBP', lossless=True, method=2, **more)
+    return file.getvalue()
+
+
+def _standardised(states: Float[Array, 'k h w']) -> Float[Array, 'k h w']:
+    mean, std = states.mean((1, 2), keepdims=True), states.std((1, 2), keepdims=True)
+    return (states - mean) / np.where(std > 0, std, 1)
+
+
+def _stage(
+    images: list[Array], distances: Array, levels: Array, units: tuple[str, str], axis_names: tuple[str, str]
+) -> tuple[Figure, list[AxesImage], Any]:
+    """Returns the figure of the first frame, its three images, and the marker on the curve of the distance."""
+    figure = Figure(figsize=(WIDTH, 5.0), layout='constrained')
+    figure.suptitle(' ', fontsize=11)
+    above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1])
+    # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see
+    norms = Normalize(-2.5, 2.5), linear_scale(images[1][-1]), logarithmic_scale([images[2]])
+    images[2] = np.where(images[2] <= 0, norms[2].vmin, images[2])  # a logarithm takes 0 for missing
+    titles = ('state z_t', 'f(estimate of z_0)', 'its residual')
+    labels = ('(z_t − mean) / std', *units)
+    shown = []
+    for ax, series, norm, colours, title, label in zip(
+        above.subplots(1, 3), images, norms, ('viridis', 'viridis', 'magma'), titles, labels, strict=True
+    ):
+        shown.append(image_strip([ax], series[:1], norm, colours))
+        ax.set_title(title, fontsize=11)
+        ax.set_xlabel(axis_names[1], fontsize=9)
+        ax.set_ylabel(axis_names[0], fontsize=9)
+        above.colorbar(shown[-1], ax=ax, label=label, extend='both', aspect=15, shrink=0.8)
+    ax = below.subplots()
+    ax.plot(levels, distances, color=LINES[0], linewidth=1.5, marker='o', markersize=3)
+    (marker,) = ax.plot(levels[:1], distances[:1], 'o', color=LINES[1], markersize=9)
+    ax.set(xscale='log', yscale='log', ylim=positive_limits(distances), ylabel='constraint distance')
+    ax.set_xlabel('noise level of z_t, falling to the right')
+    ax.invert_xaxis()
+    open_frame(ax)
+    return figure, shown, marker

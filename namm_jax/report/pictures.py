@@ -1,0 +1,91 @@
+"""The pictures of a finished run, each with its alternative text; drawn from what is on disk."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from namm_jax.report import curves, figures, motion
+from namm_jax.report.reading import Results, training_curves
+from namm_jax.report.table import in_order, row_name, three_digits
+
+UNITS = {'burgers': ('u', '|residual|')}  # data family -> labels of fields and residual maps
+
+
+class Picture(NamedTuple):
+    """An image file.
+
+    Attributes:
+        data: the file's bytes.
+        kind: `png` or `webp`.
+        text: what a reader who does not see it is told.
+        still: a version without motion, where `data` moves.
+    """
+
+    data: bytes
+    kind: str
+    text: str
+    still: bytes | None = None
+
+
+def draw(results: Results) -> dict[str, Picture]:
+    """Returns the pictures of a run by name, in the order in which the page shows them."""
+    dpi, units = results.config['report']['dpi'], UNITS.get(results.config['data']['family'], ('x', '|residual|'))
+    distances, curves_of_training = results.of('distances'), training_curves(results)
+    rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
+    robustness = results.metrics['robustness']
+    maps = {'f': robustness['f'], 'f, finetuned': robustness['f_finetuned']}
+    mirror = results.of('mirror')
+    drawn = {
+        'samples': figures.samples_with_residuals(rows, distances=distances, units=units),
+        'distances': figures.distance_histograms(distances),
+        'training_time': figures.distance_against_training_seconds(curves_of_training),
+        'robustness': curves.robustness_curves(robustness['sigma'], maps, sigma_max=robustness['sigma_max']),
+        'losses': figures.loss_curves(results.records),
+        'mirror': figures.mirror_and_inverse(mirror['z'], mirror['x']),
+    }
+    texts = {
+        'samples': f'Fields of {_and(map(row_name, in_order(list(rows))))}, each above the map of its residual.',
+        'distances': 'Histograms of the constraint distance. Medians: ' + _medians(distances),
+        'training_time': 'Constraint distance against training time. At the end: ' + _ends(curves_of_training),
+        'robustness': 'Distance and reconstruction error of f against noise. ' + _at_sigma_max(robustness, maps),
+        'losses': 'Terms of the loss against the training step, one panel a stage; held-out terms dashed.',
+        'mirror': 'Samples in mirror space, each above its inverse in data space.',
+    }
+    pictures = {name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name]) for name, figure in drawn.items()}
+    return pictures | {'trajectory': _trajectory(results, dpi, units)}
+
+
+def _trajectory(results: Results, dpi: int, units: tuple[str, str]) -> Picture:
+    parts = results.of('trajectory')
+    frames = motion.trajectory_frames(**parts, units=units, dpi=dpi)
+    distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
+    text = (
+        f'A sample on its way from noise in {len(frames)} frames: mirror state, f of the denoised estimate, residual. '
+        f'The constraint distance goes from {distances[0]} to {distances[1]}.'
+    )
+    seconds = results.config['report']['frame_seconds']
+    return Picture(motion.animation(frames, seconds=seconds), 'webp', text, motion.still(frames))
+
+
+def _and(names: map) -> str:
+    *others, last = names
+    return f'{", ".join(others)} and {last}' if others else last
+
+
+def _medians(distances: dict[str, np.ndarray]) -> str:
+    return _list({row: np.median(distances[row]) for row in in_order(list(distances))})
+
+
+def _ends(curves_of_training: dict[str, tuple[np.ndarray, ...]]) -> str:
+    return _list({row: curve[1][-1] for row, curve in curves_of_training.items() if len(curve[1])})
+
+
+def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:
+    sigma = np.asarray(robustness['sigma'])
+    nearest = int(np.argmin(np.abs(sigma - robustness['sigma_max'])))
+    values = [f'{name} {three_digits(curve["distance_mean"][nearest])}' for name, curve in maps.items()]
+    return f'Mean distance at sigma {three_digits(float(sigma[nearest]))}: {", ".join(values)}.'
+
+
+def _list(values: dict[str, float]) -> str:
+    return ', '.join(f'{row_name(row)} {three_digits(value)}' for row, value in values.items()) + '.'

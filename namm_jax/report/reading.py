@@ -1,0 +1,121 @@
+"""A finished run, read from its folder for the report: numbers, records and arrays, without JAX."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from namm_jax.train.files import CHECKSUMS, UserError, read_checked, read_json
+from namm_jax.train.records import Records
+
+ARRAYS = Path('evaluate', 'arrays.npz')  # what the figures need, in the run folder
+
+
+class Results(NamedTuple):
+    """What the report says of a run.
+
+    Attributes:
+        experiment: config file and preset, `burgers:quick`.
+        config: the resolved config, nested.
+        provenance: one entry an opening of the folder, as `train.provenance` writes it.
+        stages: stage -> its record.
+        metrics: `metrics.json`.
+        records: the lines of `metrics.jsonl`.
+        arrays: `<what>/<row or part>` -> array: `samples`, `residuals`, `distances`, `mirror`, `trajectory`.
+    """
+
+    experiment: str
+    config: dict[str, Any]
+    provenance: list[dict[str, Any]]
+    stages: dict[str, dict[str, Any]]
+    metrics: dict[str, Any]
+    records: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+
+    def of(self, what: str) -> dict[str, np.ndarray]:
+        """Returns the arrays of one kind, by row or part."""
+        return {name.split('/', 1)[1]: array for name, array in self.arrays.items() if name.startswith(f'{what}/')}
+
+
+def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
+    """Returns the run folders among and below the given ones, by the name that tells them apart.
+
+    Args:
+        folders: run folders, or folders with a run folder `seed<k>` a seed.
+
+    Raises:
+        UserError: naming a folder that is neither.
+    """
+    found = {}
+    for folder in folders:
+        seeds = sorted(folder.glob('seed*/config.json'), key=lambda path: (len(path.parts[-2]), path))
+        if (folder / 'config.json').exists():
+            found[str(folder)] = folder
+        elif seeds:
+            found |= {str(path.parent): path.parent for path in seeds}
+        else:
+            what = 'a folder without config.json or seed<k>/config.json' if folder.is_dir() else 'no such folder'
+            raise UserError(f'{folder}: got {what}, expected a run folder, such as runs/burgers-quick; check the path')
+    return found
+
+
+def read_run(folder: Path) -> Results:
+    """Returns what the report says of the run in a folder.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with the command.
+    """
+    saved = read_json(folder / 'config.json')
+    paths = (path for path in sorted((folder / 'stages').glob('*.json')) if path.name != CHECKSUMS)
+    stages = {path.stem: read_json(path) for path in paths}
+    finished = [stage for stage, record in stages.items() if record['finished']]
+    file, _, preset = saved['experiment'].partition(':')
+    command = f'python launch/main.py --config=configs/{file}.py:{preset} --workdir={folder}'
+    if 'evaluate' not in finished:
+        raise UserError(
+            f'{folder}: stage evaluate has not finished (finished: {", ".join(finished) or "none"}), expected a '
+            f'finished run; finish it with {command}'
+        )
+    return Results(
+        saved['experiment'],
+        saved['config'],
+        read_json(folder / 'provenance.json'),
+        stages,
+        read_json(folder / 'metrics.json'),
+        Records(folder).read(),
+        _read_arrays(folder / ARRAYS, command),
+    )
+
+
+def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns row -> (training seconds, mean distance, its standard deviation), `(k,)` each: the paper's figure 4.
+
+    A row's training seconds begin where those of the stages that it builds on end.
+    """
+    before = {'dm': (), 'mdm': ('mirror',), 'finetune': ('mirror', 'mdm')}
+    curves = {}
+    for stage, needs in before.items():
+        offset = sum(results.stages[need]['training_seconds'] for need in needs)
+        offset += results.stages[stage].get('drawing_seconds', 0.0)
+        points = [
+            (offset + record['seconds'], record['distance_mean'], record['distance_std'])
+            for record in results.records
+            if record['stage'] == stage and 'distance_mean' in record
+        ]
+        row = {'finetune': 'mdm_finetuned'}.get(stage, stage)
+        curves[row] = tuple(np.array(points, float).reshape(-1, 3).T)  # None, a number that was not finite, is NaN
+    return curves
+
+
+def _read_arrays(path: Path, command: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(read_checked(path)), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError:
+        raise UserError(f'{path} is missing; write it with {command} --redo=evaluate') from None
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} is damaged: got {error}; write it again with {command} --redo=evaluate') from error
