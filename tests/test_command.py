@@ -1,5 +1,6 @@
 """Bad input to the two commands: exit status 2, one message that helps, no traceback, and no stage begun."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -40,10 +41,10 @@ def refused(launch, capsys, tmp_path):
         (['--config=configs/burger.py'], ["got 'configs/burger.py'", 'did you mean configs/burgers.py']),
         ([TINY, '--stages=data,miror'], ["stage: got 'miror'", 'did you mean mirror']),
         ([TINY, '--redo=sampel'], ["stage: got 'sampel'", 'did you mean sample']),
-        ([TINY, '--config.sample.sampler=hein'], ["got 'hein'", "did you mean 'heun'"]),
-        ([TINY, '--config.constraint.name=burger'], ["got constraint 'burger'", "did you mean 'burgers'"]),
+        ([TINY, '--config.sample.sampler=hein'], ["got 'hein'", 'did you mean heun']),
+        ([TINY, '--config.constraint.name=burger'], ["constraint: got 'burger'", 'did you mean burgers']),
         ([TINY, '--config.mirror.inverse=resnt'], ["mirror.inverse: got 'resnt'", 'did you mean resnet']),
-        ([TINY, '--config.score.parameterisation=edn'], ["got 'edn'", "did you mean 'edm'"]),
+        ([TINY, '--config.score.parameterisation=edn'], ["got 'edn'", 'did you mean edm']),
         ([TINY, '--seeds=0,one'], ['--seeds: got 0,one', 'expected non-negative integers']),
         ([TINY, '--workdr=x'], ['workdr']),
         ([TINY, 'extra'], ["got the arguments ['extra']", 'expected flags only']),
@@ -64,13 +65,19 @@ def test_misspelling(refused, arguments, parts):
         ('sample.steps=0', 'sample.steps: got 0, expected at least 1'),
         ('mirror.batch_size=12', 'got batch size 12 for 8 devices'),
         ('mirror.batch_size=256', 'data.train: got 128, expected at least 256, the largest batch'),
-        ('score.reduction=meen', "did you mean 'mean'"),
+        ('score.reduction=meen', 'did you mean mean'),
         ('mirror.fold=3', 'got fields of 16x16 pixels, expected multiples of 3'),
         ('data.dt=0', 'dt = 0.0'),
     ],
 )
 def test_bad_value_fails_before_the_first_stage(refused, override, parts):
     assert parts in refused(TINY, f'--config.{override}')
+
+
+def test_config_after_a_space_is_found_from_any_directory(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "builds on ['data']" in refused('--config', 'configs/burgers.py:tiny', '--stages=mirror')
+    assert 'did you mean configs/burgers.py' in refused('--config', 'configs/burger.py:tiny')
 
 
 def test_missing_earlier_stage_is_named_with_the_command(refused):
@@ -118,3 +125,12 @@ def test_help(tmp_path, script):
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ''
     assert f'python launch/{script} --config=configs/burgers.py' in done.stdout and '--config.' in done.stdout
+
+
+def test_help_to_a_reader_that_has_gone():
+    """As in `--help | head -1`."""
+    end, ours = os.pipe()
+    os.close(end)
+    done = subprocess.run([sys.executable, str(ROOT / 'launch/main.py'), '--help'], stdout=ours, stderr=subprocess.PIPE)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (0, b'')

@@ -156,6 +156,14 @@ def test_override_of_what_a_finished_stage_has_read_is_refused(run, launch, caps
     assert {path.name for path in after if after[path] != before.get(path)} <= {'lock'}
 
 
+def test_what_differs_from_the_preset_is_told_at_every_start(run, launch, capsys):
+    for override in (['--config.sample.steps=5'], []):  # the second time, it is the saved config's
+        assert launch(TINY, f'--workdir={run}', '--stages=data', *override) == 0
+        assert capsys.readouterr().err.startswith('burgers:tiny, with\n  sample.steps = 5 (preset: 4)\n')
+    assert launch(TINY, f'--workdir={run}', '--stages=data', '--config.sample.steps=4') == 0
+    assert capsys.readouterr().err.startswith('burgers:tiny\n')
+
+
 def timeless(records):
     return [{name: value for name, value in record.items() if name != 'seconds'} for record in records]
 

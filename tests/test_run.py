@@ -195,6 +195,8 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='is a file'):
         open_run(tmp_path / 'file')
+    with pytest.raises(UserError, match=r"of another version .*: got \['mirror.depth'\] on one side only"):
+        open_run(finished, config=CONFIG | {'mirror': CONFIG['mirror'] | {'depth': 1}})
     (finished / 'config.json').write_text('{"experiment": "bur')
     with pytest.raises(UserError, match='config.json is damaged'):
         open_run(finished)
@@ -220,7 +222,21 @@ def test_a_killed_owner_frees_the_folder(tmp_path):
             open_run(tmp_path)
         owner.kill()
         owner.wait()
-    open_run(tmp_path).close()
+    open_run(tmp_path, {}).close()
+
+
+def test_a_bad_config_changes_nothing(finished):
+    """Not even where its section is free to change, which would discard the samples."""
+    before, seen = snapshot(finished), []
+
+    def check(config):
+        seen.append(config)
+        raise ValueError('bad')
+
+    with pytest.raises(ValueError, match='bad'):
+        open_run(finished, overrides={'sample.steps': 0}, redo=['mirror'], check=check)
+    assert snapshot(finished) == before
+    assert seen == [open_run(finished).config | {'sample': {'steps': 0}}]
 
 
 def test_a_refused_opening_frees_the_folder(finished):

@@ -22,8 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-# Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's records only.
-logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR)
+# Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's records only. Its
+# errors are there with their tracebacks, and raised as well.
+logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
 
 
 class Restored(NamedTuple):
@@ -85,7 +86,7 @@ def _cause(error: BaseException) -> str:
     """Returns the first line of the error at the root, which names the reason."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return f'{type(error).__name__}: {error}'.splitlines()[0][:300]
+    return f'{type(error).__name__}: {error}'.splitlines()[0][:600]
 
 
 @contextlib.contextmanager
@@ -150,10 +151,12 @@ class Checkpoints:
 
         Raises:
             ValueError: if an intact later checkpoint exists.
+            OSError: naming the folder, if this save or the one before it could not be written.
         """
-        manager = self._open()
-        for damaged in self._damaged & set(manager.all_steps()):
-            manager.delete(damaged)
+        with self._writing():
+            manager = self._open()
+            for damaged in self._damaged & set(manager.all_steps()):
+                manager.delete(damaged)
         self._damaged.clear()
         steps = manager.all_steps()
         if step in steps:
@@ -166,7 +169,8 @@ class Checkpoints:
         leaves = {path: _describe(leaf) | {'crc32': _crc(leaf)} for path, leaf in _path_leaves(state).items()}
         body = json.loads(json.dumps({'leaves': leaves, 'meta': meta}))
         items = {'state': ocp.args.PyTreeSave(state), 'meta': ocp.args.JsonSave(_seal(body))}
-        manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._writing():
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, target: PyTree, *, part: bool = False) -> Restored | None:
         """Returns the newest intact checkpoint, None if there is none at all; warns of each damaged one.
@@ -224,15 +228,32 @@ class Checkpoints:
                 raise _Damaged(f'the checksum of {path} is {crc}, expected {expected}')
         return state
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises as OSError what orbax raises when it writes: a full disk comes as a ValueError, from a thread."""
+        try:
+            yield
+        except Exception as error:
+            raise OSError(
+                f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; '
+                f'those before it stay, and the same command goes on from them: {_cause(error)}'
+            ) from error
+
     def wait(self) -> None:
-        """Returns once every save has reached the disk; raises what went wrong in the background."""
+        """Returns once every save has reached the disk.
+
+        Raises:
+            OSError: naming the folder, if one could not be written.
+        """
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then frees the threads."""
+        """Waits as `wait` does, then frees the threads."""
         if self._manager is not None:
-            self._manager.close()
+            with self._writing():
+                self._manager.close()
             self._manager = None
 
     def __enter__(self) -> Self:

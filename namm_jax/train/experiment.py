@@ -145,11 +145,20 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
         experiment: the experiment.
         stage: a finished training stage.
         target: the part, as a pytree of shapes and dtypes: `jax.eval_shape(...)`.
+
+    Raises:
+        ValueError: naming the folder, if there is no intact checkpoint.
     """
     whole = replicated(experiment.mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target)
     with experiment.checkpoints(stage) as checkpoints:
-        return checkpoints.restore(target, part=True).state
+        restored = checkpoints.restore(target, part=True)
+    if restored is None:
+        raise ValueError(
+            f'{checkpoints.directory}: got no checkpoint, expected those of the finished stage {stage}; restore the '
+            f'folder from a copy, or discard the stage with --redo={stage}'
+        )
+    return restored.state
 
 
 def mirror_parameters(experiment: Experiment) -> Params:

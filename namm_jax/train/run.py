@@ -106,7 +106,7 @@ class Run:
         check: Callable[[Mapping[str, Any]], None],
     ) -> None:  # fmt: skip
         path = self.directory / 'config.json'
-        saved = self._saved(path, experiment)
+        saved = self._saved(path, config, experiment)
         self.config = override(saved, overrides) if saved else override(config, {})
         old, new = flatten(saved or self.config), flatten(self.config)
         changed = {name.split('.')[0] for name in new if new[name] != old[name]}
@@ -124,7 +124,7 @@ class Run:
         openings = read_json(path) if path.exists() else []
         write_json(path, [*openings, provenance(self.config.get('seed'))])
 
-    def _saved(self, path: Path, experiment: str) -> dict[str, Any] | None:
+    def _saved(self, path: Path, config: Mapping[str, Any], experiment: str) -> dict[str, Any] | None:
         """Returns the config that the folder holds, None for a new folder; raises if it is not a run of this kind."""
         if not path.exists():
             foreign = [stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()]
@@ -136,6 +136,12 @@ class Run:
             raise UserError(
                 f'got the experiment {experiment}, but {self.directory} holds {saved["experiment"]}; '
                 'choose another --workdir, or the config file and preset of this folder'
+            )
+        unlike = flatten(saved['config']).keys() ^ flatten(config).keys()
+        if unlike:
+            raise UserError(
+                f'{path} is of another version of this program: got {sorted(unlike)} on one side only, expected the '
+                'same fields; go on with the version in provenance.json, or choose another --workdir'
             )
         return saved['config']
 
