@@ -79,7 +79,7 @@ def trajectory_frames(
         for image, series in zip(shown, images, strict=True):
             image.set_data(series[now])
         marker.set_data(levels[now : now + 1], distances[now : now + 1])
-        title = f'time {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
+        title = f'frame {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
         figure.suptitle(title + f'constraint distance of f(estimate) {three_digits(distances[now])}', fontsize=11)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())

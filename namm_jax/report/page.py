@@ -36,8 +36,9 @@ SECTIONS = {
     ),
     'trajectory': (
         'One sample on its way',
-        'Reverse diffusion in mirror space, from noise to a sample. Beside each state, f of what the denoiser makes '
-        'of it: the constraint is nearly met long before the noise is gone.',
+        'Reverse diffusion in mirror space, from noise to the first finetuned sample above. Beside each state: f of '
+        'the denoiser’s estimate, with its residual and its constraint distance. Early estimates are averages over all '
+        'that the noise hides; those may obey the rule too.',
     ),
     'mirror': ('Mirror space', 'Samples of the mirror diffusion model, above, and what f makes of them, below.'),
     'losses': ('Losses', 'One panel a stage, a colour a term. Solid lines: training; dashed: held-out data.'),

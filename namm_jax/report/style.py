@@ -9,9 +9,8 @@ STYLE = """
 }
 * { box-sizing: border-box }
 html { -webkit-text-size-adjust: 100% }
-body { margin: 0 auto; padding: 1rem; max-width: 66rem; background: var(--ground); color: var(--text);
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--ground); color: var(--text);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-body.many { max-width: 120rem }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--line) }
 h3 { font-size: 1rem; margin: .5rem 0 }
@@ -23,7 +22,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; list-style: none; mar
 .runs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 36rem), 1fr)) }
 figure { margin: .5rem 0; min-width: 0 }
 .card { background: #fff; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem }
-.card img { display: block; width: 100%; min-width: 34rem; max-width: 62rem; margin: 0 auto; height: auto }
+.card img { display: block; width: 100%; min-width: 34rem; max-width: 70rem; margin: 0 auto; height: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th:first-child { text-align: left; font-weight: 500 }
@@ -31,7 +30,7 @@ thead th { color: var(--faint); vertical-align: bottom }
 th[scope=rowgroup] { padding-top: 1rem; font-weight: 600 }
 .facts td { text-align: left }
 code, pre { font: .85rem/1.5 ui-monospace, monospace }
-th code { color: var(--faint) }
+th code { display: block; color: var(--faint) }
 pre { background: var(--panel); padding: .75rem; border-radius: .5rem; white-space: pre-wrap; margin: .5rem 0 }
 details { margin: .75rem 0 }
 summary { cursor: pointer; color: var(--link) }
