@@ -10,10 +10,9 @@ networks live there, so that one setting suits data and mirror points of any sca
 Reference: Song et al. 2021, arXiv 2011.13456; Karras et al. 2022, arXiv 2206.00364.
 """
 
-import difflib
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from namm_jax.choices import choose
 from namm_jax.types import Denoiser, Key, Metrics, Parameterisation, Schedule
 
 Network = Callable[..., Array]  # (x (b, ...), label (b,)) -> like x
 Batch = Float[Array, 'b *field']
 Level = float | Float[Array, ''] | Float[Array, ' b']
-_T = TypeVar('_T')
-
-
-def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
-    """Returns `choices[name]`; raises a ValueError that says the nearest name and all of them, for that `kind`."""
-    if name in choices:
-        return choices[name]
-    nearest = difflib.get_close_matches(str(name), choices, 1, 0)[0]
-    raise ValueError(f'{kind}: got {name!r}, expected one of {", ".join(choices)}; did you mean {nearest!r}?')
 
 
 def vp_schedule(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from namm_jax.choices import choose
 from namm_jax.networks.icnn import ICNN, gradient_map
 from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 
@@ -47,8 +48,7 @@ def neural_mirror_map(
     """
     if not 0 < strong_convexity <= 1:
         raise ValueError(f'strong_convexity: got {strong_convexity}, expected a number in (0, 1]; the paper uses 0.9')
-    if output not in OUTPUTS:
-        raise ValueError(f'output: got {output!r}, expected one of {", ".join(OUTPUTS)}')
+    corrected = choose('output', output, OUTPUTS)
 
     def init(key: Key, x: jax.Array) -> Params:
         key_forward, key_inverse = jax.random.split(key)
@@ -63,7 +63,7 @@ def neural_mirror_map(
     def f(params: Params, z: jax.Array, dropout_key: Key | None = None) -> jax.Array:
         rngs = None if dropout_key is None else {'dropout': dropout_key}
         y = inverse.apply({'params': params['inverse']}, z, train=dropout_key is not None, rngs=rngs)
-        return OUTPUTS[output](z, y, strong_convexity)
+        return corrected(z, y, strong_convexity)
 
     return MirrorMap(init, g, f)
 

@@ -5,13 +5,14 @@ Symbols: `u` a state `(..., n)`, space last, periodic over `n` points `dx` apart
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from namm_jax.choices import choose
 
 State = Float[Array, '... n']
 Stepper = Callable[[Array], Array]  # u -> u, one step later; the same type as a right-hand side u -> F(u)
@@ -245,10 +246,7 @@ def burgers_stepper(name: str, *, mu: float, nu: float, dx: float, dt: float) ->
     Raises:
         ValueError: If `name` is not in `STEPPERS`.
     """
-    if name not in STEPPERS:
-        nearest = difflib.get_close_matches(name, STEPPERS, 1, 0)[0]
-        raise ValueError(f'Got stepper {name!r}, expected one of {sorted(STEPPERS)}: did you mean {nearest!r}?')
-    return STEPPERS[name](functools.partial(burgers_rhs, mu=mu, nu=nu, dx=dx), dt)
+    return choose('stepper', name, STEPPERS)(functools.partial(burgers_rhs, mu=mu, nu=nu, dx=dx), dt)
 
 
 @dataclasses.dataclass(frozen=True)

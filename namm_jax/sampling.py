@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from namm_jax.diffusion import checked_std, choose, denoiser_to_score, edm_schedule, rescaled, vp_schedule, vp_time
+from namm_jax.choices import choose
+from namm_jax.diffusion import checked_std, denoiser_to_score, edm_schedule, rescaled, vp_schedule, vp_time
 from namm_jax.types import Denoiser, Key, Schedule, Step
 
 Grid = Float[Array, ' n']

@@ -63,7 +63,7 @@ def test_burgers_wrong_shape(constraint):
 
 
 def test_unknown_constraint_names_the_nearest():
-    with pytest.raises(ValueError, match=r"Got constraint 'burger', expected one of .*did you mean 'burgers'"):
+    with pytest.raises(ValueError, match=r"constraint: got 'burger', expected one of .*did you mean burgers"):
         make_constraint('burger')
     assert 'burgers' in CONSTRAINTS
 

@@ -12,14 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The maths never opens a file, reads a config or a clock, so its part of the standard library is short.
 MATHS = {'jax', 'jaxtyping', 'numpy', '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools'}
-MATHS |= {'itertools', 'math', 'operator', 'typing'}
-SYSTEM = {'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
+MATHS |= {'namm_jax.choices', 'itertools', 'math', 'operator', 'typing'}
+SYSTEM = {'namm_jax.choices', 'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
 
 # Layer -> (what it may import of this package, what else). A module belongs to its longest prefix here; one that has
 # none belongs to `namm_jax`, which imports nothing, so that a new module has to be given its place in this table.
 ALLOWED = {
     'namm_jax': ('', set()),
     'namm_jax.types': ('', MATHS),
+    'namm_jax.choices': ('', MATHS),
     'namm_jax.layout': ('types', MATHS),
     'namm_jax.pdes': ('types layout', MATHS | {'jax_cfd'}),
     'namm_jax.data': ('types layout pdes data', MATHS),

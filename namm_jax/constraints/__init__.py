@@ -4,10 +4,10 @@ A constraint is a pytree with `terms`, `distance` and `residual` (see `types.Con
 of any differentiable constraint that is nearest to a given one.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
+from namm_jax.choices import choose
 from namm_jax.constraints.burgers import burgers
 from namm_jax.types import Constraint
 
@@ -29,7 +29,4 @@ def make_constraint(name: str, **kwargs: Any) -> Constraint:
     Raises:
         ValueError: If `name` is not in `CONSTRAINTS`.
     """
-    if name not in CONSTRAINTS:
-        nearest = difflib.get_close_matches(name, CONSTRAINTS, 1, 0)[0]
-        raise ValueError(f'Got constraint {name!r}, expected one of {sorted(CONSTRAINTS)}: did you mean {nearest!r}?')
-    return CONSTRAINTS[name](**kwargs)
+    return choose('constraint', name, CONSTRAINTS)(**kwargs)

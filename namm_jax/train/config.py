@@ -6,11 +6,12 @@ The defaults are those of `quick`, a laptop CPU in minutes. An experiment file g
         return experiment(PRESETS, preset)
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from namm_jax.choices import choose, nearest
 
 
 def optimizer_section(**changes: Any) -> dict[str, Any]:
@@ -191,13 +192,6 @@ def schema() -> ConfigDict:
     )  # the seed of initialisation, batches and samples; the data have their own
 
 
-def nearest(got: str, choices: list[str]) -> str:
-    """Returns the end of an error message: what was got, the nearest choices, and all of them."""
-    near = difflib.get_close_matches(str(got), choices, n=2, cutoff=0.5)
-    hint = f'; did you mean {" or ".join(near)}?' if near else ''
-    return f'got {got!r}, expected one of {", ".join(choices)}{hint}'
-
-
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """Returns `config` with the fields of the given dotted names replaced, in place.
 
@@ -235,10 +229,7 @@ def experiment(presets: Mapping[str, Mapping[str, Any]], preset: str | None = No
     Raises:
         ValueError: if the preset is unknown.
     """
-    preset = preset or 'quick'
-    if preset not in presets:
-        raise ValueError(f'preset: {nearest(preset, list(presets))}')
-    return override(schema(), presets[preset]).lock()
+    return override(schema(), choose('preset', preset or 'quick', presets)).lock()
 
 
 def steps_of(config: ConfigDict, stage: str) -> int:

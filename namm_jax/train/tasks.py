@@ -13,12 +13,12 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax import constraints, diffusion, layout, mirror
+from namm_jax.choices import choose
 from namm_jax.data.burgers import sample_burgers
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import NORMS, UNet
 from namm_jax.pdes import BurgersProblem
-from namm_jax.train.config import nearest
 from namm_jax.train.state import continued, per_network
 from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
 
@@ -66,15 +66,9 @@ PADDINGS = {'periodic': lambda axes: axes, 'circular': lambda axes: (True, True)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def _choose(what: str, name: str, choices: dict[str, Any]) -> Any:
-    if name not in choices:
-        raise ValueError(f'{what}: {nearest(name, list(choices))}')
-    return choices[name]
-
-
 def make_family(config: ConfigDict) -> Family:
     """Returns the family of data that the config names."""
-    return _choose('data.family', config.data.family, FAMILIES)(config)
+    return choose('data.family', config.data.family, FAMILIES)(config)
 
 
 def make_constraint(config: ConfigDict) -> Constraint:
@@ -93,18 +87,18 @@ def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> 
 
 def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> UNet:
     family = make_family(config)
-    _choose(f'{what}.norm', section.norm, NORMS)
+    choose(f'{what}.norm', section.norm, NORMS)
     _check_fold(what, section, family.shape)
     return UNet(
         channels=tuple(section.channels),
         blocks=section.blocks,
         fold=section.fold,
         head=section.head,
-        periodic=_choose(f'{what} padding', padding, PADDINGS)(family.periodic),
+        periodic=choose(f'{what} padding', padding, PADDINGS)(family.periodic),
         norm=section.norm,
         attention=section.get('attention', False),
         dropout=section.dropout,
-        dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
+        dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
 
@@ -117,10 +111,10 @@ def _resnet_inverse(config: ConfigDict) -> ResNet:
         filters=config.mirror.channels[0],
         blocks=config.mirror.blocks,
         dropout=config.mirror.dropout,
-        periodic=_choose('mirror.inverse_padding', config.mirror.inverse_padding, PADDINGS)(
+        periodic=choose('mirror.inverse_padding', config.mirror.inverse_padding, PADDINGS)(
             make_family(config).periodic
         ),
-        dtype=_choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
+        dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
 
@@ -130,14 +124,14 @@ INVERSES = {'unet': _unet_inverse, 'resnet': _resnet_inverse}
 def make_mirror(config: ConfigDict) -> MirrorMap:
     """Returns the mirror map of the config."""
     section = config.mirror
-    _choose('mirror.reduction', section.reduction, REDUCTIONS)
+    choose('mirror.reduction', section.reduction, REDUCTIONS)
     forward = ICNN(
         filters=section.filters,
         layers=section.layers,
-        periodic=_choose('mirror.forward_padding', section.forward_padding, PADDINGS)(make_family(config).periodic),
+        periodic=choose('mirror.forward_padding', section.forward_padding, PADDINGS)(make_family(config).periodic),
         reduction=section.reduction,
     )
-    inverse = _choose('mirror.inverse', section.inverse, INVERSES)(config)
+    inverse = choose('mirror.inverse', section.inverse, INVERSES)(config)
     return mirror.neural_mirror_map(forward, inverse, strong_convexity=section.strong_convexity, output=section.output)
 
 
@@ -158,7 +152,7 @@ def learning_rate(section: ConfigDict, steps: int) -> optax.Schedule:
         'cosine': lambda: optax.cosine_decay_schedule(section.learning_rate, max(1, steps - warmup)),
         'constant': lambda: optax.constant_schedule(section.learning_rate),
     }
-    decay = _choose('optimizer.decay', section.decay, decays)()
+    decay = choose('optimizer.decay', section.decay, decays)()
     return optax.join_schedules([optax.linear_schedule(0.0, section.learning_rate, max(1, warmup)), decay], [warmup])
 
 
