@@ -31,7 +31,10 @@ ALLOWED = {
     'namm_jax.sampling': ('types diffusion', MATHS),
     'namm_jax.inverse_problems': ('types diffusion sampling', MATHS),
     'namm_jax.evaluation': ('types', MATHS),
-    'namm_jax.report': ('types layout report train.files train.records', SYSTEM - {'jax'} | {'matplotlib', 'PIL'}),
+    'namm_jax.report': (
+        'types layout report train.files train.records train.resolve',
+        SYSTEM - {'jax'} | {'matplotlib', 'PIL'},
+    ),
     'namm_jax.train': (
         'types layout pdes data constraints networks mirror '
         'diffusion sampling inverse_problems evaluation train report',

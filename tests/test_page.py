@@ -115,15 +115,25 @@ def test_several_runs_stand_side_by_side(results):
     assert text.count('<code>mdm_finetuned</code>') == 2 and text.count('mdm_finetuned / dm: ') == 2
 
 
-def test_what_comes_from_outside_is_escaped_and_changed_fields_are_shown(results):
-    command = ['launch/main.py', '--config.sample.steps=4', '--workdir=<script>alert(1)</script>']
-    opening = results.provenance[-1] | {'command': command, 'git': None}
+def test_what_comes_from_outside_is_escaped(results):
+    opening = results.provenance[-1] | {
+        'command': ['launch/main.py', '--workdir=<script>alert(1)</script>'],
+        'git': None,
+    }
     text = page({'': (results._replace(provenance=[opening, opening]), PICTURES)})
     Parsed(text)
     assert '<script' not in text and '&lt;script&gt;' in text and 'alt="&quot;samples&quot; &amp; more"' in text
-    assert '<code>sample.steps = 4</code>' in text and text.count('launch/main.py') == 1
-    assert 'not run from a clone' in text
-    assert 'unchanged' in page({'': (results._replace(provenance=[opening | {'command': []}]), PICTURES)})
+    assert text.count('launch/main.py') == 1 and 'not run from a clone' in text
+
+
+def test_config_is_told_as_the_difference_from_its_preset(results, written):
+    assert '<code>burgers:tiny</code>, unchanged.' in written and '&quot;inner_steps&quot;: 4' in written
+    preset = json.loads(json.dumps(results.preset))
+    preset['mirror']['optimizer']['clip'] = 0.0
+    text = page({'': (results._replace(preset=preset), PICTURES)})
+    assert text.count('(preset: ') == 1
+    assert '<code>mirror.optimizer.clip = 1.0</code> (preset: <code>0.0</code>)' in text
+    assert 'does not hold' in page({'': (results._replace(preset={}), PICTURES)})
 
 
 def test_training_seconds_begin_where_those_of_the_ancestors_end(results):

@@ -65,6 +65,7 @@ def test_histograms_share_the_axis_and_count_what_they_cannot_place():
     titles = [ax.get_title(loc='left') for ax in axes]
     assert titles == ['true data: median 0, n = 3, 2 exactly 0', 'diffusion model: median 0.200, n = 4, 2 not finite']
     assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert list(figures.distance_histograms({'data': np.zeros(3)}).get_axes()[0].get_yticks()) == []  # nothing to count
     assert [sum(bar.get_height() for bar in ax.patches) for ax in axes] == [1, 2]
     assert [list(line.get_xdata()) for line in axes[1].lines] == [[0.2, 0.2]]
     assert all(ax.get_xscale() == 'log' and ax.get_ylabel() for ax in axes) and axes[-1].get_xlabel()
@@ -84,6 +85,7 @@ def test_curves_against_time_keep_their_points_in_a_readable_unit():
 def records():
     for step in range(0, 30, 10):
         yield {'stage': 'mirror', 'step': step, 'seconds': 1.0, 'train/cycle': 1 / (1 + step), 'train/constraint': None}
+        yield {'stage': 'mirror', 'step': step, 'train/gradient_norm': 9.0}  # no term of the loss
         yield {'stage': 'dm', 'step': step, 'seconds': 1.0, 'train/total': 2.0, 'heldout/total': 3.0}
         yield {'stage': 'finetune', 'step': step, 'seconds': 1.0, 'heldout/cycle': 0.0}
         yield {'stage': 'dm', 'step': step, 'distance_mean': 0.5, 'distance_std': 0.1}

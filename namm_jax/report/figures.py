@@ -119,6 +119,8 @@ def distance_histograms(
             ax.axvline(median, color='black', linewidth=1.5)
         ax.set_title(f'{_title(name, names)}: {_counts(values, median)}', loc='left', fontsize=10)
         ax.set(xscale='log', xlim=(bins[0], bins[-1]), ylabel='samples')
+        if not placed[name].size:
+            ax.set(yticks=[], ylim=(0, 1))
         ax.spines[['top', 'right']].set_visible(False)
     axes[-1].set_xlabel('constraint distance' + (f' ({unit})' if unit else '') + '; black line: median')
     return figure

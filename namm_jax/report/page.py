@@ -1,7 +1,6 @@
 """The report: one HTML file that holds everything it shows, for one finished run or several side by side."""
 
 import base64
-import functools
 import html
 import json
 import shlex
@@ -12,6 +11,7 @@ from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
 from namm_jax.report.style import STYLE
 from namm_jax.report.table import COLUMNS, cells, in_order, ratio_of_medians, row_name
+from namm_jax.train.resolve import flatten
 
 # picture -> heading, and what there is to see
 SECTIONS = {
@@ -53,7 +53,7 @@ def page(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
     """
     title = _title(next(iter(runs.values()))[0]) if len(runs) == 1 else f'{len(runs)} runs side by side'
     sections = [('table', 'The result', _table(runs))]
-    sections += [(name, heading, _figures(name, text, runs)) for name, (heading, text) in SECTIONS.items()]
+    sections += [(name, heading, _figures(name, heading, text, runs)) for name, (heading, text) in SECTIONS.items()]
     sections += [
         ('config', 'Configuration', _each(runs, _config)),
         ('reproduce', 'How to reproduce', _each(runs, _reproduce)),
@@ -65,9 +65,13 @@ def page(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<title>namm_jax: {_text(title)}</title><style>{STYLE}</style></head>\n'
-        f'<body><header><h1>{_text(title)}</h1><nav aria-label="contents"><ul>{links}</ul></nav></header>\n'
+        f'<body><header><h1>{_text(title)}</h1><p>{_ORIGIN}</p>'
+        f'<nav aria-label="contents"><ul>{links}</ul></nav></header>\n'
         f'<main>{body}</main></body></html>\n'
     )
+
+
+_ORIGIN = 'A report of namm_jax: neural approximate mirror maps, for diffusion models that obey a rule.'
 
 
 def _title(results: Results) -> str:
@@ -128,11 +132,12 @@ _TABLE_NOTE = (
 )
 
 
-def _figures(name: str, text: str, runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
+def _figures(name: str, heading: str, text: str, runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
     figures = [
-        f'<figure>{_labelled(runs, label)}{_scrolled(name, _image(pictures[name]), "scroll card")}</figure>'
+        f'<figure>{_labelled(runs, label)}{_scrolled(heading, _image(pictures[name]), "scroll card")}</figure>'
         for label, (_, pictures) in runs.items()
     ]
+    text += ' Each run has axes and scales of its own.' if len(runs) > 1 else ''
     return f'<p>{_text(text)}</p><div class="runs">{"".join(figures)}</div>'
 
 
@@ -146,23 +151,20 @@ def _image(picture: Picture) -> str:
 
 
 def _config(results: Results) -> str:
-    fields = dict.fromkeys(
-        argument.lstrip('-').split('=')[0].removeprefix('config.')
-        for opening in results.provenance
-        for argument in opening['command']
-        if argument.startswith(('--config.', '-config.'))
-    )
-    changed = ''.join(f'<li><code>{_text(name)} = {_text(_field(results.config, name))}</code></li>' for name in fields)
+    preset, fields = flatten(results.preset), flatten(results.config)
+    changed = [
+        f'<li><code>{_text(name)} = {_text(json.dumps(value))}</code> '
+        f'(preset: <code>{_text(json.dumps(preset.get(name)))}</code>)</li>'
+        for name, value in fields.items()
+        if preset and value != preset.get(name)
+    ]
+    told = 'with these changes:' if changed else 'unchanged.' if preset else 'which the folder does not hold.'
     whole = _text(json.dumps(results.config, indent=2))
     return (
-        f'<p>Preset <code>{_text(results.experiment)}</code>, '
-        + (f'with these fields changed on the command line:</p><ul>{changed}</ul>' if changed else 'unchanged.</p>')
+        f'<p>Preset <code>{_text(results.experiment)}</code>, {told}</p>'
+        + (f'<ul>{"".join(changed)}</ul>' if changed else '')
         + f'<details><summary>The whole config</summary><pre tabindex="0">{whole}</pre></details>'
     )
-
-
-def _field(config: Mapping[str, Any], name: str) -> str:
-    return json.dumps(functools.reduce(lambda section, part: section[part], name.split('.'), config))
 
 
 def _reproduce(results: Results) -> str:

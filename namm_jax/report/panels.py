@@ -16,6 +16,7 @@ LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000
 MARKERS = 'osD^vPX'
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'
+_NO_TERMS = ('train/gradient_norm',)  # in the records beside the loss's terms, and on no scale of theirs
 
 
 def linear_scale(images: Float[np.ndarray, '...']) -> Normalize:
@@ -97,7 +98,10 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
         records: lines of `metrics.jsonl`, of one stage.
     """
     terms = dict.fromkeys(
-        key.split('/', 1)[1] for record in records for key in record if key.startswith((_TRAIN, _HELDOUT))
+        key.split('/', 1)[1]
+        for record in records
+        for key in record
+        if key.startswith((_TRAIN, _HELDOUT)) and key not in _NO_TERMS
     )
     for index, term in enumerate(terms):
         colour = LINES[index % len(LINES)]

@@ -21,6 +21,7 @@ class Results(NamedTuple):
     Attributes:
         experiment: config file and preset, `burgers:quick`.
         config: the resolved config, nested.
+        preset: the preset's config; empty where the folder does not hold it.
         provenance: one entry an opening of the folder, as `train.provenance` writes it.
         stages: stage -> its record.
         metrics: `metrics.json`.
@@ -30,6 +31,7 @@ class Results(NamedTuple):
 
     experiment: str
     config: dict[str, Any]
+    preset: dict[str, Any]
     provenance: list[dict[str, Any]]
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
@@ -83,6 +85,7 @@ def read_run(folder: Path) -> Results:
     return Results(
         saved['experiment'],
         saved['config'],
+        read_json(folder / 'preset.json') if (folder / 'preset.json').exists() else {},
         read_json(folder / 'provenance.json'),
         stages,
         read_json(folder / 'metrics.json'),

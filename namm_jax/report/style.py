@@ -24,9 +24,10 @@ figure { margin: .5rem 0; min-width: 0 }
 .card { background: #fff; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem }
 .card img { display: block; width: 100%; min-width: 34rem; max-width: 70rem; margin: 0 auto; height: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child { text-align: left; font-weight: 500 }
-thead th { color: var(--faint); vertical-align: bottom }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--ground) }
+th[scope=row] { white-space: normal; min-width: 8.5rem }
+thead th { color: var(--faint); vertical-align: bottom; white-space: normal }
 th[scope=rowgroup] { padding-top: 1rem; font-weight: 600 }
 .facts td { text-align: left }
 code, pre { font: .85rem/1.5 ui-monospace, monospace }

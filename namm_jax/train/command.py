@@ -187,6 +187,7 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
         check=lambda resolved: check(ConfigDict(resolved)),
     ) as run:  # fmt: skip
         _say_config(run.config, asked.name, asked.preset)
+        write_json(run.directory / 'preset.json', asked.preset.to_dict())
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
         experiment = _build(run, asked.to_stop)
@@ -217,7 +218,8 @@ def _say_table(directory: Path) -> None:
         from namm_jax.report.table import render, summary_table
 
         say(render(summary_table(rows)))
-    say(f'run folder: {directory}; pictures: {directory / "figures"}')
+    page = directory / 'report.html'
+    say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 
 def _aggregate(workdir: Path, seeds: list[int]) -> None:

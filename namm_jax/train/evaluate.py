@@ -82,13 +82,17 @@ def _rows(
 
 def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, Any]:
     """Returns where each f lands from mirrored test fields with noise, up to twice the noise of its training."""
-    section, sigma_max = experiment.config.evaluate, experiment.config.mirror.sigma_max
+    section, sigma_max, key = (
+        experiment.config.evaluate,
+        experiment.config.mirror.sigma_max,
+        experiment.key('robustness'),
+    )
     sigma = np.linspace(0, 2 * sigma_max, section.noise_levels)
-    x = jnp.asarray(experiment.split('test')[: section.noise_fields])
+    x, levels = jnp.asarray(experiment.split('test')[: section.noise_fields]), jnp.asarray(sigma, jnp.float32)
 
     @jax.jit
     def measure(params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        return robustness(experiment.mirror, params, experiment.key('robustness'), x, experiment.constraint, sigma)
+        return robustness(experiment.mirror, params, key, x, experiment.constraint, levels)
 
     measured = {name: measure(params, x) for name, params in maps.items()}
     return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | measured

@@ -184,6 +184,7 @@ class Run:
                 write_json(path, {name: value for name, value in read_json(path).items() if WRITERS[name] != stage})
             if (self.directory / stage).exists():
                 shutil.rmtree(self.directory / stage)
+            (self.directory / f'{stage}.html').unlink(missing_ok=True)  # the report's page, which would be an old one
             self._record_of(stage).unlink()
         return discarded
 
