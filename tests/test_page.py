@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from namm_jax.report import curves, motion
+from namm_jax.report import curves, figures, motion
 from namm_jax.report.__main__ import main
 from namm_jax.report.page import SECTIONS, page
 from namm_jax.report.pictures import Picture
@@ -244,6 +244,20 @@ def test_frames_follow_the_trajectory_and_only_what_moves_changes():
     assert (np.asarray(PIL.Image.open(io.BytesIO(motion.still(frames)))) == frames[2]).all()
     with pytest.raises(ValueError, match='got 3 states, 2 estimates'):
         motion.trajectory_frames(states, estimates[:2], **parts)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 0.0])
+def test_figures_of_a_failed_f_can_be_drawn(bad):
+    values = np.full(3, bad)
+    curve = {'distance_mean': values, 'distance_std': [None] * 3, 'error_mean': values}
+    assert figures.png(curves.robustness_curves(np.arange(3), {'f': curve}, sigma_max=1.0), dpi=30)
+    fields, maps = np.full((3, 8, 8, 1), bad), np.full((3, 8, 7), bad)
+    assert len(motion.trajectory_frames(fields, fields, maps, values, [3.0, 2.0, 1.0], dpi=30)) == 3
+
+
+def test_a_trajectory_ends_at_the_first_sample(results):
+    ends = results.of('trajectory')['estimates'][-1], results.of('samples')['mdm_finetuned'][0]
+    np.testing.assert_allclose(*ends, atol=1e-4)
 
 
 def test_damaged_record_is_no_traceback(tiny_run, tmp_path):

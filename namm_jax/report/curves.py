@@ -35,17 +35,18 @@ def robustness_curves(
     """
     if not curves:
         raise ValueError('curves: got none, expected at least one; pass {"f": mirror.robustness(...)}')
-    figure, bands = Figure(figsize=(WIDTH, 4.0), layout='constrained'), []
+    figure, bands, top = Figure(figsize=(WIDTH, 4.0), layout='constrained'), [], 0.0
     left, right = figure.subplots(1, 2)
     for index, (name, curve) in enumerate(curves.items()):
         label = (names or {}).get(name, name)
         mean, std, error = (np.asarray(curve[part], float) for part in ('distance_mean', 'distance_std', 'error_mean'))
         bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, index, label))
         style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-        right.plot(sigma, error, label=label, linewidth=2, **style)
+        right.plot(sigma, np.where(np.isfinite(error), error, np.nan), label=label, linewidth=2, **style)
+        top = max(top, error[np.isfinite(error)].max(initial=0))
     left.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
     left.set_ylabel('constraint distance, mean and one std')
-    right.set(ylim=(0, None), ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''))
+    right.set(ylim=(0, 1.08 * top or 1), ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''))
     for ax in (left, right):
         ax.axvline(sigma_max, color='black', linestyle='--', linewidth=1)
         ax.set_xlabel('noise level σ in mirror space; dashed: σ_max')

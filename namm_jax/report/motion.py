@@ -109,6 +109,7 @@ def _webp(frames: Frames, milliseconds: Sequence[int]) -> bytes:
 
 
 def _standardised(states: Float[Array, 'k h w']) -> Float[Array, 'k h w']:
+    states = np.where(np.isfinite(states), states, np.nan)
     mean, std = states.mean((1, 2), keepdims=True), states.std((1, 2), keepdims=True)
     return (states - mean) / np.where(std > 0, std, 1)
 

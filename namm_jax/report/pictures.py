@@ -8,7 +8,7 @@ from namm_jax.report import curves, figures, motion
 from namm_jax.report.reading import Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
 
-UNITS = {'burgers': ('u', '|residual|')}  # data family -> labels of fields and residual maps
+_UNITS = {'burgers': ('u', '|residual|')}
 
 
 class Picture(NamedTuple):
@@ -27,16 +27,21 @@ class Picture(NamedTuple):
     still: bytes | None = None
 
 
+def units(family: str) -> tuple[str, str]:
+    """Returns the labels of the colour bars of a data family's fields and residual maps."""
+    return _UNITS.get(family, ('x', '|residual|'))
+
+
 def draw(results: Results) -> dict[str, Picture]:
     """Returns the pictures of a run by name, in the order in which the page shows them."""
-    dpi, units = results.config['report']['dpi'], UNITS.get(results.config['data']['family'], ('x', '|residual|'))
+    dpi, labels = results.config['report']['dpi'], units(results.config['data']['family'])
     distances, curves_of_training = results.of('distances'), training_curves(results)
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
     maps = {'f': robustness['f'], 'f, finetuned': robustness['f_finetuned']}
     mirror = results.of('mirror')
     drawn = {
-        'samples': figures.samples_with_residuals(rows, distances=distances, units=units),
+        'samples': figures.samples_with_residuals(rows, distances=distances, units=labels),
         'distances': figures.distance_histograms(distances),
         'training_time': figures.distance_against_training_seconds(curves_of_training),
         'robustness': curves.robustness_curves(robustness['sigma'], maps, sigma_max=robustness['sigma_max']),
@@ -52,12 +57,12 @@ def draw(results: Results) -> dict[str, Picture]:
         'mirror': 'Samples in mirror space, each above its inverse in data space.',
     }
     pictures = {name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name]) for name, figure in drawn.items()}
-    return pictures | {'trajectory': _trajectory(results, dpi, units)}
+    return pictures | {'trajectory': _trajectory(results, dpi, labels)}
 
 
-def _trajectory(results: Results, dpi: int, units: tuple[str, str]) -> Picture:
+def _trajectory(results: Results, dpi: int, labels: tuple[str, str]) -> Picture:
     parts = results.of('trajectory')
-    frames = motion.trajectory_frames(**parts, units=units, dpi=dpi)
+    frames = motion.trajectory_frames(**parts, units=labels, dpi=dpi)
     distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
     text = (
         f'A sample on its way from noise in {len(frames)} frames: mirror state, f of the denoised estimate, residual. '

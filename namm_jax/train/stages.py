@@ -63,7 +63,7 @@ def _draw_data(experiment: Experiment) -> None:
 
     folder, x = experiment.run.directory / 'figures', experiment.split('test')[:SHOWN]
     folder.mkdir(exist_ok=True)
-    units = pictures.UNITS[experiment.config.data.family]
+    units = pictures.units(experiment.config.data.family)
     figures.save(
         figures.samples_with_residuals({'data': (x, residual_maps(experiment, x))}, units=units), folder / 'data.png'
     )
