@@ -70,7 +70,8 @@ def trajectory_frames(
             f'distances and {len(levels)} levels, expected one of each at every time'
         )
     images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
-    figure, shown, marker = _stage(images, distances, levels, units, axis_names)
+    placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
+    figure, shown, marker = _stage(images, placed, levels, units, axis_names)
     canvas, frames = FigureCanvasAgg(figure), []
     figure.set_dpi(dpi)
     canvas.draw()
@@ -78,7 +79,7 @@ def trajectory_frames(
     for now in range(len(states)):
         for image, series in zip(shown, images, strict=True):
             image.set_data(series[now])
-        marker.set_data(levels[now : now + 1], distances[now : now + 1])
+        marker.set_data(levels[now : now + 1], placed[now : now + 1])
         title = f'frame {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
         figure.suptitle(title + f'constraint distance of f(estimate) {three_digits(distances[now])}', fontsize=11)
         canvas.draw()
