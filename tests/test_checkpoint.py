@@ -141,6 +141,33 @@ def test_damage_falls_back_with_a_warning_and_training_goes_on(folder, damage, c
     assert capfd.readouterr().err == ''
 
 
+def flip_each(data):
+    """Yields the bytes with one bit flipped: at the start, the end, and 30 places between."""
+    for place in sorted({*np.linspace(0, len(data) - 1, 32).astype(int)}):
+        yield data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_damage_to_any_file_gives_a_wrong_state(folder, capfd):
+    paths = [path for path in sorted((folder / '3').rglob('*')) if path.is_file()]
+    assert len(paths) > 10
+    fallen_back = 0
+    for path in paths:
+        data = path.read_bytes()
+        for damaged in (None, b'', data[: len(data) // 2], *flip_each(data)):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter('always')
+                state, _, step = restore(folder)
+            assert bits(state) == bits(make_state(step))
+            assert step == 3 or (step == 2 and 'checkpoints/3 is damaged' in str(told[0].message))
+            fallen_back += step == 2
+            path.write_bytes(data)
+    assert fallen_back > 5 * len(paths) and restore(folder).step == 3
+    assert capfd.readouterr().err == ''
+
+
 def test_nothing_intact_is_an_error_not_a_fresh_start(folder):
     flip(folder, 2)
     truncate(folder, 3)

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -91,7 +91,7 @@ def _cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps standard error clean of the reads that a failed restore leaves pending.
+    """Keeps standard error clean of the reads and writes that a failed one leaves pending.
 
     Their futures find orbax's event loop closed, and say so through every channel that Python has for that.
     """
@@ -103,6 +103,18 @@ def _quiet() -> Iterator[None]:
     finally:
         sys.unraisablehook, sys.excepthook = hooks
         logger.disabled = disabled
+
+
+def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns an unraisable hook like `hook`, silent about writes left pending in a background save that failed."""
+    closed = lambda raised: str(raised.exc_value) == 'Event loop is closed'
+    return lambda raised: None if closed(raised) else hook(raised)
+
+
+def _settle() -> None:
+    """Waits for what a failure left pending to end, and frees it here rather than at any later time."""
+    time.sleep(0.1)
+    gc.collect()
 
 
 class Checkpoints:
@@ -128,6 +140,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 cleanup_tmp_directories=True,  # what a kill left behind
@@ -207,8 +220,7 @@ class Checkpoints:
                 return self._open().restore(step, args=ocp.args.Composite(**{item: args}))[item]
             except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
                 cause = _cause(error)
-            time.sleep(0.1)  # the pending reads end, and are freed here rather than at any later time
-            gc.collect()
+            _settle()
         raise _Damaged(cause)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
@@ -231,13 +243,17 @@ class Checkpoints:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Raises as OSError what orbax raises when it writes: a full disk comes as a ValueError, from a thread."""
-        try:
-            yield
-        except Exception as error:
-            raise OSError(
-                f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; '
-                f'those before it stay, and the same command goes on from them: {_cause(error)}'
-            ) from error
+        with _quiet():
+            try:
+                yield
+                return
+            except Exception as error:
+                cause = _cause(error)
+            _settle()
+        raise OSError(
+            f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; those '
+            f'before it stay, and the same command goes on from them: {cause}'
+        )
 
     def wait(self) -> None:
         """Returns once every save has reached the disk.
@@ -254,7 +270,7 @@ class Checkpoints:
         if self._manager is not None:
             with self._writing():
                 self._manager.close()
-            self._manager = None
+            self._manager, sys.unraisablehook = None, self._hook
 
     def __enter__(self) -> Self:
         return self

@@ -193,7 +193,7 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
         experiment = _build(run, asked.to_stop)
         for stage in asked.stages:
             _run_stage(experiment, stage)
-        _say_table(run.directory)
+        _say_table(run.directory, evaluated=run.finished('evaluate'))
 
 
 def _run_stage(experiment: Any, stage: str) -> None:
@@ -211,9 +211,9 @@ def _run_stage(experiment: Any, stage: str) -> None:
         raise Stopped(experiment.asked_to_stop())
 
 
-def _say_table(directory: Path) -> None:
+def _say_table(directory: Path, *, evaluated: bool) -> None:
     path = directory / 'metrics.json'
-    rows = read_json(path).get('rows') if path.exists() else None
+    rows = read_json(path).get('rows') if evaluated or path.exists() else None
     if rows:
         from namm_jax.report.table import render, summary_table
 
@@ -228,7 +228,7 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     metrics = [read_json(path) if path.exists() else {} for path in paths]
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
         write_json(workdir / 'metrics.json', aggregate(metrics))
-        _say_table(workdir)
+        _say_table(workdir, evaluated=True)
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Progress that a person can read: a bar on a terminal, a line every few seconds in a log file."""
+"""Progress that a person can read: a bar on a terminal, a line every few seconds in a log file or a notebook."""
 
 import sys
 import time
@@ -54,4 +54,5 @@ class Bar:
         elif now - self._written >= self._every or done >= self._total:
             self._written = now
             left = (self._total - done) / rate if rate > 0 else float('inf')
-            print(f'{self._title} {done}/{self._total}  {text}  {left:.0f} s left  {self._terms}', file=sys.stderr)
+            line = f'{self._title} {done}/{self._total}  {text}  {left:.0f} s left  {self._terms}'
+            print(line, file=sys.stderr, flush=True)

@@ -105,7 +105,8 @@ class Run:
         self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any], discarded: set[str],
         check: Callable[[Mapping[str, Any]], None],
     ) -> None:  # fmt: skip
-        path = self.directory / 'config.json'
+        path, origins = self.directory / 'config.json', self.directory / 'provenance.json'
+        openings = read_json(origins) if origins.exists() else []
         saved = self._saved(path, config, experiment)
         self.config = override(saved, overrides) if saved else override(config, {})
         old, new = flatten(saved or self.config), flatten(self.config)
@@ -120,9 +121,7 @@ class Run:
         self._records.mend()
         self.discarded = self._discard(discarded)
         write_json(path, {'experiment': experiment, 'config': self.config})
-        path = self.directory / 'provenance.json'
-        openings = read_json(path) if path.exists() else []
-        write_json(path, [*openings, provenance(self.config.get('seed'))])
+        write_json(origins, [*openings, provenance(self.config.get('seed'))])
 
     def _saved(self, path: Path, config: Mapping[str, Any], experiment: str) -> dict[str, Any] | None:
         """Returns the config that the folder holds, None for a new folder; raises if it is not a run of this kind."""

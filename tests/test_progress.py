@@ -1,0 +1,54 @@
+"""Progress on a terminal, and where there is none: a log file, a notebook."""
+
+import io
+import time
+
+import pytest
+
+from namm_jax.train.progress import Bar, short
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Returns a list whose last entry is the time in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[-1])
+    return now
+
+
+def test_a_log_file_gets_a_line_every_ten_seconds_and_the_last(clock, monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr('sys.stderr', log)
+    with Bar('mirror', 1000) as bar:
+        for step in range(10, 1001, 10):
+            clock.append(step / 20)  # 50 s in all
+            bar.update(step, {'loss': 1 / step})
+    lines = log.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ['200/1000', '400/1000', '600/1000', '800/1000', '1000/1000']
+    assert lines[1] == 'mirror 400/1000  20 steps/s  30 s left  loss 0.0025'
+
+
+def test_a_resumed_stage_counts_its_own_steps_for_the_rate(clock, monkeypatch, capsys):
+    with Bar('dm', 100, start=90, unit='field') as bar:
+        clock.append(5.0)
+        bar.update(100)
+    assert capsys.readouterr().err == 'dm 100/100  2 fields/s  0 s left  \n'
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr('sys.stderr', terminal)
+    monkeypatch.setenv('TERM', 'xterm')
+    with Bar('mirror', 10) as bar:
+        bar.update(5, {'loss': 0.5})
+        bar.update(10, {'loss': 0.25})
+    assert 'mirror' in terminal.getvalue() and '10/10' in terminal.getvalue() and 'loss 0.25' in terminal.getvalue()
+
+
+def test_terms_have_three_digits():
+    assert short({'loss': 0.123456, 'distance': 1234567.0}) == 'loss 0.123  distance 1.23e+06'
