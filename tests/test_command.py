@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_spoilt_samples(refused, tmp_path, fault):
 
 def test_samples_are_asked_for(refused):
     assert '--samples is missing' in refused(TINY, run=evaluate)
+
+
+def test_an_interrupt_before_the_first_stage_has_its_status(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, '_main', interrupted)
+    assert command.main(['launch/main.py']) == 130 and capsys.readouterr().err == 'stopped by signal 2\n'
+
+
+def test_signals_are_given_back(tmp_path):
+    """A notebook interrupts its cells by SIGINT."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert command.main(['launch/main.py', TINY, f'--workdir={tmp_path}', '--stages=mirror']) == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize('script', ['main.py', 'evaluate.py'])

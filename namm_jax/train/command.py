@@ -87,15 +87,16 @@ def _main(arguments: list[str]) -> None:
     check_stages(values.redo)
     name, overrides = experiment_name(values), overrides_of(values)
     workdir = Path(values.workdir or f'runs/{name.replace(":", "-")}')
-    asked = Asked(name, preset_of(values), overrides, stages, values.redo, _listen())
-    if not values.seeds:
-        _run(workdir, config, asked)
-        return
-    for seed in _seeds(values.seeds):
-        with config.unlocked():
-            config.seed = seed
-        _run(workdir / f'seed{seed}', config, asked._replace(overrides=overrides | {'seed': seed}))
-    _aggregate(workdir, _seeds(values.seeds))
+    with _listening() as asked_to_stop:
+        asked = Asked(name, preset_of(values), overrides, stages, values.redo, asked_to_stop)
+        if not values.seeds:
+            _run(workdir, config, asked)
+            return
+        for seed in _seeds(values.seeds):
+            with config.unlocked():
+                config.seed = seed
+            _run(workdir / f'seed{seed}', config, asked._replace(overrides=overrides | {'seed': seed}))
+        _aggregate(workdir, _seeds(values.seeds))
 
 
 def _seeds(texts: Iterable[str]) -> list[int]:
@@ -112,8 +113,9 @@ def _say_config(config: Mapping[str, Any], name: str, preset: ConfigDict) -> Non
     say('\n'.join([f'{name}, with' if lines else name, *lines]))
 
 
-def _listen() -> Callable[[], int]:
-    """Returns a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second one kills."""
+@contextlib.contextmanager
+def _listening() -> Iterator[Callable[[], int]]:
+    """Yields a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second one kills."""
     received = []
 
     def handle(number: int, frame: object) -> None:
@@ -121,9 +123,12 @@ def _listen() -> Callable[[], int]:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return lambda: received[0] if received else 0
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():  # a notebook interrupts its cells by SIGINT
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
