@@ -31,6 +31,7 @@ PAPER = {
     'finetune.steps': 375_000,  # 600 epochs of 625 steps
     'finetune.optimizer.learning_rate': 2e-4,
     'dm.steps': 234_000,  # 1,500 epochs of 156 steps
+    'train.parts': 1,
     'train.probes': 16,
     'train.probe_samples': 128,
     'train.validate_every': 1000,
@@ -92,6 +93,7 @@ TINY = {
     'evaluate.noise_fields': 16,
     'sample.projection_iterations': 8,
     'train.devices': 1,
+    'train.parts': 1,
     'train.log_every': 4,
     'train.validate_every': 4,
     'train.probes': 2,

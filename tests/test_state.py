@@ -17,6 +17,7 @@ from namm_jax.train.state import (
     adam_moments,
     continued,
     ema_decay,
+    gradient_in_parts,
     init_state,
     make_train_step,
     make_validation,
@@ -153,7 +154,29 @@ def test_steps_follow_the_stream():
         start = init_state(task, STREAM)
         state = jax.device_put(start._replace(step=jnp.array(k, jnp.int32)), replicated(mesh))
         losses.append(float(step(state, (), STREAM, put_batch_tree(mesh, {'x': np.ones((8, 1))}))[1]['loss']))
-    assert losses == [float(jax.random.normal(jax.random.fold_in(STREAM, k))) for k in (0, 0, 1)]
+    keys = [jax.random.fold_in(jax.random.fold_in(STREAM, k), 0) for k in (0, 0, 1)]
+    assert losses == [float(jax.random.normal(key)) for key in keys]
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_parts_of_a_batch_take_its_step(devices):
+    task = Task(lambda key: {'w': jnp.zeros(3)}, square(), optax.sgd(0.5))
+    mesh, batch = make_mesh(jax.devices()[:devices]), {'x': np.random.default_rng(0).normal(size=(8, 3))}
+    results = []
+    for parts in (1, 2):
+        step = make_train_step(task, ema=0.9, mesh=mesh, parts=parts)
+        state = jax.device_put(init_state(task, STREAM), replicated(mesh))
+        results.append(jax.device_get(step(state, (), STREAM, put_batch_tree(mesh, batch))))
+    for whole, split in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(whole, split, rtol=1e-6)
+
+
+def test_parts_have_noise_of_their_own():
+    gradient = gradient_in_parts(lambda params, frozen, key, batch, *, train: (jax.random.normal(key), {}), 4)
+    (mean, _), _ = gradient({'w': jnp.zeros(())}, (), STREAM, {'x': jnp.zeros((8, 1))})
+    draws = [jax.random.normal(jax.random.fold_in(STREAM, i)) for i in range(4)]
+    np.testing.assert_allclose(mean, np.mean(draws), rtol=1e-6)
+    assert len(set(map(float, draws))) == 4
 
 
 def test_nonnegative_weights_stay_so():

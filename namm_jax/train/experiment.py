@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def check(config: ConfigDict) -> None:
         ValueError: by the function that takes the bad value.
     """
     check_ranges(config)
-    shape, mesh = tasks.make_family(config).shape, make_mesh()
+    shape, mesh = tasks.make_family(config).shape, make_mesh(jax.devices()[: config.train.devices or None])
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
     params = jax.eval_shape(tasks.mirror_task(config, steps_of(config, 'mirror')).init, jax.random.key(0))
@@ -111,7 +112,6 @@ def train(
         probe: see `fit`.
     """
     config, run, steps = experiment.config, experiment.run, steps_of(experiment.config, stage)
-    check_batch_size(experiment.mesh, batch_size)
     processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def batches(start: int) -> Iterator[PyTree]:
@@ -129,7 +129,8 @@ def train(
         for start in range(0, min(size, 8 * batch_size) - batch_size + 1, batch_size)
     ]
     every = (config.train.log_every, config.train.validate_every)
-    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema)
+    parts = math.gcd(batch_size // experiment.mesh.size, config.train.parts)
+    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema, parts)
     with experiment.checkpoints(stage) as checkpoints:
         return fit(
             task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,

@@ -39,6 +39,7 @@ class Plan(NamedTuple):
         validate_every: between records of the held-out terms, each with a checkpoint.
         probes: number of probes, equally spaced; the last at the last step. 0 for none.
         ema: decay of the moving average of the parameters.
+        parts: of the batch, whose gradients are computed side by side.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     validate_every: int
     probes: int
     ema: float
+    parts: int = 1
 
     def stops(self) -> list[int]:
         """Returns the steps at which the loop pauses, in ascending order, the last step among them."""
@@ -134,7 +136,7 @@ def fit(
     source = (jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in batches(step))
     held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
     frozen = jax.device_put(task.frozen, replicated(mesh))
-    train_step = make_train_step(task, ema=plan.ema, mesh=mesh)
+    train_step = make_train_step(task, ema=plan.ema, mesh=mesh, parts=plan.parts)
     train_step = train_step.lower(state, frozen, stream, held_out[0]).compile()  # outside the clock
     validate = make_validation(task, mesh=mesh)
 

@@ -11,7 +11,7 @@ AT_LEAST = {
     'sample.projection_iterations report.frame_seconds',
     1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head mirror.batch_size '
     'mirror.steps score.blocks score.fold score.head score.batch_size mdm.steps finetune.batch_size '
-    'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.log_every '
+    'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.parts train.log_every '
     'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps '
     'evaluate.noise_fields evaluate.frames',
     2: 'sample.n evaluate.resamples evaluate.noise_levels',  # a variance needs two, and so does a curve

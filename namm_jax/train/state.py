@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from namm_jax.train.sharding import batch_sharding, replicated
-from namm_jax.types import Key, Metrics, Params, Task
+from namm_jax.types import Key, Loss, Metrics, Params, Task
 
 
 class TrainState(NamedTuple):
@@ -36,7 +36,32 @@ def ema_decay(step: Array, decay: float) -> Array:
 TrainStep = Callable[[TrainState, PyTree, Key, PyTree], tuple[TrainState, Metrics]]
 
 
-def make_train_step(task: Task, *, ema: float, mesh: Mesh) -> TrainStep:
+def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., tuple[tuple[Array, Metrics], Params]]:
+    """Returns `(params, frozen, key, batch) -> ((loss, terms), gradient)`: the means over so many parts of the batch.
+
+    No part waits for another, so XLA:CPU, whose convolutions use one thread each, runs the parts side by side. A part
+    takes every `parts`-th sample, and so keeps the batch's sharding.
+
+    Args:
+        loss: of a task, a mean over the batch.
+        parts: a divisor of the batch size on each device; part i's key is `fold_in(key, i)`.
+    """
+    gradient_of = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(params: Params, frozen: PyTree, key: Key, batch: PyTree) -> tuple[tuple[Array, Metrics], Params]:
+        rows = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), batch)
+        each = [
+            gradient_of(
+                params, frozen, jax.random.fold_in(key, i), jax.tree.map(lambda a, i=i: a[:, i], rows), train=True
+            )
+            for i in range(parts)
+        ]
+        return jax.tree.map(lambda *leaves: sum(leaves) / parts, *each)
+
+    return gradient
+
+
+def make_train_step(task: Task, *, ema: float, mesh: Mesh, parts: int = 1) -> TrainStep:
     """Returns the jitted step `(state, frozen, stream, batch) -> (state, named terms)`; the state is donated.
 
     Step k's key is `fold_in(stream, k)`: a resumed run needs no saved key. The terms are those of the loss, the loss
@@ -46,12 +71,13 @@ def make_train_step(task: Task, *, ema: float, mesh: Mesh) -> TrainStep:
         task: what is trained.
         ema: decay of the moving average of the parameters, in [0, 1).
         mesh: the devices; the batch is split over them and everything else replicated.
+        parts: of the batch, see `gradient_in_parts`.
     """
+    gradient_of = gradient_in_parts(task.loss, parts)
 
     def step(state: TrainState, frozen: PyTree, stream: Key, batch: PyTree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream, state.step)
-        gradient_of = jax.value_and_grad(task.loss, has_aux=True)
-        (loss, terms), gradient = gradient_of(state.params, frozen, key, batch, train=True)
+        (loss, terms), gradient = gradient_of(state.params, frozen, key, batch)
         updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1 - ema_decay(state.step, ema))
