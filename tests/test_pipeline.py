@@ -221,4 +221,4 @@ def test_seeds_are_aggregated(tiny_run, tmp_path, launch):
     # Seed 0 of a set is the run without seeds.
     for row in ROWS:
         again, single = (np.load(path / 'sample' / f'{row}.npy') for path in (folder / 'seed0', tiny_run))
-        np.testing.assert_allclose(again, single, atol=1e-4)
+        assert (again == single).all()
