@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Times the samplers of a finished run against 1,000 Euler-Maruyama steps with the same network, in one process.
 
-    python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128] [--samplers=heun:18,dpm_solver_pp_2m:20]
+    python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128] [--samplers=heun:18,ddim:40]
 
 Prints one row a sampler: network calls and seconds a sample, the speed-up, and the constraint distance of the samples
 after f (the finetuned inverse map). The initial noise is the same for all. Compilation is not timed.
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from namm_jax.train.command import configure_jax
 
 REFERENCE = 'euler_maruyama:1000'
-DEFAULTS = ','.join(['heun:18', 'dpm_solver_pp_2m:20', 'ddim:40', 'ancestral:1000', REFERENCE])
+DEFAULTS = ','.join(['sde_dpm_solver_pp_2m:40', 'dpm_solver_pp_2m:20', 'heun:18', REFERENCE])
 
 
 def parse() -> argparse.Namespace:
