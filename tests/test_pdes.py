@@ -170,7 +170,7 @@ def test_problem_grid_and_interval():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'stepper': 'crank_nicholson'}, "expected one of .*did you mean crank_nicolson"),
+        ({'stepper': 'crank_nicholson'}, 'expected one of .*did you mean crank_nicolson'),
         ({'points': 2}, 'Got points = 2, expected at least 3'),
         ({'states': 1}, 'Got states = 1, expected at least 2'),
         ({'inner_steps': 0}, 'Got inner_steps = 0'),

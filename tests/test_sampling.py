@@ -223,7 +223,7 @@ def test_levels_are_those_asked_for(path):
         (lambda: sampling.make_sampler('huen', steps=4), "'huen'.*dpm_solver_pp_2m.*mean heun"),
         (lambda: sampling.make_sampler('ddim', steps=4, grid='unifrom'), 'mean uniform'),
         (lambda: sampling.make_sampler('ddim', steps=4, path='ve'), 'expected one of edm, vp'),
-        (lambda: sampling.make_sampler('ancestral', steps=4, variance='fwd'), "mean forward"),
+        (lambda: sampling.make_sampler('ancestral', steps=4, variance='fwd'), 'mean forward'),
         (lambda: sampling.make_sampler('ddim', steps=4, eta=2.0), 'eta: got 2.0'),
         (lambda: sampling.make_sampler('heun', steps=0), 'n 0'),
         (lambda: sampling.make_sampler('heun', steps=4, std=0.0), 'std: got 0.0'),
