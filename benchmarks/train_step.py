@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Times each training step beside the machine's matmul peak, and our mirror step beside the published one.
 
-    python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--repeats=5]
+    python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--parts=2] [--repeats=5]
 
 One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written), their share of the
 peak of a float32 matmul in the same process, and seconds of compilation. For each preset the parts of the mirror step
@@ -77,25 +77,25 @@ def fields(config: Any) -> jax.Array:
     return jax.jit(tasks.make_family(config).sample)(jax.random.split(jax.random.key(0), n))
 
 
-def step_of(task: Any, batch: dict[str, Any], repeats: int) -> Measured:
+def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1) -> Measured:
     """Times the training step of a task."""
-    step = make_train_step(task, ema=0.999, mesh=make_mesh(1))
+    step = make_train_step(task, ema=0.999, mesh=make_mesh(jax.devices()[:1]), parts=parts)
     state = init_state(task, jax.random.key(0))
     return measured(
         step, state, task.frozen, jax.random.key(1), batch, images=len(batch['x']), repeats=repeats, carries=True
     )
 
 
-def training_steps(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
+def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     """Times the three training steps: the denoising one is that of mdm and dm alike."""
     mirror, denoising = tasks.mirror_task(config, 100), tasks.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
     finetune = tasks.finetune_task(config, 100, state.params, adam_moments(state.opt_state['inverse']))
     batch = lambda section: x[: config[section].batch_size]
     return {
-        'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats),
-        'finetune step': step_of(finetune, {'x': batch('finetune'), 'z': batch('finetune')}, repeats),
-        'denoising step': step_of(denoising, {'x': batch('score')}, repeats),
+        'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats, parts),
+        'finetune step': step_of(finetune, {'x': batch('finetune'), 'z': batch('finetune')}, repeats, parts),
+        'denoising step': step_of(denoising, {'x': batch('score')}, repeats, parts),
     }
 
 
@@ -150,7 +150,7 @@ def direct_loss(config: Any) -> Callable:
     return loss
 
 
-def published(x: jax.Array, repeats: int) -> dict[str, Measured]:
+def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     """Times the mirror step of the published networks, ours and as written down, and checks that both agree.
 
     Raises:
@@ -168,7 +168,7 @@ def published(x: jax.Array, repeats: int) -> dict[str, Measured]:
         raise RuntimeError(f'got losses {values}, expected equal ones: the two steps are not the same method')
     return {
         'published networks, as written down': step_of(direct, {'x': x}, repeats),
-        'published networks, ours': step_of(ours, {'x': x}, repeats),
+        'published networks, ours': step_of(ours, {'x': x}, repeats, parts),
     }
 
 
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument('--presets', default='quick,paper', help='of configs/burgers.py, separated by commas')
     parser.add_argument('--batch', type=int, default=4, help="the batch above 32x32 pixels; 0 for the preset's own")
     parser.add_argument('--repeats', type=int, default=5, help='timed calls of each step, after one to warm up')
+    parser.add_argument('--parts', type=int, default=2, help='of a batch, side by side; train.parts')
     arguments = parser.parse_args()
     peak = matmul_peak()
     print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 matmul\n')
@@ -195,10 +196,10 @@ def main() -> None:
         if arguments.batch and config.data.points > 32:
             override(config, {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')})
         x = fields(config)
-        report(preset, training_steps(config, x, arguments.repeats))
+        report(preset, training_steps(config, x, arguments.repeats, arguments.parts))
         report(preset, parts(config, x, arguments.repeats))
     x = fields(get_config('paper'))[: arguments.batch or 16]
-    rows = published(x, arguments.repeats)
+    rows = published(x, arguments.repeats, arguments.parts)
     report('64x64', rows)
     direct, ours = (row.milliseconds for row in rows.values())
     print(f'\nours is {direct / ours:.2f} times as fast')

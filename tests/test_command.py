@@ -64,7 +64,7 @@ def test_misspelling(refused, arguments, parts):
         ('finetune.optimizer.learning_rate=-1', 'learning_rate -1.0'),
         ('mirror.strong_convexity=0', 'strong_convexity: got 0.0, expected a number in (0, 1]'),
         ('sample.steps=0', 'sample.steps: got 0, expected at least 1'),
-        ('mirror.batch_size=12', 'got batch size 12 for 8 devices'),
+        ('train.devices=3', 'got batch size 8 for 3 devices'),
         ('mirror.batch_size=256', 'data.train: got 128, expected at least 256, the largest batch'),
         ('score.reduction=meen', 'did you mean mean'),
         ('mirror.fold=3', 'got fields of 16x16 pixels, expected multiples of 3'),
