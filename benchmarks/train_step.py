@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs.burgers import get_config
 from namm_jax.mirror import add_noise
-from namm_jax.networks.convolution import convolve
+from namm_jax.networks.convolution import convolve, wrap
+from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.sharding import make_mesh
@@ -127,6 +129,16 @@ def direct_icnn(params: dict, x: jax.Array, periodic: tuple[bool, bool]) -> jax.
     return convolve(z, params['nonnegative_last'], (True, True)).mean((2, 3)).sum(1)
 
 
+def stock_up(call: Callable, arguments: tuple, options: dict, context: nn.module.InterceptorContext) -> Any:
+    """Computes the transposed convolutions of `networks.resnet` by `lax.conv_transpose`; an interceptor of Flax."""
+    if not isinstance(context.module, Up) or context.method_name != '__call__':
+        return call(*arguments, **options)
+    (h,), params, periodic = arguments, context.module.variables['params'], context.module.periodic
+    y = jax.lax.conv_transpose(wrap(h, 1, periodic), params['kernel'], (2, 2), 'VALID') + params['bias']
+    rows, columns = (slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, h.shape[1:3], strict=True))
+    return y[:, rows, columns]
+
+
 def direct_loss(config: Any) -> Callable:
     """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate network calls."""
     mirror, section = tasks.make_mirror(config), config.mirror
@@ -136,12 +148,16 @@ def direct_loss(config: Any) -> Callable:
         gradient = jax.grad(lambda x: direct_icnn(params['forward'], x, periodic).sum())(x)
         return (1 - a) * gradient + a * x
 
+    def f(params: Any, z: jax.Array, dropout_key: Any) -> jax.Array:
+        with nn.intercept_methods(stock_up):
+            return mirror.inverse(params, z, dropout_key)
+
     def loss(params: Any, frozen: Any, key: jax.Array, batch: Any, *, train: bool) -> tuple[jax.Array, dict]:
         key_noise, *keys = jax.random.split(key, 3) if train else (jax.random.split(key)[0], None, None)
         x = batch['x']
         z, _ = add_noise(key_noise, g(params, x), sigma_max=section.sigma_max, power=section.sigma_power)
-        x_inverse = mirror.inverse(params, z, keys[0])
-        cycle_data = jnp.abs(mirror.inverse(params, g(params, x), keys[1]) - x).mean()
+        x_inverse = f(params, z, keys[0])
+        cycle_data = jnp.abs(f(params, g(params, x), keys[1]) - x).mean()
         cycle_mirror = jnp.abs(g(params, x_inverse) - z).mean()
         regularisation = jnp.abs((g(params, x) - a * x) / (1 - a)).mean()
         total = section.lambda_cycle * (cycle_data + cycle_mirror) / 2 + section.lambda_reg * regularisation
@@ -159,7 +175,7 @@ def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     config = override(get_config('paper').unlock(), PUBLISHED_NETWORKS)
     ours = tasks.mirror_task(config, 100)
     direct = ours._replace(loss=direct_loss(config))
-    params = jax.tree.map(lambda leaf: leaf, ours.init(jax.random.key(0)))
+    params = ours.init(jax.random.key(0))
     values = [
         float(jax.jit(lambda p, t=t: t.loss(p, t.frozen, jax.random.key(2), {'x': x}, train=False)[0])(params))
         for t in (direct, ours)
@@ -191,7 +207,7 @@ def main() -> None:
             cells += (f'{rate:.0f}', f'{rate / peak:.0%}', f'{row.compilation:.1f}')
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
-    for preset in arguments.presets.split(','):
+    for preset in filter(None, arguments.presets.split(',')):
         config = get_config(preset).unlock()
         if arguments.batch and config.data.points > 32:
             override(config, {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')})

@@ -1,5 +1,6 @@
 """Networks: exact symmetries, convexity of the input-convex network, and the published sizes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from configs.burgers import get_config
 from namm_jax.networks import convolution
 from namm_jax.networks.icnn import ICNN, gradient_map, nonnegative_mask
-from namm_jax.networks.resnet import ResNet
+from namm_jax.networks.resnet import ResNet, Up
 from namm_jax.networks.unet import UNet
 from namm_jax.train import tasks
 
@@ -174,6 +175,16 @@ def test_resnet_keeps_the_shape_and_drops_features_in_training_only():
     np.testing.assert_allclose(apply({'params': params}, jnp.roll(x, 4, 1)), jnp.roll(y, 4, 1), atol=1e-5)
     dropped = [apply({'params': params}, x, train=True, rngs={'dropout': jax.random.key(k)}) for k in (0, 0, 1)]
     assert (dropped[0] == dropped[1]).all() and (dropped[0] != dropped[2]).any() and (dropped[0] != y).any()
+
+
+@pytest.mark.parametrize('periodic', AXES)
+def test_up_is_the_transposed_convolution(periodic):
+    """Flax's, of the field continued by a pixel along its periodic axes; the margin that this makes is cut off."""
+    x, up = normal(0, 2, 3, 4, 2), Up(3, periodic, jnp.float32)
+    params = randomised(up.init(jax.random.key(0), x)['params'])
+    stock = nn.ConvTranspose(3, (3, 3), (2, 2), 'VALID').apply({'params': params}, convolution.wrap(x, 1, periodic))
+    rows, columns = (slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, (3, 4), strict=True))
+    np.testing.assert_allclose(up.apply({'params': params}, x), stock[:, rows, columns], atol=1e-5)
 
 
 def test_unet_starts_at_zero():

@@ -9,9 +9,10 @@ Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
-from namm_jax.networks.convolution import Conv, wrap
+from namm_jax.networks.convolution import DIMENSIONS, Conv, depth_to_space, wrap
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -20,8 +21,12 @@ def _norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
     return nn.InstanceNorm(epsilon=1e-6, dtype=dtype)(h)
 
 
-class _Up(nn.Module):
-    """A transposed 3x3 convolution of stride 2, circular along the periodic axes."""
+class Up(nn.Module):
+    """A transposed 3x3 convolution of stride 2, circular along the periodic axes: twice the size.
+
+    `y[2j] = w_0 x[j - 1] + w_2 x[j]` and `y[2j + 1] = w_1 x[j]` along each axis: a 2x2 convolution whose output
+    channels are the four phases of y. Written so, it is some ten times faster on XLA:CPU than the stock one.
+    """
 
     features: int
     periodic: tuple[bool, bool]
@@ -29,11 +34,18 @@ class _Up(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
-        height, width = 2 * h.shape[1], 2 * h.shape[2]
-        up = nn.ConvTranspose(self.features, (3, 3), (2, 2), 'VALID', kernel_init=NORMAL, dtype=self.dtype)
-        margins = [2 if wraps else 0 for wraps in self.periodic]
-        y = up(wrap(h, 1, self.periodic))
-        return y[:, margins[0] : margins[0] + height, margins[1] : margins[1] + width]
+        c = h.shape[-1]
+        kernel = self.param('kernel', NORMAL, (3, 3, c, self.features)).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        taps = jnp.array([0, 3, 2, 1])  # the fourth is 0: an odd pixel has one tap only
+        kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)])[taps][:, taps]
+        kernel = kernel.reshape(2, 2, 2, 2, c, self.features).transpose(0, 2, 4, 1, 3, 5)  # taps, input, phases, output
+        zeros = [(0, 0) if wraps else (1, 0) for wraps in self.periodic]
+        before = wrap(h.astype(self.dtype), 1, self.periodic)
+        before = before[:, : h.shape[1] + self.periodic[0], : h.shape[2] + self.periodic[1]]
+        kernel = kernel.reshape(2, 2, c, 4 * self.features)
+        y = lax.conv_general_dilated(before, kernel, (1, 1), zeros, dimension_numbers=DIMENSIONS)
+        return depth_to_space(y, 2) + bias
 
 
 class ResNet(nn.Module):
@@ -70,5 +82,5 @@ class ResNet(nn.Module):
         for _ in range(self.blocks):
             h = self._block(h, train)
         for factor in (2, 1):
-            h = nn.relu(_norm(_Up(factor * self.filters, self.periodic, self.dtype)(h), self.dtype))
+            h = nn.relu(_norm(Up(factor * self.filters, self.periodic, self.dtype)(h), self.dtype))
         return self._conv(x.shape[-1], size=7)(h).astype(jnp.float32)
