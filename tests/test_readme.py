@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 README = (Path(__file__).resolve().parent.parent / 'README.md').read_text()
 
 
+@pytest.mark.slow
 def test_program_runs_and_its_samples_are_finite():
     (program,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
     smaller = program.replace('fields, steps, key, axes = 1024, 500,', 'fields, steps, key, axes = 16, 2,')
