@@ -103,6 +103,8 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
         for key in record
         if key.startswith((_TRAIN, _HELDOUT)) and key not in _NO_TERMS
     )
+    if len(terms) == 2:  # a loss of one term is that term
+        terms.pop('loss', None)
     for index, term in enumerate(terms):
         colour = LINES[index % len(LINES)]
         styles = {_TRAIN: {'linewidth': 1.4}, _HELDOUT: {'linestyle': '--', 'marker': 'o', 'markersize': 4}}

@@ -202,7 +202,6 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
 
 
 def _run_stage(experiment: Any, stage: str) -> None:
-    from namm_jax.train.loop import Stopped
     from namm_jax.train.stages import STAGES
 
     run = experiment.run
@@ -212,8 +211,7 @@ def _run_stage(experiment: Any, stage: str) -> None:
     say(f'{stage}: {"going on" if run.record(stage) else "starting"}')
     run.begin(stage, STAGES[stage].sections)
     run.finish(stage, **STAGES[stage].run(experiment))
-    if experiment.asked_to_stop():
-        raise Stopped(experiment.asked_to_stop())
+    experiment.pause()
 
 
 def _say_table(directory: Path, *, evaluated: bool) -> None:

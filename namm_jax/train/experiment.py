@@ -20,7 +20,7 @@ from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
 from namm_jax.train.files import write_checked
-from namm_jax.train.loop import Fitted, Plan, fit
+from namm_jax.train.loop import Fitted, Plan, Stopped, fit
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.run import Run
 from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
@@ -62,6 +62,11 @@ class Experiment(NamedTuple):
     def split(self, name: str) -> np.ndarray:
         """Returns a split of the data, `(n, h, w, c)`."""
         return dataset.load_split(self.run.directory / 'data', name)
+
+    def pause(self) -> None:
+        """Raises `Stopped` if the run is asked to stop; called where all that was done is on disk."""
+        if number := self.asked_to_stop():
+            raise Stopped(number)
 
     def calls(self) -> int:
         """Returns the network calls a sample of the config's sampler."""
@@ -206,7 +211,9 @@ def make_draw(config: ConfigDict, section: ConfigDict, mean: float, std: float) 
     return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std))
 
 
-def in_batches(function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh) -> np.ndarray:
+def in_batches(
+    function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh, *, between: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Returns a jitted function of the first axis over all inputs, batch by batch, each split over the mesh.
 
     Args:
@@ -214,10 +221,12 @@ def in_batches(function: Callable[[Any], Array], inputs: Any, size: int, mesh: M
         inputs: `(n, ...)`.
         size: samples a batch, rounded up to a multiple of the number of devices; the last batch is filled up.
         mesh: the devices.
+        between: called before each batch; may raise.
     """
     n, parts = len(inputs), []
     size += -size % mesh.size
     for start in range(0, n, size):
+        between()
         indices = np.arange(start, start + size) % n
         chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
         parts.append(np.asarray(function(chunk))[: n - start])

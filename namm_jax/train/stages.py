@@ -52,7 +52,7 @@ def data(experiment: Experiment) -> dict[str, Any]:
     with Bar('data', sum(sizes.values()), unit='field') as bar:
         dataset.write_dataset(
             folder, fields_of, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
-            progress=lambda done, total: bar.update(done),
+            progress=lambda done, total: (bar.update(done), experiment.pause()),
         )  # fmt: skip
     _draw_data(experiment)
     return {}
@@ -149,7 +149,7 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
         keys, size = experiment.keys('finetune', 0, n), min(n, experiment.config.sample.batch_size)
         jax.block_until_ready(draw(params, keys[:size]))  # compiles, outside the clock
         begun = time.perf_counter()
-        z = in_batches(functools.partial(draw, params), keys, size, experiment.mesh)
+        z = in_batches(functools.partial(draw, params), keys, size, experiment.mesh, between=experiment.pause)
         write_json(clock, {'seconds': time.perf_counter() - begun})
         save_array(path, z)
     return dataset.read_fields(path, experiment.family.shape), read_json(clock)['seconds']

@@ -3,6 +3,7 @@
 Every value is checked by the function that takes it. Nothing here computes until it is called with arrays.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -168,10 +169,10 @@ def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyT
         ValueError: if a value is out of range.
     """
     decays = {name: section[name] for name in ('b1', 'b2', 'ema')}
-    if section.learning_rate <= 0 or not 0 <= section.warmup <= 1 or section.clip < 0:
+    if not (0 < section.learning_rate < math.inf and 0 <= section.warmup <= 1 and 0 <= section.clip < math.inf):
         raise ValueError(
             f'got learning_rate {section.learning_rate}, warmup {section.warmup}, clip {section.clip}; '
-            'expected learning_rate > 0, warmup in [0, 1], clip >= 0'
+            'expected learning_rate > 0, warmup in [0, 1], clip >= 0, all finite'
         )
     if not all(0 <= decay < 1 for decay in decays.values()):
         raise ValueError(f'got {decays}, expected numbers in [0, 1)')
