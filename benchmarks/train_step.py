@@ -30,6 +30,7 @@ from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
+from namm_jax.train.families import make_family
 from namm_jax.train.sharding import make_mesh
 from namm_jax.train.state import adam_moments, init_state, make_train_step
 
@@ -76,7 +77,8 @@ def matmul_peak(n: int = 4096) -> float:
 def fields(config: Any) -> jax.Array:
     """Returns as many fields of the config's family as its largest batch needs."""
     n = max(config[name].batch_size for name in ('mirror', 'finetune', 'score'))
-    return jax.jit(tasks.make_family(config).sample)(jax.random.split(jax.random.key(0), n))
+    family = make_family(config)
+    return family.pack(family.fields(np.arange(n)))
 
 
 def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1) -> Measured:
@@ -90,9 +92,11 @@ def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1) -> M
 
 def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     """Times the three training steps: the denoising one is that of mdm and dm alike."""
-    mirror, denoising = tasks.mirror_task(config, 100), tasks.denoising_task(config, 100, x.mean(), x.std())
+    constraint = tasks.make_constraint(config)
+    mirror = tasks.mirror_task(config, 100, constraint)
+    denoising = tasks.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
-    finetune = tasks.finetune_task(config, 100, state.params, adam_moments(state.opt_state['inverse']))
+    finetune = tasks.finetune_task(config, 100, constraint, state.params, adam_moments(state.opt_state['inverse']))
     batch = lambda section: x[: config[section].batch_size]
     return {
         'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats, parts),
@@ -142,7 +146,7 @@ def stock_up(call: Callable, arguments: tuple, options: dict, context: nn.module
 def direct_loss(config: Any) -> Callable:
     """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate network calls."""
     mirror, section = tasks.make_mirror(config), config.mirror
-    a, periodic = section.strong_convexity, tasks.PADDINGS[section.forward_padding](tasks.make_family(config).periodic)
+    a, periodic = section.strong_convexity, tasks.PADDINGS[section.forward_padding](make_family(config).periodic)
 
     def g(params: Any, x: jax.Array) -> jax.Array:
         gradient = jax.grad(lambda x: direct_icnn(params['forward'], x, periodic).sum())(x)
@@ -173,7 +177,7 @@ def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
         RuntimeError: if the two losses differ by more than 1e-4 of their value.
     """
     config = override(get_config('paper').unlock(), PUBLISHED_NETWORKS)
-    ours = tasks.mirror_task(config, 100)
+    ours = tasks.mirror_task(config, 100, tasks.make_constraint(config))
     direct = ours._replace(loss=direct_loss(config))
     params = ours.init(jax.random.key(0))
     values = [

@@ -12,6 +12,7 @@ Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrai
 arXiv 2406.12816.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from namm_jax.choices import choose
-from namm_jax.networks.icnn import ICNN, gradient_map
+from namm_jax.networks.icnn import gradient_map
 from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 
 # From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part, which a network of
@@ -32,16 +33,33 @@ OUTPUTS = {
 }
 
 
+def network_map(network: Any, params: Params, x: jax.Array, *, strong_convexity: float) -> jax.Array:
+    """Returns `g(x) = (1 - a) network(x) + a x`, a forward map that need not be injective (for ablations)."""
+    return (1 - strong_convexity) * network.apply({'params': params}, x) + strong_convexity * x
+
+
+def unchanged(network: Any, params: Params, x: jax.Array, *, strong_convexity: float) -> jax.Array:
+    """Returns x: with it only f is learned (for ablations)."""
+    return x
+
+
 def neural_mirror_map(
-    forward: ICNN, inverse: Any, *, strong_convexity: float = 0.9, output: str = 'residual'
+    forward: Any,
+    inverse: Any,
+    *,
+    strong_convexity: float = 0.9,
+    output: str = 'residual',
+    forward_map: Callable[..., jax.Array] = gradient_map,
 ) -> MirrorMap:
     """Returns the learned mirror map: `g = (1 - a) grad ICNN + a id` and f a network.
 
     Args:
-        forward: the input-convex network.
+        forward: the network of g: an `ICNN`, or what `forward_map` asks for.
         inverse: the network of f, a Flax module `(z, *, train) -> like z` with an optional dropout collection.
         strong_convexity: a in (0, 1].
         output: a name in `OUTPUTS`.
+        forward_map: `(network, params, x, *, strong_convexity) -> g(x)`; the gradient of the input-convex network,
+            unless another is tried.
 
     Raises:
         ValueError: if `strong_convexity` is outside (0, 1] or `output` is unknown.
@@ -58,7 +76,7 @@ def neural_mirror_map(
         }
 
     def g(params: Params, x: jax.Array) -> jax.Array:
-        return gradient_map(forward, params['forward'], x, strong_convexity=strong_convexity)
+        return forward_map(forward, params['forward'], x, strong_convexity=strong_convexity)
 
     def f(params: Params, z: jax.Array, dropout_key: Key | None = None) -> jax.Array:
         rngs = None if dropout_key is None else {'dropout': dropout_key}

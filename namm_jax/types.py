@@ -33,7 +33,8 @@ class Constraint(Protocol):
 
     `terms(x)` maps fields `(b, h, w, c)` to named non-negative distances `(b,)`, each 0 iff satisfied;
     `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. A constraint may also have
-    `restore(x) -> (x, info)`, the identity on M, and `given(x_ref) -> Constraint`.
+    `restores`, a mapping from names to exact ways back `x -> (x, info)`, each the identity on M; `restore`, the first
+    of them; and `given(x_ref) -> Constraint`.
     """
 
     def terms(self, x: Fields) -> Mapping[str, PerSample]: ...

@@ -67,7 +67,7 @@ with command.open_experiment(RUN) as run:
     x = jnp.asarray(run.split('test')[:64])
     g, f = run.mirror.bind(experiment.finetuned_parameters(run))
     score, moments = experiment.score_parameters(run, 'mdm'), run.run.record('mdm')
-constraint, residual_map = run.constraint, run.family.residual_map
+    constraint, residual_map = run.constraint, run.family.residual_map
 
 # %% [markdown]
 # ## Sampling
@@ -91,7 +91,7 @@ print(
 # Where is the rule broken? Each sample stands above the map of its residual.
 
 # %%
-maps = lambda x: residual_map(constraint.residual(x))
+maps = lambda x: residual_map(constraint, x)
 rows = {'data': (x, maps(x)), 'mdm_finetuned': (samples, maps(samples))}
 samples_figure = figures.samples_with_residuals(rows, units=('u', '|residual|'))
 show(samples_figure)

@@ -1,6 +1,7 @@
 """What all tests share: eight devices, a cold compilation cache of their own, checked types, and one tiny run."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -9,18 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # configs/ is no installed package
-_CACHE = tempfile.TemporaryDirectory(prefix='namm_jax_tests_')  # removed when the session ends
-os.environ |= {'JAX_COMPILATION_CACHE_DIR': _CACHE.name, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers of a parallel run share it
+    _CACHE = tempfile.TemporaryDirectory(prefix='namm_jax_tests_')  # removed when the session ends
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
 os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # most of the tests' time is compilation
 os.environ.setdefault('MPLBACKEND', 'agg')
 
-import jax  # noqa: E402
-import jaxtyping  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import jaxtyping
+import pytest
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_compilation_cache_dir', _CACHE.name)
+jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_disable_most_optimizations', True)
 
 # Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot read `typing.Self`,
@@ -58,7 +61,21 @@ def launch() -> Callable[..., int]:
 
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a finished run folder of the preset `tiny`; copy it before changing anything."""
-    folder = tmp_path_factory.mktemp('runs') / 'tiny'
-    assert _launch(TINY, f'--workdir={folder}') == 0
-    return folder
+    """Returns a finished run folder of the preset `tiny`, one for all workers; copy it before changing anything."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
+    with open(root / 'tiny.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that comes second waits, and finds it done
+        if not (root / 'tiny').exists():
+            assert _launch(TINY, f'--workdir={root / "tiny"}') == 0
+    return root / 'tiny'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the file that makes the tiny run first and others that use it last: no worker waits for it idly."""
+    users = {item.path for item in items if 'tiny_run' in item.fixturenames}
+
+    def place(item: pytest.Item) -> int:
+        return 0 if item.path.stem == 'test_pipeline' else 1 + (item.path in users)
+
+    items.sort(key=place)

@@ -56,7 +56,7 @@ READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every co
     'data/manifest.json': 'dm',
     'data/train-00001.npy': 'dm',
     'finetune/mirror_samples.npy': 'finetune',
-    'finetune/drawing.json': 'finetune',
+    'finetune/mirror_samples.json': 'finetune',
     'sample/mdm.npy': 'evaluate',
     'sample/crc32.json': 'evaluate',
     'evaluate/arrays.npz': 'report',

@@ -23,13 +23,17 @@ ALLOWED = {
     'namm_jax.types': ('', MATHS),
     'namm_jax.choices': ('', MATHS),
     'namm_jax.layout': ('types', MATHS),
-    'namm_jax.pdes': ('types layout', MATHS | {'jax_cfd'}),
-    'namm_jax.data': ('types layout pdes data', MATHS),
-    'namm_jax.constraints': ('types layout pdes constraints', MATHS),
+    'namm_jax.pdes': ('types layout', MATHS),
+    'namm_jax.flows': ('types layout pdes', MATHS | {'jax_cfd'}),
+    'namm_jax.data': ('types layout pdes flows data', MATHS),
+    'namm_jax.constraints': ('types layout pdes flows constraints', MATHS),
+    'namm_jax.counting': ('', MATHS | {'scipy'}),
     'namm_jax.networks': ('networks', MATHS | {'flax'}),
     'namm_jax.mirror': ('types networks.icnn', MATHS),
+    'namm_jax.closed_form': ('types', MATHS),
     'namm_jax.diffusion': ('types', MATHS),
     'namm_jax.sampling': ('types diffusion', MATHS),
+    'namm_jax.constraint_sampling': ('types diffusion', MATHS),
     'namm_jax.inverse_problems': ('types diffusion sampling', MATHS),
     'namm_jax.evaluation': ('types', MATHS),
     'namm_jax.report': (
@@ -37,14 +41,16 @@ ALLOWED = {
         SYSTEM - {'jax'} | {'matplotlib', 'PIL'},
     ),
     'namm_jax.train': (
-        'types layout pdes data constraints networks mirror '
-        'diffusion sampling inverse_problems evaluation train report',
+        'types layout pdes flows data constraints counting networks mirror closed_form '
+        'diffusion sampling constraint_sampling inverse_problems evaluation train report',
         SYSTEM | {'optax', 'ml_collections', 'absl'},
     ),
-    'namm_jax.train.config': ('', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
+    'namm_jax.train.config': ('train.fields', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
+    'namm_jax.train.fields': ('', SYSTEM - {'jax'}),
+    'namm_jax.train.presets': ('', SYSTEM - {'jax'}),
     'namm_jax.train.checkpoint': ('types train', SYSTEM | {'orbax'}),
     'namm_jax.train.tensorboard': ('train.files', SYSTEM - {'jax'} | {'tensorboardX'}),
-    'configs': ('train.config', set()),
+    'configs': ('train.config train.presets', set()),
     'launch': ('train', SYSTEM),
 }
 

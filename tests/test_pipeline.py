@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from namm_jax.train import command
-from namm_jax.train.stages import STAGES
+from namm_jax.train.config import schema
+from namm_jax.train.stages import stages_of
 
+STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
 TINY = '--config=configs/burgers.py:tiny'
 ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
 PICTURES = ('data', 'samples', 'distances', 'training_time', 'losses', 'mirror', 'robustness')

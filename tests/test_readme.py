@@ -1,12 +1,17 @@
 """The README's program runs as it stands, with fewer fields and steps, and its sizes are the documented ones."""
 
+import importlib.util
+import json
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-README = (Path(__file__).resolve().parent.parent / 'README.md').read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / 'README.md').read_text()
 
 
 @pytest.mark.slow
@@ -23,7 +28,50 @@ def test_program_runs_and_its_samples_are_finite():
 
 
 def test_files_that_the_readme_names_exist():
-    root = Path(__file__).resolve().parent.parent
     named = set(re.findall(r'`((?:namm_jax|tests|configs|launch|benchmarks)/[\w/]*(?:\.py)?)`?', README))
     assert len(named) > 5
-    assert not [name for name in named if not (root / name).exists()]
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+OWN = re.findall(r'^python (docs/own_rule\.py|launch/main\.py --config=configs/own\.py.*)$', README, re.MULTILINE)
+
+
+def own_rule(tmp_path, monkeypatch):
+    """Follows the README's page up to its command, in another folder; returns that command's arguments."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'docs').mkdir()
+    shutil.copy(ROOT / OWN[0], tmp_path / 'docs')
+    runpy.run_path(str(tmp_path / OWN[0]), run_name='__main__')
+    return OWN[1].replace('own.py ', 'own.py:tiny ').split()[1:]
+
+
+def test_rule_of_ones_own_is_checked_first(tmp_path, monkeypatch, launch, capsys):
+    arguments = own_rule(tmp_path, monkeypatch)
+    assert launch('--workdir=run', '--stages=data', *arguments) == 0
+    told = capsys.readouterr().err
+    assert re.search(r'distance: \S+e-0[6-9] on your data', told) and 'warning' not in told
+    record = json.loads((tmp_path / 'run' / 'stages' / 'data.json').read_text())
+    assert record['floor_max'] < 1e-5 < 1e-2 < record['perturbed_mean']
+
+
+def test_data_that_do_not_obey_are_told(tmp_path, monkeypatch, launch, capsys):
+    arguments = own_rule(tmp_path, monkeypatch)
+    np.save('own_data.npy', np.random.default_rng(0).normal(size=(200, 16, 16, 1)).astype(np.float32))
+    assert launch('--workdir=run', '--stages=data', *arguments) == 0
+    assert 'warning: your data do not obey your rule well' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_rule_of_ones_own_from_data_to_report(tmp_path, monkeypatch, launch):
+    arguments = own_rule(tmp_path, monkeypatch)
+    assert launch('--workdir=run', *arguments) == 0
+    assert (tmp_path / 'run' / 'report.html').exists()
+    rows = json.loads((tmp_path / 'run' / 'metrics.json').read_text())['rows']
+    assert rows['data']['distance']['max'] < 1e-5 and np.isfinite(rows['mdm_finetuned']['distance']['mean'])
+
+
+def test_tables_are_those_of_the_results():
+    spec = importlib.util.spec_from_file_location('results', ROOT / 'benchmarks' / 'results.py')
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    assert results.with_tables(README) == README, 'write them again: python benchmarks/results.py --readme'

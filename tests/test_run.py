@@ -35,7 +35,7 @@ CONFIG = {
 
 
 def open_run(directory, config=CONFIG, experiment='burgers:tiny', **kwargs):
-    return Run(directory, config, experiment=experiment, depends=DEPENDS, **kwargs)
+    return Run(directory, config, experiment=experiment, depends=lambda config: DEPENDS, **kwargs)
 
 
 def finish(run, *stages):
@@ -212,7 +212,8 @@ def test_the_folder_has_one_owner(tmp_path):
 def test_a_killed_owner_frees_the_folder(tmp_path):
     code = (
         'import sys, time; from namm_jax.train.run import Run\n'
-        "run = Run(sys.argv[1], {}, experiment='burgers:tiny', depends={}); print('open', flush=True); time.sleep(60)"
+        "run = Run(sys.argv[1], {}, experiment='burgers:tiny', depends=lambda config: {})\n"
+        "print('open', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
     command = [sys.executable, '-c', code, str(tmp_path)]

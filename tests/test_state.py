@@ -111,12 +111,13 @@ def batch_of(shape):
 
 def make_tasks():
     config = tiny()
-    mirror = tasks.mirror_task(config, 4)
+    constraint = tasks.make_constraint(config)
+    mirror = tasks.mirror_task(config, 4, constraint)
     params = mirror.init(jax.random.key(1))
     moments = adam_moments(mirror.optimizer.init(params)['inverse'])
     return {
         'mirror': mirror,
-        'finetune': tasks.finetune_task(config, 4, params, moments),
+        'finetune': tasks.finetune_task(config, 4, constraint, params, moments),
         'denoising': tasks.denoising_task(config, 4, 0.1, 1.1),
     }
 
@@ -200,7 +201,8 @@ def test_half_precision_keeps_the_state_in_single():
     changes = {'train.compute_dtype': 'bfloat16'}
     mesh, config = make_mesh(jax.devices()[:1]), tiny(**changes)
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), {'x': batch_of((8, 8, 1))['x']})
-    for task in (tasks.mirror_task(config, 4), tasks.denoising_task(config, 4, 0.0, 1.0)):
+    mirror = tasks.mirror_task(config, 4, tasks.make_constraint(config))
+    for task in (mirror, tasks.denoising_task(config, 4, 0.0, 1.0)):
         state = jax.eval_shape(lambda task=task: init_state(task, jax.random.key(0)))
         after, terms = jax.eval_shape(make_train_step(task, ema=0.9, mesh=mesh), state, task.frozen, STREAM, batch)
         floats = jax.tree.leaves((after.params, after.ema, adam_moments(after.opt_state), terms))

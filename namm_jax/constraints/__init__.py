@@ -9,10 +9,21 @@ from typing import Any
 
 from namm_jax.choices import choose
 from namm_jax.constraints.burgers import burgers
+from namm_jax.constraints.count import count
+from namm_jax.constraints.flow import divergence, kolmogorov
+from namm_jax.constraints.own import own
+from namm_jax.constraints.periodic import periodic
+from namm_jax.constraints.total_brightness import total_brightness
 from namm_jax.types import Constraint
 
 CONSTRAINTS: dict[str, Callable[..., Constraint]] = {
     'burgers': burgers,
+    'divergence': divergence,
+    'kolmogorov': kolmogorov,
+    'total_brightness': total_brightness,
+    'periodic': periodic,
+    'count': count,
+    'own': own,
 }
 
 

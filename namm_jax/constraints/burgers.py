@@ -1,14 +1,15 @@
 """The Burgers constraint: each state of a trajectory is the previous one, stepped on by the solver."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from namm_jax import layout
-from namm_jax.pdes import BurgersProblem
-from namm_jax.types import Fields, PerSample
+from namm_jax.pdes import BurgersProblem, trajectory
+from namm_jax.types import Fields, Metrics, PerSample
 
 
 @jax.tree_util.register_dataclass
@@ -35,14 +36,17 @@ class BurgersConstraint:
         Raises:
             ValueError: If the shape of `x` is not that of the problem.
         """
+        states = self._states(x)
+        return states[:, 1:] - self.problem.interval()(states[:, :-1])
+
+    def _states(self, x: Fields) -> Float[Array, 'b t n']:
         expected = (self.problem.points, self.problem.states, 1)
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(
                 f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, expected))}): '
                 'build the constraint from the problem that the data were made with.'
             )
-        states = layout.image_to_states(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-        return states[:, 1:] - self.problem.interval()(states[:, :-1])
+        return layout.image_to_states(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
     def distance(self, x: Fields) -> PerSample:
         """Returns the mean over time and space of `|x_{t+1} - S(x_t)|`, shape `(b,)`."""
@@ -51,6 +55,17 @@ class BurgersConstraint:
     def terms(self, x: Fields) -> dict[str, PerSample]:
         """Returns the one term of the distance, `{'burgers': (b,)}`."""
         return {'burgers': self.distance(x)}
+
+    @property
+    def restores(self) -> Mapping[str, Callable[[Fields], tuple[Fields, Metrics]]]:
+        """Ways back onto the set: `resolve` keeps the first state and solves again from it; feasible, not nearest."""
+        return {'resolve': self.restore}
+
+    def restore(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the trajectory from the first state of `x`, all other states thrown away; nothing to report."""
+        first = self._states(x)[:, 0]
+        later = trajectory(self.problem.interval(), self.problem.states - 1)(first)
+        return layout.states_to_image(jnp.swapaxes(jnp.concatenate([first[None], later]), 0, 1)), {}
 
 
 def burgers(problem: BurgersProblem) -> BurgersConstraint:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from namm_jax import layout
+from namm_jax.data import checked_keys
 from namm_jax.pdes import BurgersProblem, trajectory
 from namm_jax.types import Fields, Key
 
@@ -60,10 +61,5 @@ def sample_burgers(keys: Key, *, problem: BurgersProblem) -> Fields:
     Raises:
         ValueError: If `keys` is not a vector of typed keys.
     """
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(
-            f'Got keys of shape {keys.shape} and type {keys.dtype}, expected a vector of typed keys, one a sample: '
-            'use jax.random.split(jax.random.key(seed), n).'
-        )
-    states = trajectory(problem.interval(), problem.states)(sample_starts(keys, problem=problem))
+    states = trajectory(problem.interval(), problem.states)(sample_starts(checked_keys(keys), problem=problem))
     return layout.states_to_image(jnp.swapaxes(states, 0, 1))

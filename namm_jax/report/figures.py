@@ -40,6 +40,8 @@ def samples_with_residuals(
     names: Mapping[str, str] | None = None,
     units: tuple[str, str] = ('x', '|residual|'),
     axis_names: tuple[str, str] = ('space', 'time'),
+    colours: str = 'viridis',
+    centred: bool = False,
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
@@ -55,6 +57,8 @@ def samples_with_residuals(
         names: row key -> title, in the place of `row_name`.
         units: labels of the two colour bars.
         axis_names: what rows and columns of an image are.
+        colours: the samples' colour map.
+        centred: whether their scale is centred on 0.
         channel: which channel of the samples is shown.
         count: how many samples of each row, at most.
 
@@ -68,7 +72,7 @@ def samples_with_residuals(
     if not rows:
         raise ValueError('rows: got none, expected at least one; pass {"data": (samples, residual maps)}')
     samples, residuals = zip(*rows.values(), strict=True)
-    norms = linear_scale(samples[0]), logarithmic_scale(residuals)
+    norms = linear_scale(samples[0], centred=centred), logarithmic_scale(residuals)
     columns = max(map(len, samples))
     heights = [strip_height(images, columns) + strip_height(maps, columns) + 0.55 for images, maps in rows.values()]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.75), layout='constrained')
@@ -77,7 +81,7 @@ def samples_with_residuals(
         mean = _mean(distances[name]) if distances and name in distances else ''
         part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
         axes = part.subplots(2, columns, squeeze=False)
-        shown = image_strip(axes[0], images, norms[0], 'viridis'), image_strip(axes[1], maps, norms[1], 'magma')
+        shown = image_strip(axes[0], images, norms[0], colours), image_strip(axes[1], maps, norms[1], 'magma')
         for label, line in zip(('sample', 'residual'), axes, strict=True):
             line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
         for ax in axes[1]:
@@ -201,6 +205,8 @@ def mirror_and_inverse(
     *,
     units: tuple[str, str] = ('mirror space, z', 'data space, x = f(z)'),
     axis_names: tuple[str, str] = ('space', 'time'),
+    colours: str = 'viridis',
+    centred: bool = False,
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
@@ -211,6 +217,8 @@ def mirror_and_inverse(
         x: their inverses `f(z)`, `(n, h, w, c)`.
         units: labels of the two colour bars.
         axis_names: what rows and columns of an image are.
+        colours: the colour map.
+        centred: whether the scales are centred on 0.
         channel: which channel is shown.
         count: how many samples, at most.
 
@@ -225,7 +233,7 @@ def mirror_and_inverse(
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     axes = figure.subplots(2, len(z), squeeze=False)
     for line, images, unit in zip(axes, (z, x), units, strict=True):
-        image = image_strip(line, images, linear_scale(images), 'viridis')
+        image = image_strip(line, images, linear_scale(images, centred=centred), colours)
         figure.colorbar(image, ax=line.tolist(), label=unit, extend='both', aspect=12, shrink=0.85)
         line[0].set_ylabel(axis_names[0], fontsize=9)
     for ax in axes[1]:

@@ -37,6 +37,8 @@ def trajectory_frames(
     *,
     units: tuple[str, str] = ('x', '|residual|'),
     axis_names: tuple[str, str] = ('space', 'time'),
+    colours: str = 'viridis',
+    centred: bool = False,
     channel: int = 0,
     dpi: int = 110,
 ) -> Frames:
@@ -54,6 +56,8 @@ def trajectory_frames(
         levels: noise levels, falling, `(k,)`, in the units of mirror space.
         units: labels of the colour bars of estimates and residuals.
         axis_names: what rows and columns of an image are.
+        colours: the colour map of states and estimates.
+        centred: whether the estimates' scale is centred on 0.
         channel: which channel is shown.
         dpi: pixels an inch; a frame is 9 inches wide.
 
@@ -71,7 +75,11 @@ def trajectory_frames(
         )
     images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
     placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
-    figure, shown, marker = _stage(images, placed, levels, units, axis_names)
+    # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see
+    norms = Normalize(-2.5, 2.5), linear_scale(images[1][-1], centred=centred), logarithmic_scale([images[2]])
+    images[2] = np.where(images[2] <= 0, norms[2].vmin, images[2])  # a logarithm takes 0 for missing
+    strips = list(zip(images, norms, (colours, colours, 'magma'), strict=True))
+    figure, shown, marker = _stage(strips, placed, levels, units, axis_names)
     canvas, frames = FigureCanvasAgg(figure), []
     figure.set_dpi(dpi)
     canvas.draw()
@@ -116,21 +124,23 @@ def _standardised(states: Float[Array, 'k h w']) -> Float[Array, 'k h w']:
 
 
 def _stage(
-    images: list[Array], distances: Array, levels: Array, units: tuple[str, str], axis_names: tuple[str, str]
+    strips: list[tuple[Array, Normalize, str]],
+    distances: Array,
+    levels: Array,
+    units: tuple[str, str],
+    axis_names: tuple[str, str],
 ) -> tuple[Figure, list[AxesImage], Any]:
-    """Returns the figure of the first frame, its three images, and the marker on the curve of the distance."""
+    """Returns the figure of the first frame, its three images, and the marker on the curve of the distance.
+
+    A strip is a series of images, its colour scale and its colour map.
+    """
     figure = Figure(figsize=(WIDTH, 5.0), layout='constrained')
     figure.suptitle(' ', fontsize=11)
     above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1])
-    # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see
-    norms = Normalize(-2.5, 2.5), linear_scale(images[1][-1]), logarithmic_scale([images[2]])
-    images[2] = np.where(images[2] <= 0, norms[2].vmin, images[2])  # a logarithm takes 0 for missing
     titles = ('state z_t', 'f(estimate of z_0)', 'its residual')
     labels = ('(z_t − mean) / std', *units)
     shown = []
-    for ax, series, norm, colours, title, label in zip(
-        above.subplots(1, 3), images, norms, ('viridis', 'viridis', 'magma'), titles, labels, strict=True
-    ):
+    for ax, (series, norm, colours), title, label in zip(above.subplots(1, 3), strips, titles, labels, strict=True):
         shown.append(image_strip([ax], series[:1], norm, colours))
         ax.set_title(title, fontsize=11)
         ax.set_xlabel(axis_names[1], fontsize=9)

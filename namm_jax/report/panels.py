@@ -19,17 +19,19 @@ _TRAIN, _HELDOUT = 'train/', 'heldout/'
 _NO_TERMS = ('train/gradient_norm',)  # in the records beside the loss's terms, and on no scale of theirs
 
 
-def linear_scale(images: Float[np.ndarray, '...']) -> Normalize:
+def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> Normalize:
     """A linear colour scale between the 0.5 % and 99.5 % quantiles of the finite values.
 
     Args:
         images: values of any shape.
+        centred: whether the scale reaches as far below 0 as above, for fields whose sign matters.
 
     Returns:
         The scale, 0 to 1 if nothing is finite, never of width 0.
     """
     finite = images[np.isfinite(images)]
     low, high = np.quantile(finite, [0.005, 0.995]) if finite.size else (0.0, 1.0)
+    low, high = (-max(-low, high), max(-low, high)) if centred else (low, high)
     return Normalize(low, high if high > low else low + max(abs(low), 1.0))
 
 

@@ -1,6 +1,6 @@
 """The pictures of a finished run, each with its alternative text; drawn from what is on disk."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,7 +8,30 @@ from namm_jax.report import curves, figures, motion
 from namm_jax.report.reading import Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
 
-_UNITS = {'burgers': ('u', '|residual|')}
+
+class Style(NamedTuple):
+    """How the fields of a data family are shown.
+
+    Attributes:
+        units: labels of the colour bars of fields and residual maps.
+        axis_names: what rows and columns of an image are.
+        colours: the fields' colour map.
+        centred: whether their scale is centred on 0.
+    """
+
+    units: tuple[str, str] = ('x', '|d distance / dx|')
+    axis_names: tuple[str, str] = ('row', 'column')
+    colours: str = 'viridis'
+    centred: bool = False
+
+
+STYLES = {
+    'burgers': Style(('u', '|residual|'), ('space', 'time')),
+    'kolmogorov': Style(('vorticity', '|residual|'), ('x', 'y'), 'RdBu_r', centred=True),
+    'black_holes': Style(('brightness', '|x − nearest of that total|'), colours='inferno'),
+    'textures': Style(('x', '|x − nearest texture|'), colours='cividis'),
+    'galaxies': Style(('brightness', '|d count / dx|'), colours='gray'),
+}
 
 
 class Picture(NamedTuple):
@@ -27,26 +50,28 @@ class Picture(NamedTuple):
     still: bytes | None = None
 
 
-def units(family: str) -> tuple[str, str]:
-    """Returns the labels of the colour bars of a data family's fields and residual maps."""
-    return _UNITS.get(family, ('x', '|residual|'))
+def style(family: str) -> Style:
+    """Returns how the fields of a data family are shown."""
+    return STYLES.get(family, Style())
 
 
 def draw(results: Results) -> dict[str, Picture]:
     """Returns the pictures of a run by name, in the order in which the page shows them."""
-    dpi, labels = results.config['report']['dpi'], units(results.config['data']['family'])
+    dpi, look = results.config['report']['dpi'], style(results.config['data']['family'])._asdict()
     distances, curves_of_training = results.of('distances'), training_curves(results)
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
-    maps = {'f': robustness['f'], 'f, finetuned': robustness['f_finetuned']}
+    maps = {name: robustness[f] for name, f in {'f': 'f', 'f, finetuned': 'f_finetuned'}.items() if f in robustness}
     mirror = results.of('mirror')
     drawn = {
-        'samples': figures.samples_with_residuals(rows, distances=distances, units=labels),
+        'samples': figures.samples_with_residuals(rows, distances=distances, **look),
         'distances': figures.distance_histograms(distances),
         'training_time': figures.distance_against_training_seconds(curves_of_training),
         'robustness': curves.robustness_curves(robustness['sigma'], maps, sigma_max=robustness['sigma_max']),
         'losses': figures.loss_curves(results.records),
-        'mirror': figures.mirror_and_inverse(mirror['z'], mirror['x']),
+        'mirror': figures.mirror_and_inverse(
+            mirror['z'], mirror['x'], **look | {'units': ('mirror space, z', 'x = f(z)')}
+        ),
     }
     texts = {
         'samples': f'Fields of {_and(map(row_name, in_order(list(rows))))}, each above the map of its residual.',
@@ -57,12 +82,12 @@ def draw(results: Results) -> dict[str, Picture]:
         'mirror': 'Samples in mirror space, each above its inverse in data space.',
     }
     pictures = {name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name]) for name, figure in drawn.items()}
-    return pictures | {'trajectory': _trajectory(results, dpi, labels)}
+    return pictures | {'trajectory': _trajectory(results, dpi, look)}
 
 
-def _trajectory(results: Results, dpi: int, labels: tuple[str, str]) -> Picture:
+def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
     parts = results.of('trajectory')
-    frames = motion.trajectory_frames(**parts, units=labels, dpi=dpi)
+    frames = motion.trajectory_frames(**parts, **look, dpi=dpi)
     distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
     text = (
         f'A sample on its way from noise in {len(frames)} frames: mirror state, f of the denoised estimate, residual. '

@@ -102,7 +102,9 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
     before = {'dm': (), 'mdm': ('mirror',), 'finetune': ('mirror', 'mdm')}
     curves = {}
     for stage, needs in before.items():
-        offset = sum(results.stages[need]['training_seconds'] for need in needs)
+        if stage not in results.stages:  # a closed-form map has nothing to finetune
+            continue
+        offset = sum(results.stages[need]['training_seconds'] for need in needs if need in results.stages)
         offset += results.stages[stage].get('drawing_seconds', 0.0)
         points = [
             (offset + record['seconds'], record['distance_mean'], record['distance_std'])

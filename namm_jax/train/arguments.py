@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from namm_jax.train.config import field_names, nearest, schema
+from namm_jax.train.fields import FIELDS
 from namm_jax.train.files import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,7 @@ def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
     """Returns the error's message; where a config field is unknown, the nearest ones."""
-    fields = field_names(schema())
+    fields = list(dict.fromkeys(name for family in FIELDS for name in field_names(schema(family))))
     for argument in arguments:
         name = argument.lstrip('-').split('=')[0]
         if name.startswith('config.') and name.removeprefix('config.') not in fields:

@@ -24,6 +24,7 @@ from namm_jax.train.arguments import (
     tell,
 )
 from namm_jax.train.files import UserError, finite, read_json, write_json
+from namm_jax.train.progress import say
 from namm_jax.train.resolve import flatten, override
 from namm_jax.train.run import Run, aggregate
 
@@ -37,11 +38,6 @@ def configure_jax() -> None:
         jax.config.update('jax_compilation_cache_dir', str(cache))
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def say(text: str) -> None:
-    """Writes a line for the user, on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
@@ -83,12 +79,11 @@ def _main(arguments: list[str]) -> None:
     configure_jax()
     from namm_jax.train.stages import STAGES, check_stages
 
-    stages = check_stages(values.stages or STAGES)
-    check_stages(values.redo)
+    check_stages([*(values.stages or []), *values.redo], STAGES)
     name, overrides = experiment_name(values), overrides_of(values)
     workdir = Path(values.workdir or f'runs/{name.replace(":", "-")}')
     with _listening() as asked_to_stop:
-        asked = Asked(name, preset_of(values), overrides, stages, values.redo, asked_to_stop)
+        asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, asked_to_stop)
         if not values.seeds:
             _run(workdir, config, asked)
             return
@@ -131,17 +126,25 @@ def _listening() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns the stages of a config, each with those that it builds on."""
+    from namm_jax.train.stages import stages_of
+
+    return {name: stage.needs for name, stage in stages_of(ConfigDict(config)).items()}
+
+
 def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     """Returns the `Experiment` of an open run folder."""
     import jax
 
     from namm_jax.train import tasks
     from namm_jax.train.experiment import Experiment
+    from namm_jax.train.families import make_family
     from namm_jax.train.sharding import make_mesh
 
     config = ConfigDict(run.config)
-    parts = tasks.make_family(config), tasks.make_constraint(config), tasks.make_mirror(config)
-    return Experiment(config, run, make_mesh(jax.devices()[: config.train.devices or None]), *parts, asked_to_stop)
+    mesh = make_mesh(jax.devices()[: config.train.devices or None])
+    return Experiment(config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop)
 
 
 @contextlib.contextmanager
@@ -154,11 +157,8 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
     Raises:
         UserError: if it is no run folder, or in use.
     """
-    from namm_jax.train.stages import STAGES
-
     saved = read_json(workdir / 'config.json')
-    needs = {stage: STAGES[stage].needs for stage in STAGES}
-    with Run(workdir, saved['config'], experiment=saved['experiment'], depends=needs) as run:
+    with Run(workdir, saved['config'], experiment=saved['experiment'], depends=_needs) as run:
         yield _build(run, lambda: 0)
 
 
@@ -169,7 +169,7 @@ class Asked(NamedTuple):
         name: config file and preset, `burgers:quick`.
         preset: the preset's config.
         overrides: dotted field -> value: what the command line changes.
-        stages: the stages to run, in order.
+        stages: the stages to run; none for all.
         redo: the stages to discard first.
         to_stop: returns the number of a signal that asks the run to stop, else 0.
     """
@@ -181,22 +181,33 @@ class Asked(NamedTuple):
     redo: list[str]
     to_stop: Callable[[], int]
 
+    def stages_of(self, config: Mapping[str, Any]) -> list[str]:
+        """Returns the stages to run of an experiment with this config, in order.
+
+        Raises:
+            ValueError: if it has no such stage.
+        """
+        from namm_jax.train.stages import check_stages
+
+        return check_stages(self.stages, _needs(config))
+
 
 def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.train.experiment import check
-    from namm_jax.train.stages import STAGES
+    from namm_jax.train.families import measured
 
-    needs = {stage: STAGES[stage].needs for stage in STAGES}
+    if not (workdir / 'config.json').exists():
+        config = measured(config)
     with Run(
-        workdir, config.to_dict(), experiment=asked.name, depends=needs, overrides=asked.overrides, redo=asked.redo,
-        check=lambda resolved: check(ConfigDict(resolved)),
+        workdir, config.to_dict(), experiment=asked.name, depends=_needs, overrides=asked.overrides,
+        redo=asked.redo, check=lambda resolved: (asked.stages_of(resolved), check(ConfigDict(resolved))),
     ) as run:  # fmt: skip
         _say_config(run.config, asked.name, asked.preset)
         write_json(run.directory / 'preset.json', asked.preset.to_dict())
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
         experiment = _build(run, asked.to_stop)
-        for stage in asked.stages:
+        for stage in asked.stages_of(run.config):
             _run_stage(experiment, stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
 
@@ -243,13 +254,30 @@ def _evaluate(arguments: list[str]) -> None:
     import jax
 
     from namm_jax.evaluation import distance_statistics
-    from namm_jax.train import tasks
     from namm_jax.train.dataset import read_fields
     from namm_jax.train.experiment import in_batches
+    from namm_jax.train.families import make_family
     from namm_jax.train.sharding import make_mesh
 
-    x = read_fields(values.samples, tasks.make_family(config).shape)
-    distances = in_batches(jax.jit(tasks.make_constraint(config).distance), x, min(len(x), 256), make_mesh())
+    family = make_family(config)
+    x = family.pack(read_fields(values.samples, family.file_shape if all(family.file_shape) else None))
+    constraint = _constraint_of(config, Path(values.workdir) if values.workdir else None)
+    distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
     statistics = finite(distance_statistics(jax.numpy.asarray(distances)))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
     tell(json.dumps(result | {'per_sample': finite(distances)}))
+
+
+def _constraint_of(config: ConfigDict, workdir: Path | None) -> Any:
+    """Returns the config's constraint; the network that it may hold is that of the run folder."""
+    from namm_jax.train import tasks
+
+    if not tasks.holds_network(config):
+        return tasks.make_constraint(config)
+    if workdir is None:
+        raise UserError(
+            f'--workdir is missing: the constraint {config.constraint.name} holds a trained network; expected a run '
+            'folder whose stage counter has finished'
+        )
+    with open_experiment(workdir) as experiment:
+        return experiment.constraint

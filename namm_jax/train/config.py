@@ -12,20 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from namm_jax.choices import choose, nearest
-
-
-def optimizer_section(**changes: Any) -> dict[str, Any]:
-    """Returns the fields of an optimizer, the same for every trained network."""
-    fields = dict(
-        learning_rate=2e-3,  # Adam's, at the end of the warm-up; > 0
-        decay='cosine',  # after the warm-up: cosine (to 0 at the last step) or constant
-        warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
-        b1=0.9,  # Adam's decay of the first moment
-        b2=0.999,  # Adam's decay of the second moment
-        clip=1.0,  # largest norm of each network's gradient; 0 for no clipping
-        ema=0.999,  # decay of the average of the weights, reached after a warm-up; 0 for the last weights themselves
-    )
-    return fields | changes
+from namm_jax.train.fields import FIELDS, optimizer_section
 
 
 def sampler_section() -> dict[str, Any]:
@@ -38,35 +25,28 @@ def sampler_section() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
-    """The data and their sizes."""
+    """The data and their sizes; `fields` adds those of the family."""
     return dict(
-        family='burgers',  # which data are generated
+        family='',  # which data are generated; fixed by the experiment's file
         seed=0,  # of the data
         train=4000,  # number of training samples
         validation=1000,  # number of held-out samples watched while training
         test=1000,  # number of held-out samples that the final table compares with
         shard_size=1000,  # samples a file
-        points=32,  # grid points in space, the image's height
-        states=32,  # stored times, the image's width
-        inner_steps=10,  # time steps between stored times
-        dt=0.025,  # time step
-        length=10.0,  # distance between the first and the last grid point
-        mu=1.0,  # advection coefficient
-        nu=0.05,  # viscosity
     )
 
 
 def _constraint() -> dict[str, Any]:
-    """The set M."""
-    return dict(
-        name='burgers',  # the set M
-        stepper='crank_nicolson',  # time stepper of data and constraint alike: crank_nicolson or forward_euler
-    )
+    """The set M; `fields` says which."""
+    return {}
 
 
 def _mirror() -> dict[str, Any]:
     """The mirror map: networks, loss and training."""
     return dict(
+        map='namm',  # namm (learned), or a closed form: box, ball, simplex; identity
+        floor=1e-3,  # of a closed form: share of the interior point that data on the set's edge are mixed with
+        forward='icnn',  # network of g: icnn (its gradient), or for ablations resnet or identity
         filters=16,  # of the input-convex network
         layers=2,  # of the input-convex network: its number of convolutions w_k
         strong_convexity=0.9,  # a in g(x) = (1 - a) grad ICNN(x) + a x; 0 to 1
@@ -110,6 +90,15 @@ def _score() -> dict[str, Any]:
     )
 
 
+def _tune() -> dict[str, Any]:
+    """The stage that says what sigma_max and lambda_constr the experiment asks for."""
+    return dict(
+        steps=500,  # of a short mirror diffusion model, at budget 1
+        samples=128,  # drawn from it
+        batches=8,  # over which the loss's gradients are averaged
+    )
+
+
 def _mdm() -> dict[str, Any]:
     """The mirror diffusion model."""
     return dict(
@@ -141,9 +130,13 @@ def _sample() -> dict[str, Any]:
     """Sampling, and the projection of samples."""
     return sampler_section() | dict(
         n=256,  # samples of each row
-        batch_size=128,  # samples drawn at once
+        rows=(),  # of the table, such as dm, dm_projected, mdm_finetuned; all that apply when empty
+        batch_size=64,  # samples drawn at once
         projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
         projection_iterations=20,  # of the Gauss-Newton projection, at most
+        projected_sampling_iterations=1,  # of the same at every step of dm_projected_sampling, where no exact way is
+        polish_iterations=1,  # of the same on the finetuned samples, for mdm_polished
+        guidance_scales=(0.03, 0.1, 0.3, 1.0),  # of dm_guided, which takes the one of the smallest median distance
     )
 
 
@@ -182,15 +175,24 @@ def _train() -> dict[str, Any]:
     )
 
 
-SECTIONS = (_data, _constraint, _mirror, _score, _mdm, _finetune, _dm, _sample, _evaluate, _report, _train)
+SECTIONS = (_data, _constraint, _mirror, _score, _tune, _mdm, _finetune, _dm, _sample, _evaluate, _report, _train)
 
 
-def schema() -> ConfigDict:
-    """Returns every field with its default, in the order in which an experiment meets them."""
+def schema(family: str = 'burgers') -> ConfigDict:
+    """Returns every field with its default, in the order in which an experiment meets them.
+
+    Args:
+        family: of the data, a key of `fields.FIELDS`; it adds fields of its own.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
     sections = {section.__name__.removeprefix('_'): section() for section in SECTIONS}
-    return ConfigDict(
-        {'seed': 0} | sections
-    )  # the seed of initialisation, batches and samples; the data have their own
+    for section, fields in choose('data.family', family, FIELDS)().items():
+        sections[section] = sections.get(section, {}) | fields
+    sections['data']['family'] = family
+    # `seed` is that of initialisation, batches and samples; the data have their own.
+    return ConfigDict({'seed': 0} | sections)
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -220,17 +222,20 @@ def field_names(config: ConfigDict) -> list[str]:
     return _names(config)
 
 
-def experiment(presets: Mapping[str, Mapping[str, Any]], preset: str | None = None) -> ConfigDict:
+def experiment(
+    presets: Mapping[str, Mapping[str, Any]], preset: str | None = None, *, family: str = 'burgers'
+) -> ConfigDict:
     """Returns the locked config of a preset.
 
     Args:
         presets: preset -> dotted overrides of the schema.
         preset: a name in `presets`; `quick` when absent.
+        family: of the data, a key of `fields.FIELDS`.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    return override(schema(), choose('preset', preset or 'quick', presets)).lock()
+    return override(schema(family), choose('preset', preset or 'quick', presets)).lock()
 
 
 def steps_of(config: ConfigDict, stage: str) -> int:

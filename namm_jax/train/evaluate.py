@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from namm_jax import evaluation
 from namm_jax.mirror import robustness
 from namm_jax.train import dataset, tasks
+from namm_jax.train.counter import count_statistics
 from namm_jax.train.experiment import (
     Experiment,
     finetuned_parameters,
@@ -20,42 +22,49 @@ from namm_jax.train.experiment import (
     score_parameters,
 )
 from namm_jax.train.files import write_checked
-from namm_jax.types import Key, Params
+from namm_jax.train.rows import Row, rows_of
+from namm_jax.types import Constraint, Key, Params
 
 SHOWN = 6  # samples of each row that the report shows
-TRAINED_BY = {  # row -> the stages whose training it needs
-    'dm': ('dm',),
-    'dm_projected': ('dm',),
-    'mdm': ('mirror', 'mdm'),
-    'mdm_finetuned': ('mirror', 'mdm', 'finetune'),
-}
 
 
 def evaluate(experiment: Experiment) -> dict[str, Any]:
     """Fills the table: constraint distances, distribution distances to held-out data, costs; measures f itself."""
-    run, held_out = experiment.run, experiment.split('test')
-    read = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
-    samples = {'data': held_out} | {row: read(row) for row in TRAINED_BY}
-    distance = jax.jit(experiment.constraint.distance)
+    run, rows = experiment.run, rows_of(experiment)
+    read = lambda row: experiment.packed(dataset.read_fields(run.directory / 'sample' / f'{row}.npy'))
+    samples = {'data': experiment.split('test')} | {row: read(row) for row in rows}
+    distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
     distances = {row: in_batches(distance, x, min(len(x), 256), experiment.mesh) for row, x in samples.items()}
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
-        arrays |= {f'samples/{row}': x[:SHOWN], f'residuals/{row}': residual_maps(experiment, x[:SHOWN])}
-    arrays |= {'mirror/z': read('mirror')[:SHOWN], 'mirror/x': samples['mdm_finetuned'][:SHOWN]}
-    maps = {'f': mirror_parameters(experiment), 'f_finetuned': finetuned_parameters(experiment)}
-    arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, maps['f_finetuned']).items()}
+        arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
+    (*_, last), family = rows, experiment.family
+    arrays |= {'mirror/z': family.image(read('mirror')[:SHOWN])[..., None], 'mirror/x': arrays[f'samples/{last}']}
+    maps = _maps(experiment)
+    arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, [*maps.values()][-1]).items()}
     _save_arrays(experiment, arrays)
-    run.merge_metrics({'rows': _rows(experiment, samples, distances), 'robustness': _robustness(experiment, maps)})
+    run.merge_metrics(
+        {'rows': _rows(experiment, rows, samples, distances), 'robustness': _robustness(experiment, maps)}
+    )
     return {}
 
 
-def residual_maps(experiment: Experiment, x: np.ndarray) -> np.ndarray:
-    """Returns images `(n, h', w')` of the residual of fields `(n, h, w, c)`."""
-    return np.asarray(experiment.family.residual_map(experiment.constraint.residual(jnp.asarray(x))))
+def _maps(experiment: Experiment) -> dict[str, Params]:
+    """Returns the parameters of f as first learned and as finetuned; of a closed form there is one."""
+    maps = {'f': mirror_parameters(experiment)}
+    return maps | ({'f_finetuned': finetuned_parameters(experiment)} if tasks.learns_map(experiment.config) else {})
+
+
+def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in them, `(n, h', w')`."""
+    family = experiment.family
+    return np.asarray(family.image(x))[..., None], np.asarray(
+        family.residual_map(experiment.constraint, jnp.asarray(x))
+    )
 
 
 def _rows(
-    experiment: Experiment, samples: dict[str, np.ndarray], distances: dict[str, np.ndarray]
+    experiment: Experiment, rows: dict[str, Row], samples: dict[str, np.ndarray], distances: dict[str, np.ndarray]
 ) -> dict[str, dict[str, Any]]:
     """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out set."""
     run, section, held_out = experiment.run, experiment.config.evaluate, samples['data']
@@ -63,21 +72,24 @@ def _rows(
         evaluation.distribution_distances, experiment.key('evaluate'), spatial_axes=experiment.family.spatial_axes,
         projections=section.projections, resamples=section.resamples,
     )  # fmt: skip
-    half, sampled, rows = len(held_out) // 2, run.record('sample'), {}
+    half, sampled, table = len(held_out) // 2, run.record('sample'), {}
     for row, x in samples.items():
-        pair = (x, held_out) if row in TRAINED_BY else (held_out[:half], held_out[half:])
-        rows[row] = {
+        experiment.pause()
+        pair = (x, held_out) if row in rows else (held_out[:half], held_out[half:])
+        table[row] = {
             'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
             'distribution': compare(*map(jnp.asarray, pair)),
             'n': len(x),
         }
-    for row, stages in TRAINED_BY.items():
-        rows[row] |= {
-            'seconds_per_sample': sampled['seconds_per_sample'][row],
+        if tasks.holds_network(experiment.config):
+            table[row]['counts'] = count_statistics(experiment, x)
+    for name, row in rows.items():
+        table[name] |= {
+            'seconds_per_sample': sampled['seconds_per_sample'][name],
             'calls': sampled['calls'],
-            'training_seconds': sum(run.record(stage)['training_seconds'] for stage in stages),
+            'training_seconds': sum(run.record(stage)['training_seconds'] for stage in row.trained_by),
         }
-    return rows
+    return table
 
 
 def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, Any]:
@@ -91,10 +103,11 @@ def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, An
     x, levels = jnp.asarray(experiment.split('test')[: section.noise_fields]), jnp.asarray(sigma, jnp.float32)
 
     @jax.jit
-    def measure(params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        return robustness(experiment.mirror, params, key, x, experiment.constraint, levels)
+    def measure(constraint: Constraint, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        return robustness(experiment.mirror, params, key, x, constraint, levels)
 
-    measured = {name: measure(params, x) for name, params in maps.items()}
+    constraint = experiment.constraint
+    measured = {name: measure(constraint, params, x) for name, params in maps.items()}
     return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | measured
 
 
@@ -103,17 +116,22 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     config, record = experiment.config, experiment.run.record('mdm')
     sampler = sampler_of(config.sample, record['mean'], record['std'])
     parameterisation = tasks.make_parameterisation(config, record['mean'], record['std'])
-    network, shape, n = tasks.make_score(config), experiment.family.shape, len(sampler.grid)
+    network, family, constraint, n = (
+        tasks.make_score(config),
+        experiment.family,
+        experiment.constraint,
+        len(sampler.grid),
+    )
     times = np.unique(np.linspace(0, n - 1, config.evaluate.frames).round().astype(int))
 
     @jax.jit
     def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
         denoiser = parameterisation.denoiser(tasks.bind_score(network, score))
-        states, estimates = (part[times, 0] for part in sampler.trajectory(keys, denoiser, shape))
+        states, estimates = (part[times, 0] for part in sampler.trajectory(keys, denoiser, family.shape))
         x = experiment.mirror.inverse(params, estimates)
-        residuals = experiment.family.residual_map(experiment.constraint.residual(x))
-        distances, levels = experiment.constraint.distance(x), sampler.levels()[times]
-        return {'states': states, 'estimates': x, 'residuals': residuals, 'distances': distances, 'levels': levels}
+        residuals, image = family.residual_map(constraint, x), lambda x: family.image(x)[..., None]
+        parts = {'states': image(states), 'estimates': image(x), 'residuals': residuals}
+        return parts | {'distances': constraint.distance(x), 'levels': sampler.levels()[times]}
 
     return walk(score_parameters(experiment, 'mdm'), params, experiment.keys('sample', 0, 1))
 

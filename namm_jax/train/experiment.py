@@ -3,7 +3,6 @@
 import functools
 import io
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
@@ -19,15 +19,16 @@ from namm_jax.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
+from namm_jax.train.families import Family, make_family
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.run import Run
 from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
-from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
+from namm_jax.types import Constraint, Denoiser, Key, MirrorMap, Params, Task
 
 # A key each; append, never reorder.
-STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe', 'robustness')
+STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe', 'robustness', 'counter', 'tune')
 
 
 class Experiment(NamedTuple):
@@ -38,7 +39,6 @@ class Experiment(NamedTuple):
         run: the run folder.
         mesh: the devices.
         family: the data.
-        constraint: the set M.
         mirror: the mirror map.
         asked_to_stop: returns the number of a signal that asks the run to stop, else 0.
     """
@@ -46,8 +46,7 @@ class Experiment(NamedTuple):
     config: ConfigDict
     run: Run
     mesh: Mesh
-    family: tasks.Family
-    constraint: Constraint
+    family: Family
     mirror: MirrorMap
     asked_to_stop: Callable[[], int]
 
@@ -59,9 +58,24 @@ class Experiment(NamedTuple):
         """Returns the keys `(n,)` of samples `first`, ..., each a function of its global index."""
         return jax.vmap(functools.partial(jax.random.fold_in, self.key(stream)))(first + jnp.arange(n))
 
+    @property
+    def constraint(self) -> Constraint:
+        """The set M; the network that it may hold is that of the finished stage `counter`."""
+        return tasks.make_constraint(
+            self.config, counter_parameters(self) if tasks.holds_network(self.config) else None
+        )
+
     def split(self, name: str) -> np.ndarray:
-        """Returns a split of the data, `(n, h, w, c)`."""
-        return dataset.load_split(self.run.directory / 'data', name)
+        """Returns a split of the data, `(n, h, w, c)`, as networks see it."""
+        return self.packed(dataset.load_split(self.run.directory / 'data', name))
+
+    def packed(self, x: np.ndarray) -> np.ndarray:
+        """Returns fields of a file as networks see them."""
+        return np.asarray(self.family.pack(x))
+
+    def save(self, path: Path, x: np.ndarray) -> None:
+        """Writes fields, which are as networks see them, as files hold them."""
+        save_array(path, self.family.unpack(x))
 
     def pause(self) -> None:
         """Raises `Stopped` if the run is asked to stop; called where all that was done is on disk."""
@@ -84,10 +98,12 @@ def check(config: ConfigDict) -> None:
         ValueError: by the function that takes the bad value.
     """
     check_ranges(config)
-    shape, mesh = tasks.make_family(config).shape, make_mesh(jax.devices()[: config.train.devices or None])
+    shape, mesh = make_family(config).shape, make_mesh(jax.devices()[: config.train.devices or None])
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
-    params = jax.eval_shape(tasks.mirror_task(config, steps_of(config, 'mirror')).init, jax.random.key(0))
+    constraint = tasks.make_constraint(config, counter_shapes(config))
+    params = jax.eval_shape(mirror_init(config), jax.random.key(0))
+    tasks.make_optimizer(config.mirror.optimizer, steps_of(config, 'mirror'))
     tasks.make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
     score = jax.eval_shape(task.init, jax.random.key(0))
@@ -96,6 +112,7 @@ def check(config: ConfigDict) -> None:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     for section in (config.sample, config.train.sample):
         jax.eval_shape(make_draw(config, section, 0.0, 1.0), score, keys)
+    jax.eval_shape(lambda constraint, x: constraint.distance(x), constraint, batch)
     loss = functools.partial(task.loss, train=False)
     jax.eval_shape(loss, score, task.frozen, jax.random.key(0), {'x': batch})
 
@@ -104,7 +121,7 @@ def train(
     experiment: Experiment, stage: str, task: Task, arrays: dict[str, Any], held_out: dict[str, Any], *,
     batch_size: int, ema: float, probe: Callable[[Params], dict[str, float]] | None = None,
 ) -> Fitted:  # fmt: skip
-    """Runs `fit` for a stage on named arrays; each has its own order, a function of (seed, step).
+    """Runs `fit` for a stage on named arrays; those of one length have one order, a function of (seed, step).
 
     Args:
         experiment: the experiment.
@@ -118,13 +135,19 @@ def train(
     """
     config, run, steps = experiment.config, experiment.run, steps_of(experiment.config, stage)
     processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    lengths = list(dict.fromkeys(map(len, arrays.values())))
 
     def batches(start: int) -> Iterator[PyTree]:
         iterators = {
             name: dataset.batches(
-                array, seed=2 * config.seed + i, batch_size=batch_size, start=start, steps=steps, **processes
+                array,
+                seed=2 * config.seed + lengths.index(len(array)),
+                batch_size=batch_size,
+                start=start,
+                steps=steps,
+                **processes,
             )
-            for i, (name, array) in enumerate(arrays.items())
+            for name, array in arrays.items()
         }
         return (dict(zip(iterators, parts, strict=True)) for parts in zip(*iterators.values(), strict=True))
 
@@ -167,10 +190,19 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     return restored.state
 
 
+def mirror_init(config: ConfigDict) -> Callable[[Key], Params]:
+    """Returns the initialisation of the mirror map's parameters."""
+    mirror, shape = tasks.make_mirror(config), make_family(config).shape
+    return lambda key: mirror.init(key, jnp.zeros((1, *shape)))
+
+
 def mirror_parameters(experiment: Experiment) -> Params:
-    """Returns the averaged parameters of the trained mirror map."""
-    task = tasks.mirror_task(experiment.config, 1)
-    return restore(experiment, 'mirror', {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
+    """Returns the averaged parameters of the mirror map, none for one that is not learned."""
+    if not tasks.learns_map(experiment.config):
+        return {}
+    return restore(experiment, 'mirror', {'ema': jax.eval_shape(mirror_init(experiment.config), jax.random.key(0))})[
+        'ema'
+    ]
 
 
 def finetuned_parameters(experiment: Experiment) -> Params:
@@ -178,6 +210,19 @@ def finetuned_parameters(experiment: Experiment) -> Params:
     params = mirror_parameters(experiment)
     shapes = jax.eval_shape(lambda: {'inverse': params['inverse']})
     return params | restore(experiment, 'finetune', {'ema': shapes})['ema']
+
+
+def counter_shapes(config: ConfigDict) -> Params:
+    """Returns shapes and dtypes of the counting network's parameters; None where the constraint holds none."""
+    if not tasks.holds_network(config):
+        return None
+    network, shape = tasks.make_counter(config), make_family(config).shape
+    return jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape)))['params'], jax.random.key(0))
+
+
+def counter_parameters(experiment: Experiment) -> Params:
+    """Returns the averaged parameters of the trained counting network."""
+    return restore(experiment, 'counter', {'ema': {'counter': counter_shapes(experiment.config)}})['ema']['counter']
 
 
 def score_parameters(experiment: Experiment, stage: str) -> Params:
@@ -191,7 +236,17 @@ def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> 
     return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
 
 
-def make_draw(config: ConfigDict, section: ConfigDict, mean: float, std: float) -> Callable[[Params, Key], Array]:
+Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
+UNCHANGED: Around = Partial(lambda denoiser: denoiser)
+
+
+def make_draw(
+    config: ConfigDict,
+    section: ConfigDict,
+    mean: float,
+    std: float,
+    around: Around = UNCHANGED,
+) -> Callable[[Params, Key], Array]:
     """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
 
     Args:
@@ -199,16 +254,17 @@ def make_draw(config: ConfigDict, section: ConfigDict, mean: float, std: float) 
         section: the sampler's, `config.sample` or `config.train.sample`.
         mean: mean of the diffusion model's training set.
         std: its standard deviation.
+        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing unless given.
     """
-    network, shape = tasks.make_score(config), tasks.make_family(config).shape
+    network, shape = tasks.make_score(config), make_family(config).shape
 
     @jax.jit
-    def draw(params: Params, keys: Key, mean: Array, std: Array) -> Array:
+    def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
         parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(section, mean, std)
-        return sampler(keys, parameterisation.denoiser(tasks.bind_score(network, params)), shape)
+        return sampler(keys, around(parameterisation.denoiser(tasks.bind_score(network, params))), shape)
 
     # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.
-    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std))
+    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
 
 
 def in_batches(
@@ -231,17 +287,6 @@ def in_batches(
         chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
         parts.append(np.asarray(function(chunk))[: n - start])
     return np.concatenate(parts)
-
-
-def seconds_of(function: Callable[[], PyTree], repeats: int = 3) -> float:
-    """Returns the median seconds of a call, after one to warm up."""
-    jax.block_until_ready(function())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def say(text: str) -> None:
+    """Writes a line for the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def short(terms: Mapping[str, float]) -> str:
     """Returns named terms in three significant digits, on one line."""
     return '  '.join(f'{name} {value:.3g}' for name, value in terms.items())
@@ -55,4 +60,4 @@ class Bar:
             self._written = now
             left = (self._total - done) / rate if rate > 0 else float('inf')
             line = f'{self._title} {done}/{self._total}  {text}  {left:.0f} s left  {self._terms}'
-            print(line, file=sys.stderr, flush=True)
+            say(line)

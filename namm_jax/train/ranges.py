@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 AT_LEAST = {
     0: 'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle mirror.lambda_constr '
     'mirror.lambda_reg score.dropout finetune.sigma_max finetune.sigma_power finetune.lambda_constr '
-    'sample.projection_iterations report.frame_seconds',
+    'sample.projection_iterations sample.polish_iterations sample.projected_sampling_iterations report.frame_seconds',
     1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head mirror.batch_size '
     'mirror.steps score.blocks score.fold score.head score.batch_size mdm.steps finetune.batch_size '
     'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.parts train.log_every '
-    'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps '
-    'evaluate.noise_fields evaluate.frames',
-    2: 'sample.n evaluate.resamples evaluate.noise_levels',  # a variance needs two, and so does a curve
+    'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps tune.steps '
+    'tune.batches evaluate.noise_fields evaluate.frames',
+    2: 'tune.samples sample.n evaluate.resamples evaluate.noise_levels',  # a variance needs two, and so does a curve
     4: 'data.test',  # two halves are compared
     30: 'report.dpi',  # below, no text can be read
 }

@@ -70,7 +70,7 @@ class Run:
         config: Mapping[str, Any],
         *,
         experiment: str,
-        depends: Mapping[str, tuple[str, ...]],
+        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]],
         overrides: Mapping[str, Any] | None = None,
         redo: Iterable[str] = (),
         check: Callable[[Mapping[str, Any]], None] = lambda config: None,
@@ -81,7 +81,8 @@ class Run:
             directory: the folder.
             config: the config, overrides included; `config.to_dict()`.
             experiment: config file and preset, `burgers:quick`; an existing folder must hold the same.
-            depends: every stage -> the stages it builds on directly, in the order in which they run.
+            depends: resolved config -> every stage it has -> the stages it builds on directly, in the order in which
+                they run.
             overrides: dotted field -> value: what the command line changes.
             redo: stages to discard, with all that was built on them.
             check: raises unless the resolved config is a good one; called before anything is changed.
@@ -90,25 +91,29 @@ class Run:
             UserError: if another process owns the folder, it holds another experiment or is no run folder, or an
                 override changes what a stage has read.
         """
-        self.directory, self._depends = Path(directory), dict(depends)
+        self.directory = Path(directory)
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f'{self.directory} is a file, expected a folder; choose another --workdir')
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.directory / 'lock')
         try:
-            self._open(config, experiment, overrides or {}, self.built_on(redo), check)
+            self._open(config, experiment, overrides or {}, depends, redo, check)
         except BaseException:
             self.close()
             raise
 
     def _open(
-        self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any], discarded: set[str],
+        self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any],
+        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]], redo: Iterable[str],
         check: Callable[[Mapping[str, Any]], None],
     ) -> None:  # fmt: skip
         path, origins = self.directory / 'config.json', self.directory / 'provenance.json'
         openings = read_json(origins) if origins.exists() else []
+        self._depends = dict(depends(config))
         saved = self._saved(path, config, experiment)
         self.config = override(saved, overrides) if saved else override(config, {})
+        self._depends = dict(depends(self.config))
+        discarded = self.built_on(redo)
         old, new = flatten(saved or self.config), flatten(self.config)
         changed = {name.split('.')[0] for name in new if new[name] != old[name]}
         records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}

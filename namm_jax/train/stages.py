@@ -1,34 +1,32 @@
 """The stages of an experiment, in order: each reads the run folder, does one thing, and writes its result there."""
 
 import functools
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.constraints.own import check_distance
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import nearest, steps_of
-from namm_jax.train.evaluate import SHOWN, evaluate, residual_maps
+from namm_jax.train.counter import counter
+from namm_jax.train.evaluate import SHOWN, evaluate, shown
 from namm_jax.train.experiment import (
     Experiment,
-    finetuned_parameters,
     in_batches,
     make_draw,
     mirror_parameters,
     restore,
-    save_array,
-    score_parameters,
-    seconds_of,
     train,
 )
-from namm_jax.train.files import read_json, write_bytes, write_json
-from namm_jax.train.progress import Bar
+from namm_jax.train.files import write_bytes
+from namm_jax.train.progress import Bar, say
+from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
 from namm_jax.train.state import adam_moments
-from namm_jax.types import Params
+from namm_jax.train.tune import tune
+from namm_jax.types import Constraint, Params
 
 
 class Stage(NamedTuple):
@@ -37,25 +35,35 @@ class Stage(NamedTuple):
     run: Callable[[Experiment], dict[str, Any]]
     needs: tuple[str, ...]
     sections: tuple[str, ...]
+    on_request: bool = False  # whether it runs only when it is named
 
 
 def data(experiment: Experiment) -> dict[str, Any]:
     """Generates the data set, and draws a picture of it."""
     config, folder = experiment.config, experiment.run.directory / 'data'
-    sample, root = jax.jit(experiment.family.sample), jax.random.key(config.data.seed)
-
-    def fields_of(indices: np.ndarray) -> jax.Array:
-        return sample(jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(indices)))
-
     sizes = {split: config.data[split] for split in dataset.SPLITS}
     provenance = {'data': config.data.to_dict(), 'constraint': config.constraint.to_dict()}
     with Bar('data', sum(sizes.values()), unit='field') as bar:
         dataset.write_dataset(
-            folder, fields_of, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
+            folder, experiment.family.fields, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
             progress=lambda done, total: (bar.update(done), experiment.pause()),
         )  # fmt: skip
     _draw_data(experiment)
-    return {}
+    return _checked_distance(experiment) if experiment.family.is_users else {}
+
+
+def _checked_distance(experiment: Experiment) -> dict[str, Any]:
+    """Returns the residual floor of a user's own data under their own distance, once that is found fit for training."""
+    x = experiment.split('train')[:64]
+    found = check_distance(experiment.constraint, x, experiment.key('evaluate'))
+    floor, perturbed = found['floor_mean'], found['perturbed_mean']
+    say(f'distance: {floor:.3g} on your data (largest {found["floor_max"]:.3g}), {perturbed:.3g} with 10 % of noise')
+    if floor > 0.1 * perturbed:
+        say(
+            f'warning: your data do not obey your rule well: a mean distance of {floor:.3g}, expected far less than '
+            f'the {perturbed:.3g} of the same data with 10 % of noise; no sample will be much better than the data'
+        )
+    return found
 
 
 def _draw_data(experiment: Experiment) -> None:
@@ -63,19 +71,18 @@ def _draw_data(experiment: Experiment) -> None:
 
     folder, x = experiment.run.directory / 'figures', experiment.split('test')[:SHOWN]
     folder.mkdir(exist_ok=True)
-    units = pictures.units(experiment.config.data.family)
-    figures.save(
-        figures.samples_with_residuals({'data': (x, residual_maps(experiment, x))}, units=units), folder / 'data.png'
-    )
+    style = pictures.style(experiment.config.data.family)._asdict()
+    figures.save(figures.samples_with_residuals({'data': shown(experiment, x)}, **style), folder / 'data.png')
 
 
 def mirror(experiment: Experiment) -> dict[str, Any]:
     """Trains the mirror map, g and f together."""
     config = experiment.config
     x, held_out = experiment.split('train'), experiment.split('validation')
+    task = tasks.mirror_task(config, steps_of(config, 'mirror'), experiment.constraint)
     fitted = train(
-        experiment, 'mirror', tasks.mirror_task(config, steps_of(config, 'mirror')), {'x': x}, {'x': held_out},
-        batch_size=config.mirror.batch_size, ema=config.mirror.optimizer.ema,
+        experiment, 'mirror', task, {'x': x}, {'x': held_out}, batch_size=config.mirror.batch_size,
+        ema=config.mirror.optimizer.ema,
     )  # fmt: skip
     return {'training_seconds': fitted.seconds}
 
@@ -86,10 +93,10 @@ def _train_diffusion(
     """Trains a diffusion model on `x`; `to_data` maps its samples to data space, for the probes."""
     config, mean, std = experiment.config, float(x.mean()), float(x.std())
     draw = make_draw(config, config.train.sample, mean, std)
-    keys = experiment.keys('probe', 0, config.train.probe_samples)
+    keys, constraint = experiment.keys('probe', 0, config.train.probe_samples), experiment.constraint
 
     def probe(params: Params) -> dict[str, float]:
-        return _spread(experiment.constraint.distance(to_data(draw(params, keys))))
+        return _spread(constraint.distance(to_data(draw(params, keys))))
 
     fitted = train(
         experiment, stage, tasks.denoising_task(config, steps_of(config, stage), mean, std), {'x': x}, {'x': held_out},
@@ -120,20 +127,20 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     config, params = experiment.config, mirror_parameters(experiment)
     x, held_out = experiment.split('train'), experiment.split('validation')
     z, drawing = _finetuning_set(experiment)
-    draw, score = _sampler(experiment, 'mdm', config.train.sample)
-    probe_z = draw(score, experiment.keys('probe', 0, config.train.probe_samples))
+    draw, constraint = sampler(experiment, 'mdm', config.train.sample), experiment.constraint
+    probe_z = draw(experiment.keys('probe', 0, config.train.probe_samples))
 
     @jax.jit
-    def distances(inverse: Params) -> jax.Array:
-        return experiment.constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
+    def distances(constraint: Constraint, inverse: Params) -> jax.Array:
+        return constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
 
-    probe = lambda average: _spread(distances(average))
+    probe = lambda average: _spread(distances(constraint, average))
     steps, held_z = steps_of(config, 'finetune'), z[-max(config.finetune.batch_size, len(z) // 16) :]
-    task = tasks.mirror_task(config, 1)
+    task = tasks.mirror_task(config, 1, constraint)
     shapes = jax.eval_shape(lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0))
     moments = adam_moments(restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state'])
     fitted = train(
-        experiment, 'finetune', tasks.finetune_task(config, steps, params, moments),
+        experiment, 'finetune', tasks.finetune_task(config, steps, constraint, params, moments),
         {'x': x, 'z': z[: len(z) - len(held_z)]}, {'x': held_out, 'z': held_z},
         batch_size=config.finetune.batch_size, ema=config.finetune.optimizer.ema, probe=probe,
     )  # fmt: skip
@@ -142,64 +149,32 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
 
 def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     """Returns the mirror samples to finetune on and the seconds it took to draw them, from disk if they are there."""
-    folder, n = experiment.run.directory / 'finetune', experiment.config.finetune.samples
-    path, clock = folder / 'mirror_samples.npy', folder / 'drawing.json'
-    if not path.exists():
-        draw, params = _sampler(experiment, 'mdm', experiment.config.train.sample)
-        keys, size = experiment.keys('finetune', 0, n), min(n, experiment.config.sample.batch_size)
-        jax.block_until_ready(draw(params, keys[:size]))  # compiles, outside the clock
-        begun = time.perf_counter()
-        z = in_batches(functools.partial(draw, params), keys, size, experiment.mesh, between=experiment.pause)
-        write_json(clock, {'seconds': time.perf_counter() - begun})
-        save_array(path, z)
-    return dataset.read_fields(path, experiment.family.shape), read_json(clock)['seconds']
-
-
-def _sampler(experiment: Experiment, stage: str, section: Any) -> tuple[Callable[..., jax.Array], Params]:
-    """Returns a sampler of a trained diffusion model, jitted `(params, keys) -> samples`, and its parameters."""
-    record = experiment.run.record(stage)
-    draw = make_draw(experiment.config, section, record['mean'], record['std'])
-    return draw, score_parameters(experiment, stage)
+    config, path = experiment.config, experiment.run.directory / 'finetune' / 'mirror_samples.npy'
+    draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
+    z, seconds = drawn(experiment, path, draw, experiment.keys('finetune', 0, config.finetune.samples))
+    return z, seconds * len(z)
 
 
 def sample(experiment: Experiment) -> dict[str, Any]:
     """Draws from both diffusion models, from the same initial noise, and maps to every row; times each whole way."""
-    config, folder = experiment.config, experiment.run.directory / 'sample'
-    n, size = config.sample.n, min(config.sample.n, config.sample.batch_size)
-    keys = experiment.keys('sample', 0, n)
-    inverse_of = lambda params: jax.jit(functools.partial(experiment.mirror.inverse, params))
-    rows = {  # row -> the model that it is drawn from, and the way to data
-        'dm': ('dm', lambda x: x),
-        'dm_projected': ('dm', _projection(experiment)),
-        'mdm': ('mdm', inverse_of(mirror_parameters(experiment))),
-        'mdm_finetuned': ('mdm', inverse_of(finetuned_parameters(experiment))),
-        'mirror': ('mdm', lambda z: z),
-    }
-    drawn, drawing, seconds = {}, {}, {}
-    with Bar('sample', 2 * n, unit='sample') as bar:
-        for i, model in enumerate(('dm', 'mdm')):
-            draw = functools.partial(*_sampler(experiment, model, config.sample))
-            drawn[model] = in_batches(draw, keys, size, experiment.mesh)
-            drawing[model] = seconds_of(lambda draw=draw: draw(keys[:size])) / size
-            bar.update((i + 1) * n, {'seconds_per_sample': drawing[model]})
-    for row, (model, to_data) in rows.items():
-        save_array(folder / f'{row}.npy', in_batches(to_data, drawn[model], size, experiment.mesh))
-        mapping = seconds_of(lambda to_data=to_data, x=drawn[model][:size]: to_data(x)) / size
-        seconds[row] = drawing[model] + mapping
+    config, folder, rows = experiment.config, experiment.run.directory / 'sample', rows_of(experiment)
+    keys, models, seconds = experiment.keys('sample', 0, config.sample.n), {}, {}
+    draws = list(dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())]))
+    with Bar('sample', len(draws) + len(rows), unit='set') as bar:
+        for name in draws:
+            around = DRAWS[name].around
+            draw = lambda name=name, around=around: sampler(
+                experiment, DRAWS[name].model, config.sample, around(experiment)
+            )
+            models[name] = drawn(experiment, folder / f'{DRAWS[name].file}.npy', draw, keys)
+            bar.update(len(models), {'seconds_per_sample': models[name][1]})
+        for row, (draw, way, _) in rows.items():
+            x, mapping = timed(experiment, way(experiment), models[draw][0])
+            if not (folder / f'{row}.npy').exists():
+                experiment.save(folder / f'{row}.npy', x)
+            seconds[row] = models[draw][1] + mapping
+            bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[row]})
     return {'seconds_per_sample': seconds, 'calls': experiment.calls()}
-
-
-def _projection(experiment: Experiment) -> Callable[[jax.Array], jax.Array]:
-    """Returns the jitted Gauss-Newton projection onto the set M."""
-    section = experiment.config.sample
-    return jax.jit(
-        lambda x: gauss_newton_projection(
-            experiment.constraint.residual,
-            x,
-            tolerance=section.projection_tolerance,
-            max_iterations=section.projection_iterations,
-        )[0]
-    )
 
 
 def report(experiment: Experiment) -> dict[str, Any]:
@@ -219,24 +194,41 @@ def report(experiment: Experiment) -> dict[str, Any]:
 TRAINING = ('train', 'seed')
 STAGES = {
     'data': Stage(data, (), ('data', 'constraint')),
-    'mirror': Stage(mirror, ('data',), ('mirror', *TRAINING)),
-    'mdm': Stage(mdm, ('mirror',), ('score', 'mdm', *TRAINING)),
+    'counter': Stage(counter, ('data',), ('counter', *TRAINING)),
+    'mirror': Stage(mirror, ('data', 'counter'), ('mirror', *TRAINING)),
+    'tune': Stage(tune, ('mirror',), ('score', 'tune', *TRAINING), on_request=True),
+    'mdm': Stage(mdm, ('data', 'counter', 'mirror'), ('mirror', 'score', 'mdm', *TRAINING)),
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
-    'dm': Stage(dm, ('data',), ('score', 'dm', *TRAINING)),
+    'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, ('mdm', 'finetune', 'dm'), ('sample',)),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),
 }
 
 
-def check_stages(names: Iterable[str]) -> list[str]:
-    """Returns the named stages in the order in which they run.
+def stages_of(config: ConfigDict) -> dict[str, Stage]:
+    """Returns the stages that an experiment has, in order, each with those of its needs that are among them.
+
+    The stage `counter` is there where the constraint holds a network; `mirror`, `tune` and `finetune` where the mirror
+    map is learned.
+    """
+    absent = set() if tasks.holds_network(config) else {'counter'}
+    absent |= set() if tasks.learns_map(config) else {'mirror', 'tune', 'finetune'}
+    return {
+        name: stage._replace(needs=tuple(need for need in stage.needs if need not in absent))
+        for name, stage in STAGES.items()
+        if name not in absent
+    }
+
+
+def check_stages(names: Iterable[str], stages: Iterable[str]) -> list[str]:
+    """Returns the named ones of `stages` in the order in which they run; all that need no naming where none is named.
 
     Raises:
         ValueError: naming the nearest stages, if one is unknown.
     """
-    names = list(names)
+    names, stages = list(names), list(stages)
     for name in names:
-        if name not in STAGES:
-            raise ValueError(f'stage: {nearest(name, list(STAGES))}')
-    return [name for name in STAGES if name in names]
+        if name not in stages:
+            raise ValueError(f'stage: {nearest(name, stages)}')
+    return [name for name in stages if (name in names if names else not STAGES[name].on_request)]

@@ -5,7 +5,7 @@ Every value is checked by the function that takes it. Nothing here computes unti
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,68 +13,63 @@ import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax import constraints, diffusion, layout, mirror
+from namm_jax import closed_form, constraints, diffusion, mirror
 from namm_jax.choices import choose
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.networks.icnn import ICNN, REDUCTIONS, nonnegative_mask
+from namm_jax.constraints.composition import weighted_sum
+from namm_jax.networks.counter import Counter
+from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import NORMS, UNet
-from namm_jax.pdes import BurgersProblem
+from namm_jax.train.families import make_family
+from namm_jax.train.own import load_function
 from namm_jax.train.state import continued, per_network
 from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
 
-
-class Family(NamedTuple):
-    """A family of data.
-
-    Attributes:
-        problem: what the fields solve.
-        sample: `keys (n,) -> fields (n, h, w, c)`.
-        shape: `(h, w, c)` of a field.
-        periodic: which of the two spatial axes wrap.
-        spatial_axes: axes of a batch along which the energy spectrum is taken.
-        residual_map: `residual -> images (n, h', w')` to look at, oriented as the fields are.
-    """
-
-    problem: Any
-    sample: Callable[[Key], Array]
-    shape: tuple[int, int, int]
-    periodic: tuple[bool, bool]
-    spatial_axes: tuple[int, ...]
-    residual_map: Callable[[Array], Array]
-
-
-def burgers_family(config: ConfigDict) -> Family:
-    """Returns the family of Burgers fields: rows are space, periodic, and columns are time, which is not."""
-    data = config.data
-    problem = BurgersProblem(
-        points=data.points,
-        states=data.states,
-        inner_steps=data.inner_steps,
-        dt=data.dt,
-        mu=data.mu,
-        nu=data.nu,
-        length=data.length,
-        stepper=config.constraint.stepper,
-    )
-    sample = lambda keys: sample_burgers(keys, problem=problem)
-    residual_map = lambda residual: layout.states_to_image(residual)[..., 0]
-    return Family(problem, sample, (data.points, data.states, 1), (True, False), (1,), residual_map)
-
-
-FAMILIES = {'burgers': burgers_family}
 PADDINGS = {'periodic': lambda axes: axes, 'circular': lambda axes: (True, True), 'zeros': lambda axes: (False, False)}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def make_family(config: ConfigDict) -> Family:
-    """Returns the family of data that the config names."""
-    return choose('data.family', config.data.family, FAMILIES)(config)
+def holds_network(config: ConfigDict) -> bool:
+    """Returns whether the constraint holds a trained network, which the stage `counter` trains."""
+    return 'counter' in config
 
 
-def make_constraint(config: ConfigDict) -> Constraint:
-    """Returns the constraint that the config names, for its family's problem."""
-    return constraints.make_constraint(config.constraint.name, problem=make_family(config).problem)
+def _problem(config: ConfigDict, params: Params) -> dict[str, Any]:
+    return {'problem': make_family(config).problem}
+
+
+def _count(config: ConfigDict, params: Params) -> dict[str, Any]:
+    return _problem(config, params) | {'network': make_counter(config), 'params': params}
+
+
+def _own(config: ConfigDict, params: Params) -> dict[str, Any]:
+    return _problem(config, params) | {'distance': load_function(config.constraint.distance)}
+
+
+ARGUMENTS = {'count': _count, 'own': _own}  # what the builder of a constraint takes, if not the problem alone
+
+
+def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
+    """Returns the constraint that the config names, for its family's problem.
+
+    Args:
+        config: the config; `constraint.name` may name several, joined by `+`: their weighted sum.
+        params: parameters of the network that it holds, where it holds one.
+    """
+    names = config.constraint.name.split('+')
+    arguments = {name: ARGUMENTS.get(name, _problem)(config, params) for name in names}
+    parts = {name: constraints.make_constraint(name, **arguments[name]) for name in names}
+    if len(parts) == 1:
+        return parts[names[0]]
+    weights = tuple(config.constraint.weights) or (1.0,) * len(parts)
+    if len(weights) != len(parts):
+        raise ValueError(f'constraint.weights: got {weights} for {names}, expected one a term, or none for all 1')
+    return weighted_sum(parts, dict(zip(names, weights, strict=True)))
+
+
+def make_counter(config: ConfigDict) -> Counter:
+    """Returns the counting network of the config."""
+    return Counter(filters=tuple(config.counter.filters), hidden=config.counter.hidden)
 
 
 def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> None:
@@ -107,33 +102,71 @@ def _unet_inverse(config: ConfigDict) -> UNet:
     return _unet('mirror', config.mirror, config, config.mirror.inverse_padding)
 
 
-def _resnet_inverse(config: ConfigDict) -> ResNet:
+def _resnet(config: ConfigDict, padding: str) -> ResNet:
     return ResNet(
         filters=config.mirror.channels[0],
         blocks=config.mirror.blocks,
         dropout=config.mirror.dropout,
-        periodic=choose('mirror.inverse_padding', config.mirror.inverse_padding, PADDINGS)(
-            make_family(config).periodic
-        ),
+        periodic=choose('mirror padding', padding, PADDINGS)(make_family(config).periodic),
         dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
 
-INVERSES = {'unet': _unet_inverse, 'resnet': _resnet_inverse}
+INVERSES = {'unet': _unet_inverse, 'resnet': lambda config: _resnet(config, config.mirror.inverse_padding)}
 
 
-def make_mirror(config: ConfigDict) -> MirrorMap:
-    """Returns the mirror map of the config."""
+def _learned_map(config: ConfigDict) -> MirrorMap:
+    section = config.mirror
+    network, forward_map = choose('mirror.forward', section.forward, FORWARDS)
+    return mirror.neural_mirror_map(
+        network(config),
+        choose('mirror.inverse', section.inverse, INVERSES)(config),
+        strong_convexity=section.strong_convexity,
+        output=section.output,
+        forward_map=forward_map,
+    )
+
+
+def _icnn(config: ConfigDict) -> ICNN:
     section = config.mirror
     choose('mirror.reduction', section.reduction, REDUCTIONS)
-    forward = ICNN(
+    return ICNN(
         filters=section.filters,
         layers=section.layers,
         periodic=choose('mirror.forward_padding', section.forward_padding, PADDINGS)(make_family(config).periodic),
         reduction=section.reduction,
     )
-    inverse = choose('mirror.inverse', section.inverse, INVERSES)(config)
-    return mirror.neural_mirror_map(forward, inverse, strong_convexity=section.strong_convexity, output=section.output)
+
+
+# Networks of g, and what makes g of them.
+FORWARDS = {
+    'icnn': (_icnn, gradient_map),
+    'resnet': (lambda config: _resnet(config, config.mirror.forward_padding), mirror.network_map),
+    'identity': (_icnn, mirror.unchanged),
+}
+
+
+def _simplex_map(config: ConfigDict) -> MirrorMap:
+    return closed_form.simplex_map(make_family(config).problem.total, floor=config.mirror.floor)
+
+
+# The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune` to train.
+MAPS: dict[str, Callable[[ConfigDict], MirrorMap]] = {
+    'namm': _learned_map,
+    'identity': lambda config: mirror.identity_map(),
+    'box': lambda config: closed_form.box_map(0.0, 1.0, floor=config.mirror.floor),
+    'simplex': _simplex_map,
+}
+
+
+def make_mirror(config: ConfigDict) -> MirrorMap:
+    """Returns the mirror map of the config."""
+    return choose('mirror.map', config.mirror.map, MAPS)(config)
+
+
+def learns_map(config: ConfigDict) -> bool:
+    """Returns whether the mirror map is learned, by the stages `mirror` and `finetune`."""
+    return config.mirror.map == next(iter(MAPS))
 
 
 def make_score(config: ConfigDict) -> UNet:
@@ -197,8 +230,14 @@ def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple
     return loss
 
 
-def mirror_task(config: ConfigDict, steps: int) -> Task:
-    """Returns the training of the mirror map: both networks, batches `{'x': data}`."""
+def mirror_task(config: ConfigDict, steps: int, constraint: Constraint) -> Task:
+    """Returns the training of the mirror map: both networks, batches `{'x': data}`.
+
+    Args:
+        config: the config.
+        steps: the number of steps.
+        constraint: the set M; its shapes are enough for `init`.
+    """
     optimizers = {
         'forward': make_optimizer(config.mirror.optimizer, steps, nonnegative_mask),
         'inverse': make_optimizer(config.mirror.optimizer, steps),
@@ -208,16 +247,17 @@ def mirror_task(config: ConfigDict, steps: int) -> Task:
         init=jax.jit(lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))),
         loss=_mirror_loss(config, config.mirror),
         optimizer=per_network(optimizers),
-        frozen={'params': {}, 'constraint': make_constraint(config)},
+        frozen={'params': {}, 'constraint': constraint},
     )
 
 
-def finetune_task(config: ConfigDict, steps: int, params: Params, moments: PyTree) -> Task:
+def finetune_task(config: ConfigDict, steps: int, constraint: Constraint, params: Params, moments: PyTree) -> Task:
     """Returns the finetuning of f: the mirror task with g frozen, batches `{'x': data, 'z': mirror samples}`.
 
     Args:
         config: the config.
         steps: the number of steps.
+        constraint: the set M.
         params: the trained mirror map's `{'forward', 'inverse'}`.
         moments: the Adam moments of f to go on from, `state.adam_moments`.
     """
@@ -226,7 +266,7 @@ def finetune_task(config: ConfigDict, steps: int, params: Params, moments: PyTre
         init=lambda key: {'inverse': jax.tree.map(jnp.copy, params['inverse'])},
         loss=_mirror_loss(config, config.finetune),
         optimizer=per_network({'inverse': optimizer}),
-        frozen={'params': {'forward': params['forward']}, 'constraint': make_constraint(config)},
+        frozen={'params': {'forward': params['forward']}, 'constraint': constraint},
     )
 
 

@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Times the generation of data at the paper's sizes, and Kolmogorov flow beside jax-cfd's own solver.
+
+    python benchmarks/data.py [--families=burgers,kolmogorov,black_holes,textures,galaxies]
+
+Prints a row a family: fields a second, the median of three calls after one to compile; for Kolmogorov flow also the
+time of as many steps of jax-cfd's solver, called directly on as many flows at once.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+
+from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
+from namm_jax.data.burgers import sample_burgers
+from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies
+from namm_jax.data.kolmogorov import sample_kolmogorov
+from namm_jax.data.textures import TextureProblem, sample_textures
+from namm_jax.flows import FlowProblem
+from namm_jax.pdes import BurgersProblem
+
+FAMILIES = {  # family -> how its fields are drawn, its problem at the paper's size, and fields a call
+    'burgers': (sample_burgers, BurgersProblem(points=64, states=64, inner_steps=5), 500),
+    'kolmogorov': (sample_kolmogorov, FlowProblem(), 8),
+    'black_holes': (sample_black_holes, BlackHoleProblem(), 100),
+    'textures': (sample_textures, TextureProblem(), 2000),
+    'galaxies': (sample_galaxies, GalaxyProblem(), 100),
+}
+
+
+def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
+    """Returns the median seconds of three calls after one to compile."""
+    times = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times[1:]))
+
+
+def jax_cfd_seconds(problem: FlowProblem, n: int) -> float:
+    """Returns the seconds of jax-cfd's solver for all steps of `n` flows, called directly."""
+    import jax_cfd.base as cfd
+
+    grid = cfd.grids.Grid((problem.points,) * 2, domain=((0, 2 * np.pi),) * 2)
+    forcing = cfd.forcings.simple_turbulence_forcing(
+        grid, constant_magnitude=problem.forcing, constant_wavenumber=problem.forcing_wavenumber,
+        linear_coefficient=problem.drag, forcing_type='kolmogorov',
+    )  # fmt: skip
+    step = cfd.equations.semi_implicit_navier_stokes(
+        density=problem.density, viscosity=problem.viscosity, dt=problem.dt, grid=grid, forcing=forcing
+    )
+    start = lambda key: cfd.initial_conditions.filtered_velocity_field(
+        key, grid, problem.max_velocity, problem.peak_wavenumber
+    )
+    steps = problem.burn_in_steps + (problem.states - 1) * problem.inner_steps
+    advance = cfd.funcutils.repeated(step, steps)
+    run = jax.jit(jax.vmap(lambda key: tuple(u.data for u in advance(start(key)))))
+    return seconds_of(run, jax.random.split(jax.random.key(0), n))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--families', default=','.join(FAMILIES))
+    print('| family | fields a second | beside jax-cfd called directly |\n|---|---|---|')
+    for name in parser.parse_args().families.split(','):
+        sample, problem, n = FAMILIES[name]
+        draw = jax.jit(lambda keys, sample=sample, problem=problem: sample(keys, problem=problem))
+        seconds = seconds_of(draw, jax.random.split(jax.random.key(0), n))
+        beside = f'{seconds / jax_cfd_seconds(problem, n):.2f} x' if name == 'kolmogorov' else ''
+        print(f'| {name} | {n / seconds:.4g} | {beside} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()

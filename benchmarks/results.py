@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Keeps the numbers of finished runs under `results/`, and writes the README's tables from them.
+
+    python benchmarks/results.py RUN [RUN ...]     # a run folder, or a folder with one a seed
+    python benchmarks/results.py --readme          # the tables between <!-- table: NAME --> and <!-- end -->
+
+NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
+`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. The table `summary` has the
+median constraint distances of all constraints at the preset quick, a line a constraint.
+"""
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from namm_jax.report.reading import Results, find_runs, read_run
+from namm_jax.report.table import in_order, row_name, three_digits
+from namm_jax.train.resolve import flatten
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r'(<!-- table: (\S+) -->\n).*?(<!-- end -->)', re.DOTALL)
+COLUMNS = {
+    'median distance': ('distance', 'median'),
+    'mean': ('distance', 'mean'),
+    'max': ('distance', 'max'),
+    'MMD²': ('distribution', 'mmd', 'value'),
+    'sliced W1': ('distribution', 'sliced_wasserstein', 'value'),
+    'spectrum': ('distribution', 'spectrum', 'value'),
+    'calls': ('calls',),
+    's a sample': ('seconds_per_sample',),
+    'training, s': ('training_seconds',),
+}
+
+
+def processor() -> str:
+    """Returns the name of this machine's processor."""
+    info = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
+    return f'{len(names)} x {names[0]}' if names else platform.processor()
+
+
+def kept(results: Results) -> dict[str, Any]:
+    """Returns what is kept of a run: its numbers, and where they come from."""
+    preset, config = flatten(results.preset), flatten(results.config)
+    origin = results.provenance[-1]
+    return {
+        'experiment': results.experiment,
+        'seed': results.config['seed'],
+        'changed': {name: value for name, value in config.items() if name != 'seed' and value != preset.get(name)},
+        'command': ['python', *(_portable(argument) for argument in origin['command'])],
+        'git': origin['git'],
+        'time': origin['time'],
+        'machine': processor(),
+        'versions': origin['versions'] | {'python': origin['python']},
+        'counter': results.stages.get('counter', {}).get('mean_absolute_error'),
+    } | results.metrics
+
+
+def _portable(argument: str) -> str:
+    """Returns an argument of a command line without the folders of this machine."""
+    name, equals, value = argument.partition('=')
+    return f'{name}=runs/{Path(value).name}' if equals and name.endswith('workdir') else argument
+
+
+def keep(folders: list[Path], label: str | None) -> None:
+    """Writes one file a run."""
+    for folder in find_runs(folders).values():
+        results = read_run(folder)
+        name = '-'.join([*results.experiment.split(':'), *filter(None, [label])])
+        path = ROOT / 'results' / f'{name}-seed{results.config["seed"]}.json'
+        path.write_text(json.dumps(kept(results), indent=1, ensure_ascii=False) + '\n')
+        print(path)
+
+
+def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
+    """Returns the mean of a number over seeds, with its standard deviation where there are several."""
+    values = rows
+    for name in path:
+        values = [value.get(name) for value in values if value]
+    values = [value for value in values if value is not None]
+    if not values:
+        return ''
+    spread = statistics.stdev(values) if len(values) > 1 else 0
+    return three_digits(statistics.mean(values)) + (f' ± {float(f"{spread:.1g}"):g}' if spread else '')
+
+
+def table(name: str, folder: Path = ROOT / 'results') -> str:
+    """Returns the table of all seeds of a name, in Markdown."""
+    paths = sorted(folder.glob(f'{name}-seed*.json'))
+    if not paths:
+        raise SystemExit(f'error: {folder}: got no {name}-seed<k>.json, expected at least one; keep a run first')
+    runs = [json.loads(path.read_text()) for path in paths]
+    seeds = ', '.join(str(run['seed']) for run in runs)
+    lines = ['| row | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
+    for row in in_order(list(runs[0]['rows'])):
+        cells = [cell([run['rows'].get(row, {}) for run in runs], path) for path in COLUMNS.values()]
+        lines.append(f'| {row_name(row)} | ' + ' | '.join(cells) + ' |')
+    origin = runs[0]
+    ratios = [_median(run, 'mdm_finetuned') / _median(run, 'dm') for run in runs if 'mdm_finetuned' in run['rows']]
+    ratio = f'Ratio of medians, finetuned over DM: **{three_digits(statistics.mean(ratios))}**' if ratios else ''
+    ratio += f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
+    command = ' '.join(f'`{part}`' if ' ' in part else part for part in origin['command'])
+    plural = 's' if len(runs) > 1 else ''
+    lines += ['', f'{ratio}. Seed{plural} {seeds}; `{command}`; {origin["machine"]}; {origin["time"][:10]}.']
+    return '\n'.join(lines) + '\n'
+
+
+def summary(folder: Path = ROOT / 'results') -> str:
+    """Returns a line a constraint: median distances of the rows that all have, and the ratio of finetuned to DM."""
+    names = {'dm': 'DM', 'dm_guided': 'guided', 'dm_restored': 'restored', 'dm_projected': 'projected'}
+    names |= {'dm_projected_sampling': 'projected while sampling', 'mdm': 'MDM', 'mdm_finetuned': 'finetuned'}
+    names |= {'mdm_polished': 'polished'}
+    head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'sliced W1, finetuned / DM']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for path in sorted(folder.glob('*-quick-seed0.json')):
+        run = json.loads(path.read_text())
+        first_restore = next((row for row in run['rows'] if row.startswith('dm_restored')), 'dm_restored')
+        rows = ['data', *(first_restore if row == 'dm_restored' else row for row in names)]
+        medians = [three_digits(_median(run, row)) if row in run['rows'] else '' for row in rows]
+        dm, finetuned = (
+            run['rows'][row]['distribution']['sliced_wasserstein']['value'] for row in ('dm', 'mdm_finetuned')
+        )
+        ratios = [three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm')), three_digits(finetuned / dm)]
+        lines.append('| ' + ' | '.join([path.name.split('-')[0], *medians, f'**{ratios[0]}**', ratios[1]]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _median(run: dict[str, Any], row: str) -> float:
+    return run['rows'][row]['distance']['median']
+
+
+def with_tables(text: str) -> str:
+    """Returns a README with its tables written anew."""
+    made = lambda name: summary() if name == 'summary' else table(name)
+    return TABLE.sub(lambda match: match[1] + made(match[2]) + match[3], text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', metavar='RUN', nargs='*', type=Path)
+    parser.add_argument('--label', help='put into the name of what is kept, such as budget3')
+    parser.add_argument('--readme', action='store_true', help="write the README's tables")
+    given = parser.parse_args()
+    keep(given.runs, given.label)
+    if given.readme:
+        path = ROOT / 'README.md'
+        path.write_text(with_tables(path.read_text()))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""Galaxy images with exactly eight sources, as counted by a network that the stage `counter` trains."""
+
+from namm_jax.train import presets
+from namm_jax.train.config import experiment
+
+QUICK = {
+    'data.train': 2000,
+    'mirror.fold': 4,
+    'mirror.lambda_constr': 0.02,
+    'finetune.lambda_constr': 0.02,
+    'score.fold': 4,
+}
+
+PAPER = (
+    presets.PAPER
+    | presets.epochs(mirror=50, mdm=300, finetune=650, dm=1500)
+    | {
+        'data.points': 128,
+        'mirror.layers': 2,
+        'mirror.lambda_constr': 0.01,
+        'finetune.lambda_constr': 0.01,
+        'counter.samples': 50_000,
+        'counter.steps': 20_000,
+    }
+)
+
+PUBLISHED = presets.published(PAPER) | {'mirror.output': 'softplus'}
+
+TINY = presets.TINY | {
+    'data.points': 32,
+    'data.count': 2,
+    'counter.samples': 64,
+    'counter.held_out': 16,
+    'counter.most': 3,
+    'counter.filters': (4, 4),
+    'counter.hidden': 8,
+    'counter.batch_size': 8,
+    'counter.steps': 8,
+}
+
+PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
+
+
+def get_config(preset: str = 'quick'):
+    return experiment(PRESETS, preset, family='galaxies')

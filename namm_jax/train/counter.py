@@ -1,0 +1,127 @@
+"""The stage `counter`: networks that count sources, trained on images with any number of them.
+
+One is the constraint's. Another, of another architecture, counts generated images beside it, and so does a classical
+method, so that samples which fool the first are seen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+from ml_collections import ConfigDict
+
+from namm_jax.counting import classical_count
+from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
+from namm_jax.networks.counter import DensityCounter
+from namm_jax.train import dataset, tasks
+from namm_jax.train.config import steps_of
+from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
+from namm_jax.train.families import make_family
+from namm_jax.train.progress import Bar
+from namm_jax.train.state import per_network
+from namm_jax.types import Key, Metrics, Params, Task
+
+CHUNK = 500  # images generated at once
+
+
+def networks(config: ConfigDict) -> dict[str, Any]:
+    """Returns the two networks: `counter`, which the constraint holds, and `second`, which checks it."""
+    return {'counter': tasks.make_counter(config), 'second': DensityCounter()}
+
+
+def _init(config: ConfigDict) -> Callable[[Key], Params]:
+    x, nets = jnp.zeros((1, *make_family(config).shape)), networks(config)
+    return lambda key: {
+        name: network.init(part, x)['params']
+        for part, (name, network) in zip(jax.random.split(key), nets.items(), strict=True)
+    }
+
+
+def counter_task(config: ConfigDict, steps: int) -> Task:
+    """Returns the training of both networks by the mean squared error, batches `{'x': images, 'count': (b, 1, 1, 1)}`.
+
+    Args:
+        config: a config with the section `counter`.
+        steps: the number of steps.
+    """
+    nets = networks(config)
+
+    def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
+        count = batch['count'].ravel()
+        terms = {
+            name: jnp.mean((net.apply({'params': params[name]}, batch['x']) - count) ** 2) for name, net in nets.items()
+        }
+        return sum(terms.values()), terms
+
+    optimizers = {name: tasks.make_optimizer(config.counter.optimizer, steps) for name in nets}
+    return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
+
+
+def counter(experiment: Experiment) -> dict[str, Any]:
+    """Trains the counting networks; returns their mean absolute errors on held-out images, and the classical one's."""
+    config, section = experiment.config, experiment.config.counter
+    x, count = _images(experiment)
+    held = slice(section.samples, None)
+    fitted = train(
+        experiment, 'counter', counter_task(config, steps_of(config, 'counter')),
+        {'x': x[: section.samples], 'count': count[: section.samples]}, {'x': x[held], 'count': count[held]},
+        batch_size=section.batch_size, ema=section.optimizer.ema,
+    )  # fmt: skip
+    counts = counted(experiment, x[held])
+    errors = {name: float(np.abs(values - count[held].ravel()).mean()) for name, values in counts.items()}
+    return {'training_seconds': fitted.seconds, 'mean_absolute_error': errors}
+
+
+def _images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Returns training and held-out images and their numbers of sources `(n, 1, 1, 1)`, from disk if they are there."""
+    config, folder = experiment.config, experiment.run.directory / 'counter'
+    section, paths = config.counter, [folder / 'images.npy', folder / 'counts.npy']
+    if not all(path.exists() for path in paths):
+        problem = GalaxyProblem(points=config.data.points, count=(0, section.most))
+        sample = jax.jit(lambda keys: sample_galaxies_with_counts(keys, problem=problem))
+        parts, n = [], section.samples + section.held_out
+        with Bar('counter: images', n, unit='image') as bar:
+            for start in range(0, n, CHUNK):
+                experiment.pause()
+                images, counts = sample(experiment.keys('counter', start, CHUNK))
+                parts.append((np.asarray(images), np.asarray(counts, np.float32).reshape(-1, 1, 1, 1)))
+                bar.update(min(start + CHUNK, n))
+        for path, arrays in zip(paths, zip(*parts, strict=True), strict=True):
+            save_array(path, np.concatenate(arrays)[:n])
+    images, counts = (dataset.read_fields(path) for path in paths)
+    return images, counts
+
+
+def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the sources in each image by both networks and by the classical method, `(n,)` each.
+
+    Args:
+        experiment: one whose stage `counter` has finished training.
+        x: images `(n, h, w, 1)`.
+    """
+    nets, shapes = networks(experiment.config), jax.eval_shape(_init(experiment.config), jax.random.key(0))
+    params = restore(experiment, 'counter', {'ema': shapes})['ema']
+    count = {name: jax.jit(lambda x, name=name: nets[name].apply({'params': params[name]}, x)) for name in nets}
+    counts = {name: in_batches(function, x, min(len(x), 256), experiment.mesh) for name, function in count.items()}
+    return counts | {'classical': classical_count(np.nan_to_num(x, posinf=0, neginf=0))}
+
+
+def count_statistics(experiment: Experiment, x: np.ndarray) -> dict[str, dict[str, float]]:
+    """Returns, of each way to count, the mean count, its mean distance from the target and how often it is hit.
+
+    Args:
+        experiment: one whose stage `counter` has finished training.
+        x: images `(n, h, w, 1)`.
+    """
+    target = experiment.config.data.count
+    return {
+        name: {
+            'mean': float(np.mean(counts)),
+            'error': float(np.abs(counts - target).mean()),
+            'exact': float((np.rint(counts) == target).mean()),
+        }
+        for name, counts in counted(experiment, x).items()
+    }

@@ -1,0 +1,248 @@
+"""The rows of the table: what each is drawn from, its way to data, and what its training took.
+
+A row is a draw followed by a map. Rivals that act while sampling are other draws of the same diffusion model; those
+that mend samples afterwards, and the mirror map's inverse, are maps.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from namm_jax.choices import choose
+from namm_jax.constraint_sampling import guided, projected
+from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.train import dataset, tasks
+from namm_jax.train.experiment import (
+    UNCHANGED,
+    Around,
+    Experiment,
+    finetuned_parameters,
+    in_batches,
+    make_draw,
+    mirror_parameters,
+    score_parameters,
+)
+from namm_jax.train.files import read_json, write_json
+from namm_jax.types import Constraint, Denoiser, Key, Params
+
+Way = Callable[[Array], Array]
+Restore = Callable[[Array], tuple[Array, Any]]
+
+
+class Draw(NamedTuple):
+    """Samples of a diffusion model.
+
+    Attributes:
+        model: `dm` or `mdm`.
+        file: the name of the file that holds them.
+        around: experiment -> what acts on the denoiser.
+    """
+
+    model: str
+    file: str
+    around: Callable[[Experiment], Around] = lambda experiment: UNCHANGED
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        draw: a key of `DRAWS`.
+        way: experiment -> the map from what is drawn to data.
+        trained_by: the stages whose training it needs.
+    """
+
+    draw: str
+    way: Callable[[Experiment], Way]
+    trained_by: tuple[str, ...]
+
+
+def _newton(experiment: Experiment, iterations: int) -> Restore:
+    """Returns the Gauss-Newton projection onto M, of so many iterations at most, and what `restores` return."""
+    return functools.partial(
+        gauss_newton_projection, tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations
+    )
+
+
+def _compiled(experiment: Experiment, map_of: Callable[[Constraint], Restore]) -> Way:
+    """Returns the jitted map of a restore or projection; a sample for which that is not finite stays as it is."""
+
+    @jax.jit
+    def way(constraint: Constraint, x: Array) -> Array:
+        mapped = map_of(constraint)(x)[0]
+        return jnp.where(jnp.isfinite(mapped).all((1, 2, 3), keepdims=True), mapped, x)
+
+    return Partial(way, experiment.constraint)  # an argument, as it may hold a network
+
+
+def _unchanged(experiment: Experiment) -> Way:
+    return lambda x: x
+
+
+def _projection(experiment: Experiment) -> Way:
+    newton = _newton(experiment, experiment.config.sample.projection_iterations)
+    return _compiled(experiment, lambda constraint: functools.partial(newton, constraint.residual))
+
+
+def _restored(name: str) -> Callable[[Experiment], Way]:
+    return lambda experiment: _compiled(experiment, lambda constraint: constraint.restores[name])
+
+
+def _inverse(experiment: Experiment, params: Params) -> Way:
+    return Partial(jax.jit(experiment.mirror.inverse), params)
+
+
+def _polished(experiment: Experiment) -> Way:
+    f = _inverse(experiment, finetuned_parameters(experiment))
+    newton = _newton(experiment, experiment.config.sample.polish_iterations)
+    polish = _compiled(experiment, lambda constraint: functools.partial(newton, constraint.residual))
+    return lambda z: polish(f(z))
+
+
+def rows_of(experiment: Experiment) -> dict[str, Row]:
+    """Returns the config's rows of the table, `data` aside, in their order; all that apply where it names none.
+
+    Raises:
+        ValueError: if one that the config names does not apply.
+    """
+    rows = _all_rows(experiment)
+    for name in experiment.config.sample.rows:
+        choose('sample.rows', name, rows)
+    return {name: row for name, row in rows.items() if name in (experiment.config.sample.rows or rows)}
+
+
+def _all_rows(experiment: Experiment) -> dict[str, Row]:
+    restores = list(getattr(experiment.constraint, 'restores', {}))
+    names = {name: f'dm_restored_{name}' if len(restores) > 1 else 'dm_restored' for name in restores}
+    rows = {'dm': Row('dm', _unchanged, ('dm',)), 'dm_guided': Row('dm_guided', _unchanged, ('dm',))}
+    rows |= {row: Row('dm', _restored(name), ('dm',)) for name, row in names.items()}
+    rows |= {
+        'dm_projected': Row('dm', _projection, ('dm',)),
+        'dm_projected_sampling': Row('dm_projected_sampling', _unchanged, ('dm',)),
+    }
+    rows |= _mirror_rows(experiment.config)
+    if tasks.holds_network(experiment.config):  # all but the plain diffusion model needed it
+        rows |= {
+            name: row._replace(trained_by=('counter', *row.trained_by)) for name, row in rows.items() if name != 'dm'
+        }
+    return rows
+
+
+def _mirror_rows(config: ConfigDict) -> dict[str, Row]:
+    plain = lambda experiment: _inverse(experiment, mirror_parameters(experiment))
+    if not tasks.learns_map(config):
+        return {f'mdm_{config.mirror.map}': Row('mdm', plain, ('mdm',))}
+    finetuned = lambda experiment: _inverse(experiment, finetuned_parameters(experiment))
+    all_three = ('mirror', 'mdm', 'finetune')
+    return {
+        'mdm': Row('mdm', plain, all_three[:2]),
+        'mdm_finetuned': Row('mdm', finetuned, all_three),
+        'mdm_polished': Row('mdm', _polished, all_three),
+    }
+
+
+def _guide(limit: float, constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
+    return guided(denoiser, constraint.distance, scale=scale, limit=limit)
+
+
+def _guidance(experiment: Experiment) -> Around:
+    """Returns guidance by the distance, at the scale of the config's that leaves the smallest median distance."""
+    config, constraint, keys = experiment.config, experiment.constraint, experiment.keys('probe', 0, 32)
+    path = experiment.run.directory / 'sample' / 'guidance.json'
+    guide = functools.partial(_guide, experiment.run.record('dm')['std'])  # a step is no longer than the data are wide
+    if not path.exists():
+        medians = []
+        for scale in config.sample.guidance_scales:
+            around = Partial(guide, constraint, jnp.float32(scale))
+            x = sampler(experiment, 'dm', config.sample, around)(keys)
+            medians.append(float(jnp.median(constraint.distance(x))))
+        best = int(np.nanargmin(medians)) if np.isfinite(medians).any() else 0
+        scales = dict(zip(map(str, config.sample.guidance_scales), medians, strict=True))
+        write_json(path, {'scale': config.sample.guidance_scales[best], 'median_distances': scales})
+    return Partial(guide, constraint, jnp.float32(read_json(path)['scale']))
+
+
+def _project(constraint: Constraint, project: Callable[[Constraint], Restore], denoiser: Denoiser) -> Denoiser:
+    return projected(denoiser, lambda x: project(constraint)(x)[0])
+
+
+def _projected_sampling(experiment: Experiment) -> Around:
+    """Returns the projection of each estimate: by the first exact restore, else by some Gauss-Newton steps."""
+    newton = _newton(experiment, experiment.config.sample.projected_sampling_iterations)
+    exact = lambda constraint: constraint.restore
+    steps = lambda constraint: functools.partial(newton, constraint.residual)
+    project = exact if getattr(experiment.constraint, 'restores', {}) else steps
+    return Partial(lambda constraint, denoiser: _project(constraint, project, denoiser), experiment.constraint)
+
+
+DRAWS = {
+    'dm': Draw('dm', 'dm'),
+    'mdm': Draw('mdm', 'mirror'),
+    'dm_guided': Draw('dm', 'dm_guided', _guidance),
+    'dm_projected_sampling': Draw('dm', 'dm_projected_sampling', _projected_sampling),
+}
+
+
+def sampler(experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED) -> Callable[[Key], Array]:
+    """Returns a trained diffusion model's sampler, jitted `keys -> samples`.
+
+    Args:
+        experiment: the experiment.
+        model: `dm` or `mdm`.
+        section: the sampler's, `config.sample` or `config.train.sample`.
+        around: as of `make_draw`.
+    """
+    record = experiment.run.record(model)
+    draw = make_draw(experiment.config, section, record['mean'], record['std'], around)
+    return functools.partial(draw, score_parameters(experiment, model))
+
+
+def drawn(
+    experiment: Experiment, path: Path, draw: Callable[[], Callable[[Key], Array]], keys: Key
+) -> tuple[np.ndarray, float]:
+    """Returns samples, and the seconds that one of them takes; from disk if they are there.
+
+    Args:
+        experiment: the experiment.
+        path: of their file; the seconds are in a file beside it.
+        draw: returns the sampler, if it is needed.
+        keys: `(n,)`, one a sample.
+    """
+    clock = path.with_suffix('.json')
+    if not path.exists():
+        x, seconds = timed(experiment, draw(), keys)
+        write_json(clock, {'seconds_per_sample': seconds})
+        experiment.save(path, x)
+    return experiment.packed(dataset.read_fields(path)), read_json(clock)['seconds_per_sample']
+
+
+def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
+    """Returns a function of all inputs, and its seconds a sample: the median of three batches after one to warm up.
+
+    Args:
+        experiment: the experiment; a signal stops it between two batches.
+        function: `(b, ...) -> (b, ...)`.
+        inputs: `(n, ...)`.
+    """
+    size, times = min(len(inputs), experiment.config.sample.batch_size), []
+
+    def clocked(batch: Any) -> Array:
+        begun = time.perf_counter()
+        result = jax.block_until_ready(function(batch))
+        times.append((time.perf_counter() - begun) / size)
+        return result
+
+    run = functools.partial(in_batches, clocked, inputs, size, experiment.mesh, between=experiment.pause)
+    result = run()
+    while len(times) < 4:
+        run()
+    return result, float(np.median(times[1:]))

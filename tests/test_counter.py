@@ -1,0 +1,201 @@
+"""Counting: networks with known weights, the constraint's exact gradient, and peaks that stand out by known amounts."""
+
+import functools
+import math
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from namm_jax.constraints.count import count
+from namm_jax.counting import classical_count
+from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
+from namm_jax.networks.counter import Counter, DensityCounter
+from namm_jax.types import Constraint
+
+PROBLEM = GalaxyProblem(points=8, count=2)
+
+
+def init(network, *shape):
+    return network.init(jax.random.key(0), jnp.zeros(shape))['params']
+
+
+def size_of(network, *shape):
+    shapes = jax.eval_shape(lambda: init(network, *shape))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.fixture(scope='module')
+def adding():
+    """Returns a counter, and parameters with which it adds up positive pixels and divides by 4, as one pooling does."""
+    network = Counter(filters=(1,), hidden=1)
+    shapes = jax.eval_shape(lambda: init(network, 1, 8, 8, 1))
+    ones = jax.tree.map(lambda leaf: jnp.full(leaf.shape, leaf.ndim > 1, jnp.float32), shapes)  # biases are vectors
+    kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    return network, ones | {'Conv_0': ones['Conv_0'] | {'kernel': kernel}}
+
+
+def constant(*values):
+    return jnp.ones((1, 8, 8, 1)) * jnp.array(values)[:, None, None, None]
+
+
+def test_parameters_at_the_published_sizes():
+    # 9 32 + 32, 9 32 64 + 64, 64 h/4 w/4 256 + 256, 256 + 1
+    assert size_of(Counter(), 1, 128, 128, 1) == 320 + 18_496 + 16_777_472 + 257
+    assert size_of(Counter(), 1, 64, 64, 1) == 320 + 18_496 + 4_194_560 + 257
+
+
+def test_counter_with_known_weights_adds_up_pixels(adding):
+    network, params = adding
+    x = jnp.zeros((2, 8, 8, 1)).at[0, 0, 0].set(4.0).at[1, 3, 5].set(8.0).at[1, 7, 7].set(-4.0)
+    np.testing.assert_allclose(network.apply({'params': params}, x), [1, 2], rtol=1e-6)
+
+
+def test_density_counter_is_the_sum_of_its_density_at_any_size():
+    network = DensityCounter(channels=(2, 4))
+    params = init(network, 1, 8, 8, 1)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for height, width in ((8, 8), (4, 12)):
+        pixels = height * width // 4
+        x = jax.random.normal(jax.random.key(1), (3, height, width, 1))
+        np.testing.assert_allclose(network.apply({'params': zero}, x), math.log(2) * pixels, rtol=1e-6)
+        counts = network.apply({'params': params}, x)
+        chex.assert_shape(counts, (3,))
+        assert (counts > 0).all() and float(jnp.ptp(counts)) > 0
+
+
+def test_density_counter_starts_at_a_few_objects_an_image():
+    network = DensityCounter()
+    x = jnp.zeros((1, 16, 16, 1))
+    # Every feature of a black image is 0: softplus(-4) = 0.01815 at each of 4x4 pixels, so 4.6 at 64x64.
+    np.testing.assert_allclose(network.apply({'params': init(network, *x.shape)}, x), 16 * 0.01815, rtol=1e-3)
+
+
+@pytest.mark.parametrize(('network', 'factor'), [(Counter(), 4), (DensityCounter(), 4), (Counter(filters=(1,)), 2)])
+def test_counters_need_sizes_that_can_be_halved(network, factor):
+    with pytest.raises(ValueError, match=rf'Got x of shape \(1, 8, 9, 1\), expected .* multiples of {factor}'):
+        jax.eval_shape(lambda: init(network, 1, 8, 9, 1))
+
+
+@pytest.mark.parametrize('network', [Counter(filters=(2,), hidden=3), DensityCounter(channels=(2, 2))])
+def test_counters_keep_double_and_raise_half_precision(network):
+    params = init(network, 1, 4, 4, 1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    assert network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.bfloat16)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.float64)).dtype == jnp.float64
+
+
+def test_count_is_a_constraint_whose_leaves_are_the_parameters(adding):
+    network, params = adding
+    constraint = count(PROBLEM, network, params)
+    assert isinstance(constraint, Constraint) and constraint.target == 2
+    chex.assert_trees_all_equal(jax.tree.leaves(constraint), jax.tree.leaves(params))
+    x = constant(0.25)
+    chex.assert_shape(constraint.residual(x), (1, 1))
+    chex.assert_trees_all_equal(constraint.terms(x), {'count': constraint.distance(x)})
+
+
+def test_distance_and_gradient_of_the_adding_network(adding):
+    network, params = adding
+    constraint = count(PROBLEM, network, params)
+    x = constant(0.25, 0.125, 0.0625)  # 64 pixels over 4: counts 4, 2 and 1
+    np.testing.assert_allclose(constraint.residual(x)[:, 0], [2, 0, -1], atol=1e-5)
+    np.testing.assert_allclose(constraint.distance(x), [2, 0, 1], atol=1e-5)
+    slope = jax.grad(lambda x: constraint.distance(x).sum())(x)
+    np.testing.assert_allclose(slope[0], 0.25, atol=1e-6)
+    np.testing.assert_allclose(slope[2], -0.25, atol=1e-6)
+    assert np.isfinite(slope[1]).all()  # on the set round-off has its say
+
+
+def test_the_network_is_static_and_its_parameters_are_not(adding):
+    traced = []
+
+    @jax.jit
+    def distance(constraint, x):
+        traced.append(None)
+        return constraint.distance(x)
+
+    _, params = adding
+    for factor in (1, 2):
+        scaled = params | {'Dense_1': jax.tree.map(lambda leaf, factor=factor: factor * leaf, params['Dense_1'])}
+        constraint = count(PROBLEM, Counter(filters=(1,), hidden=1), scaled)
+        np.testing.assert_allclose(distance(constraint, constant(0.25)), [4 * factor - 2], atol=1e-5)
+    assert len(traced) == 1
+
+
+def test_count_errors(adding):
+    network, params = adding
+    with pytest.raises(ValueError, match='Got 0 to 16 sources, expected one number'):
+        count(GalaxyProblem(points=64, count=(0, 16)), network, params)
+    with pytest.raises(ValueError, match=r'Got x of shape \(1, 4, 4, 1\), expected \(b, 8, 8, 1\)'):
+        count(PROBLEM, network, params).distance(jnp.zeros((1, 4, 4, 1)))
+    with pytest.raises(ValueError, match='Got params = None'):
+        count(PROBLEM, network, None).distance(constant(1.0))
+
+
+def blobs(*peaks):
+    """Returns an image of Gaussians of width 2, `(row, column, peak)` each."""
+    rows, columns = np.mgrid[:40, :40]
+    image = sum(peak * np.exp(-((rows - i) ** 2 + (columns - j) ** 2) / 8) for i, j, peak in peaks)
+    return image[None, :, :, None]
+
+
+def test_classical_count_of_clear_blobs():
+    three = blobs((10, 10, 1.0), (10, 30, 0.5), (30, 20, 0.2))
+    noise = np.random.default_rng(0).normal(scale=0.005, size=three.shape)
+    # A blob at 4 widths from another has its own maximum; the last one is cut by the border.
+    four = blobs((10, 10, 1.0), (10, 18, 0.9), (30, 20, 0.5), (39, 0, 0.5))
+    x = np.concatenate([three, three + noise, four, np.full_like(three, 0.7), np.zeros_like(three)])
+    assert classical_count(x).tolist() == [3, 3, 4, 0, 0]
+    assert classical_count((5 * x - 3).astype(np.float32)).tolist() == [3, 3, 4, 0, 0]
+
+
+def ridge(saddle, second):
+    """Returns peaks of 50 and `second` with a saddle between: the noise is taken as 50/50 = 1, levels are 3.5 + k/2."""
+    x = np.zeros((1, 20, 20, 1))
+    x[0, 5, 5:10, 0] = [50, saddle, saddle, saddle, second]
+    return x
+
+
+@pytest.mark.parametrize(
+    ('saddle', 'second', 'peaks'),
+    [(0, 4.1, 2), (0, 3.9, 1), (28.9, 30, 2), (29.6, 30, 1), (29.4, 30, 2), (0, 30, 2)],
+)
+def test_a_peak_counts_if_it_is_high_and_separated_by_a_deep_saddle(saddle, second, peaks):
+    assert classical_count(ridge(saddle, second), smoothing=0.0).tolist() == [peaks]
+
+
+def test_classical_count_of_galaxies():
+    sample = jax.jit(functools.partial(sample_galaxies_with_counts, problem=GalaxyProblem(points=64, count=(0, 16))))
+    x, counts = map(np.asarray, sample(jax.random.split(jax.random.key(0), 64)))
+    error = classical_count(x) - counts
+    assert np.abs(error).mean() < 1
+    assert np.abs(error[counts <= 8]).mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ('shape', 'setting', 'message'),
+    [
+        ((2, 4, 4), {}, r'Got x of shape \(2, 4, 4\), expected \(n, h, w, 1\)'),
+        ((2, 4, 4, 2), {}, 'images of one channel'),
+        ((1, 4, 4, 1), {'smoothing': -1.0}, 'smoothing = -1.0'),
+        ((1, 4, 4, 1), {'threshold': 0.5}, 'threshold = 0.5, prominence = 0.5'),
+    ],
+)
+def test_classical_count_errors(shape, setting, message):
+    with pytest.raises(ValueError, match=message):
+        classical_count(np.zeros(shape), **setting)
+
+
+def test_classical_count_refuses_what_is_not_finite_and_says_what_it_needs(monkeypatch):
+    x = np.zeros((3, 4, 4, 1))
+    x[1, 2, 2] = np.nan
+    with pytest.raises(ValueError, match='Got 1 of 3 images with values that are not finite'):
+        classical_count(x)
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    with pytest.raises(ImportError, match='pip install scipy'):
+        classical_count(x[:1])

@@ -1,0 +1,322 @@
+"""A user's own function and data: what is checked, and what each mistake is answered with."""
+
+import os
+import pickle
+import re
+import runpy
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from namm_jax.constraints.own import OwnProblem, check_distance, own
+from namm_jax.train.files import UserError
+from namm_jax.train.own import load_function, read_user_data
+from namm_jax.types import Constraint
+
+EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
+KEY = jax.random.key(0)
+# Rows of 1/2, 1/4, 1/8, 1/8, 0 and 0 in any order: they sum to 1 exactly.
+ROWS = np.random.default_rng(0).permuted(np.tile(np.float32([1 / 2, 1 / 4, 1 / 8, 1 / 8, 0, 0]), (8, 4, 1)), axis=2)
+X = ROWS[..., None]
+
+
+def rows(x):
+    return jnp.mean(jnp.abs(x.sum(2) - 1), (1, 2))
+
+
+def branches(x):
+    return rows(x) if x.sum() > 0 else 2 * rows(x)
+
+
+def writes(x):
+    x[:, 0] = 0
+    return rows(x)
+
+
+def raises(x):
+    raise RuntimeError('my own trouble')
+
+
+def loops(x):
+    return rows(jax.lax.while_loop(lambda carry: carry[0] < 2, lambda carry: (carry[0] + 1, 2 * carry[1]), (0, x))[1])
+
+
+def test_own_is_a_constraint_with_its_name():
+    constraint = own(rows, 'rows')
+    assert isinstance(constraint, Constraint) and jax.tree.leaves(constraint) == []
+    x = jnp.asarray(X).at[0].add(0.5)  # six pixels a row
+    np.testing.assert_allclose(constraint.distance(x), [3] + 7 * [0], atol=1e-6)
+    chex.assert_trees_all_equal(constraint.terms(x), {'rows': constraint.distance(x)})
+    chex.assert_trees_all_equal(constraint.residual(x), constraint.distance(x)[:, None])
+    chex.assert_shape(own(rows, residual=lambda x: x.sum(2) - 1).residual(x), (8, 4, 1))
+
+
+def test_own_keeps_double_and_raises_half_precision():
+    assert own(rows).distance(jnp.asarray(X, jnp.bfloat16)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert own(rows).distance(jnp.asarray(X, jnp.float64)).dtype == jnp.float64
+
+
+def test_one_function_is_compiled_once():
+    traced = []
+
+    @jax.jit
+    def distance(constraint, x):
+        traced.append(None)
+        return constraint.distance(x)
+
+    distance(own(rows), X), distance(own(rows), X)
+    assert len(traced) == 1
+
+
+def test_own_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"'own': got x of shape \(8, 4, 6, 1\), expected \(b, 6, 6, 1\)"):
+        own(rows, problem=OwnProblem((6, 6, 1))).distance(jnp.asarray(X))
+    with pytest.raises(ValueError, match=r"residual 'own': got shape \(8,\), expected .*\(8, ...\)"):
+        own(rows, residual=rows).residual(jnp.asarray(X))
+    with pytest.raises(ValueError, match='each at least 1'):
+        OwnProblem((0, 6, 1))
+    with pytest.raises(ValueError, match='name: got an empty one'):
+        own(rows, '')
+
+
+def test_check_measures_floor_and_noise():
+    measured = check_distance(own(rows), X, KEY)
+    # Noise of 0.0172 a pixel, 0.0421 a row, and sqrt(2 / pi) of that in the mean of its size.
+    assert measured['floor_mean'] == measured['floor_max'] == 0
+    assert measured['perturbed_mean'] == pytest.approx(0.0336, rel=0.4)
+
+
+def test_check_leaves_a_large_floor_to_its_caller():
+    measured = check_distance(own(rows), X + 0.05, KEY)
+    assert measured['floor_mean'] == pytest.approx(0.3, abs=1e-5)
+    assert measured['perturbed_mean'] < 2 * measured['floor_mean']
+
+
+def test_check_allows_an_inequality_with_room():
+    within = own(lambda x: jnp.mean(jax.nn.relu(jnp.abs(x) - 1.5), (1, 2, 3)))
+    assert check_distance(within, X, KEY) == {'floor_mean': 0, 'floor_max': 0, 'perturbed_mean': 0}
+
+
+BAD = {
+    'numpy': (lambda x: np.abs(x.sum((1, 2, 3)) - 4), 'not JAX .TracerArrayConversionError: .*jax.numpy for numpy'),
+    'if': (branches, 'not JAX .TracerBoolConversionError: .*boolean.*jnp.where for `if`'),
+    'float': (lambda x: jnp.full(len(x), float(x.sum())), r'not JAX .ConcretizationTypeError: .*no float\(\)'),
+    'int': (lambda x: rows(x) * (1, 2)[x.sum().astype(int)], 'not JAX .TracerIntegerConversionError'),
+    'mask': (lambda x: x[x > 0.4].sum(), 'not JAX .NonConcreteBooleanIndexError: .*indexing by a mask'),
+    'scalar': (lambda x: jnp.abs(x.sum() - 4), r'got shape \(\), expected .*shape \(8,\).*all axes but the first'),
+    'pixels': (lambda x: jnp.abs(x), r'got shape \(8, 4, 6, 1\), expected .*shape \(8,\)'),
+    'column': (lambda x: rows(x)[:, None], r'got shape \(8, 1\)'),
+    'tuple': (lambda x: (rows(x), x), 'got tuple, expected .*return one array'),
+    'nothing': (lambda x: None, 'got NoneType'),
+    'count': (lambda x: jnp.sum(x > 0.4, (1, 2, 3)), 'got int32, expected a floating-point.*no gradient'),
+    'nan': (lambda x: jnp.log(x - 2).mean((1, 2, 3)), 'got NaN or infinity on the data in 8 of 8 samples'),
+    'negative': (lambda x: x.sum((1, 2, 3)) - 5, 'got -1 on the data in 8 of 8 samples.* >= 0'),
+    'signed': (lambda x: x.sum((1, 2, 3)) - 4, r'got -\S+ near the data .* >= 0.*absolute value'),
+    'root': (
+        lambda x: jnp.sqrt(jnp.sum((x.sum(2) - 1) ** 2, (1, 2))),
+        'got a gradient of NaN or infinity on the data.*root',
+    ),
+    'stopped': (lambda x: jax.lax.stop_gradient(rows(x)), 'got a gradient of 0 everywhere'),
+    'blind': (lambda x: 0 * x.sum((1, 2, 3)), 'got 0 for the data.*positive number off the set'),
+    'neighbours': (lambda x: jnp.abs(x - x.mean(0)).mean((1, 2, 3)), 'got another value alone.*over axis 0'),
+    'share': (lambda x: rows(x) / len(x), 'got another value alone'),
+    'place': (lambda x: rows(x) * jnp.arange(1, len(x) + 1), 'got another value at another place in the batch'),
+    'squeezed': (lambda x: jnp.abs(x.squeeze().sum((1, 2)) - 4), 'out of bounds'),
+    'loop': (loops, 'Reverse-mode differentiation does not work.*jax.grad can differentiate'),
+    'raises': (raises, 'got RuntimeError: my own trouble'),
+    'arguments': (lambda: 0, 'got TypeError: .*takes 0 positional arguments'),
+    'writes': (writes, 'got TypeError: .*immutable'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_check_refuses(name):
+    function, message = BAD[name]
+    with pytest.raises(ValueError, match=f'the distance {name!r}: .*{message}|the distance {name!r}: {message}'):
+        check_distance(own(function, name), X, KEY)
+
+
+@pytest.mark.parametrize('x', [X[:1], np.ones_like(X), X * np.nan])
+def test_check_needs_data_that_vary(x):
+    with pytest.raises(ValueError, match="data for the distance 'own': got .*give it some of the training data"):
+        check_distance(own(rows), x, KEY)
+
+
+RULE = """
+import dataclasses
+from pathlib import Path
+import beside_the_rule
+
+@dataclasses.dataclass
+class Settings:
+    goal: 'float' = 1.0
+
+NUMBER = 3
+
+def rows_rule(x):
+    return abs(x.sum() - Settings().goal) + beside_the_rule.ZERO
+"""
+
+
+@pytest.fixture
+def rule(tmp_path):
+    (tmp_path / 'beside_the_rule.py').write_text('ZERO = 0')
+    (tmp_path / 'json.py').write_text(RULE)  # a name that the standard library uses
+    return tmp_path / 'json.py'
+
+
+def test_function_of_a_file_and_of_a_module(rule, monkeypatch):
+    function = load_function(f'{rule}:rows_rule')
+    assert function(np.ones(3)) == 2
+    assert load_function(f'{rule}:rows_rule') is function, 'the same string, the same function'
+    assert load_function('json.py:rows_rule', rule.parent) is function
+    monkeypatch.chdir(rule.parent)
+    assert load_function('./json.py:rows_rule') is function
+    assert load_function('json:dumps')([1]) == '[1]', 'the standard library is not shadowed'
+
+
+def test_a_changed_file_is_executed_again(tmp_path):
+    path = tmp_path / 'a.py'
+    for version in (1, 2):
+        path.write_text(f'def f(): return {version}')
+        os.utime(path, (version, version))
+        assert load_function(f'{path}:f')() == version
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('', "got '' for a function, expected package.module:function or path/to/file.py:function"),
+        ('json.py', "got 'json.py' for a function"),
+        ('{folder}/json.py:', 'for a function'),
+        ('{folder}/none.py:f', 'none.py: got no such file, expected a Python file.*relative path starts from'),
+        ('{folder}/data.txt:f', 'data.txt: got a file of another kind'),
+        ('{folder}/json.py:rows_rul', "got 'rows_rul', expected one of .*did you mean rows_rule"),
+        ('{folder}/json.py:NUMBER', 'NUMBER: got a value of type int, expected a function'),
+        ('{folder}/empty.py:f', "empty.py: got 'f', but it defines no function"),
+        ('{folder}/syntax.py:f', r'syntax.py: got SyntaxError: .*line 2'),
+        ('{folder}/missing.py:f', r"missing.py, line 1: got ModuleNotFoundError: No module named 'not_there'"),
+        ('{folder}/breaks.py:f', 'breaks.py, line 2: got ZeroDivisionError: division by zero'),
+        ('{folder}/leaves.py:f', 'leaves.py, line 1: got SystemExit: 3'),
+        ('not_there.at_all:f', 'not_there.at_all: got ModuleNotFoundError: .*PYTHONPATH, or name its file'),
+        ('json:dumpz', "json: got 'dumpz', expected one of .*did you mean dump"),
+    ],
+)
+def test_functions_that_are_refused(rule, spec, message):
+    files = {
+        'data.txt': '', 'empty.py': '', 'syntax.py': '\ndef f(:', 'missing.py': 'import not_there',
+        'breaks.py': '\n1 / 0', 'leaves.py': 'raise SystemExit(3)',
+    }  # fmt: skip
+    for name, text in files.items():
+        (rule.parent / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_function(spec.format(folder=rule.parent))
+
+
+def test_reads_a_file_from_the_current_folder(tmp_path, monkeypatch):
+    np.save(tmp_path / 'x.npy', X.astype(np.float64))
+    monkeypatch.chdir(tmp_path)
+    x = read_user_data('x.npy')
+    assert x.dtype == np.float32 and (x == X).all()
+
+
+def test_reads_a_folder_of_arrays_by_name(tmp_path):
+    parts = {'b.npy': X[1, :, :, 0], 'a.npy': X[0], 'c.NPY': X[2:].astype(np.float16)}
+    for name, array in parts.items():
+        with open(tmp_path / name, 'wb') as file:
+            np.save(file, array)
+    for name in ('notes.txt', '.hidden.npy'):
+        (tmp_path / name).write_text('not read')
+    x = read_user_data(tmp_path)
+    assert x.dtype == np.float32 and (x == X).all()
+
+
+def test_reads_images_scaled_to_one(tmp_path):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for name, image in {
+        'b.png': PIL.Image.fromarray(255 - grey),
+        'a.png': PIL.Image.fromarray(grey),
+        'c.png': PIL.Image.fromarray(grey).convert('LA'),
+        'd.png': PIL.Image.fromarray(grey > 5),
+        'e.png': PIL.Image.fromarray(257 * grey.astype(np.uint16)),
+    }.items():
+        image.save(tmp_path / name)
+    x = read_user_data(tmp_path)
+    assert x.shape == (5, 3, 4, 1) and x.dtype == np.float32
+    expected = np.stack([grey / 255, 1 - grey / 255, grey / 255, grey > 5, grey / 255])
+    np.testing.assert_allclose(x[..., 0], expected, atol=1e-6)
+
+
+def test_reads_colour_images(tmp_path):
+    colours = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    PIL.Image.fromarray(colours).save(tmp_path / 'a.png')
+    PIL.Image.fromarray(colours).convert('RGBA').save(tmp_path / 'b.png')
+    PIL.Image.fromarray(colours).quantize(12).save(tmp_path / 'c.png')
+    PIL.Image.fromarray(np.full_like(colours, 128)).save(tmp_path / 'd.JPG', format='jpeg')
+    x = read_user_data(tmp_path)
+    assert x.shape == (4, 3, 4, 3)
+    np.testing.assert_allclose(x[:2], np.stack(2 * [colours / 255]), atol=1e-6)
+    np.testing.assert_allclose(x[2], colours / 255, atol=0.03)
+    np.testing.assert_allclose(x[3], 128 / 255, atol=0.01)
+
+
+def _save(folder, name, value):
+    path = folder / name
+    if isinstance(value, np.ndarray):
+        np.save(path, value)
+    elif isinstance(value, bytes):
+        path.write_bytes(value)
+    else:
+        value.save(path)
+
+
+@pytest.mark.parametrize(
+    ('files', 'message'),
+    [
+        ({}, r'got 0 .npy files and 0 images'),
+        ({'a.npy': X, 'b.png': PIL.Image.new('L', (6, 4))}, 'got 1 .npy files and 1 images.*the one or the other'),
+        ({'a.npy': X, 'b.npy': X[0], 'c.npy': X[:, :2]}, r'c.npy: got samples of shape \(2, 6, 1\).*as in a.npy'),
+        (
+            {'a.png': PIL.Image.new('L', (6, 4)), 'b.png': PIL.Image.new('RGB', (6, 4))},
+            r'b.png: got samples of shape \(4, 6, 3\), expected \(4, 6, 1\)',
+        ),
+        ({'a.npy': pickle.dumps([1])}, 'a.npy: got .*write it with numpy.save'),
+        ({'a.npy': np.array([{}], object)}, 'a.npy: got Object arrays cannot be loaded'),
+        ({'a.npy': np.zeros((2, 2), complex)}, 'a.npy: got dtype complex128'),
+        ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\)'),
+        ({'a.npy': np.zeros((0, 2, 2, 1))}, r'a.npy: got shape \(0, 2, 2, 1\)'),
+        ({'a.npy': np.array([[np.nan, 1e300]])}, 'a.npy: got 2 of 2 values NaN or infinite'),
+        ({'a.png': PIL.Image.new('RGBA', (6, 4), (1, 2, 3, 40))}, 'a.png: got an image of mode RGBA.*opaque'),
+        ({'a.jpg': PIL.Image.new('CMYK', (6, 4))}, 'a.jpg: got an image of mode CMYK'),
+        ({'a.png': b'no image'}, 'a.png: got cannot identify.*save it again'),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, files, message):
+    for name, value in files.items():
+        _save(tmp_path, name, value)
+    with pytest.raises(UserError, match=message):
+        read_user_data(tmp_path)
+
+
+def test_paths_that_are_refused(tmp_path):
+    for path in ('', tmp_path / 'none'):
+        with pytest.raises(UserError, match=r'no such file or folder.*relative path starts from'):
+            read_user_data(path)
+    (tmp_path / 'x.npy').write_bytes(pickle.dumps([1]))
+    with pytest.raises(UserError, match=f'{re.escape(str(tmp_path / "x.npy"))}: got a pickle, which is never opened'):
+        read_user_data(tmp_path / 'x.npy')
+
+
+def test_the_example_obeys_its_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLE), run_name='__main__')
+    x = read_user_data('own_data.npy')
+    assert x.shape == (1200, 16, 16, 1) and x.std() > 0.02
+    measured = check_distance(own(load_function(f'{EXAMPLE}:rows_sum_to_one')), x[:32], KEY)
+    assert measured['floor_max'] < 1e-6 < 1e-3 < measured['perturbed_mean']
