@@ -60,7 +60,7 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
     return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
 
 
-def counter(experiment: Experiment) -> dict[str, Any]:
+def train_counters(experiment: Experiment) -> dict[str, Any]:
     """Trains the counting networks; returns their mean absolute errors on held-out images, and the classical one's."""
     config, section = experiment.config, experiment.config.counter
     x, count = _images(experiment)

@@ -49,6 +49,12 @@ def _sensitivity(constraint: Constraint, x: Array) -> Array:
     return jnp.linalg.norm(jax.grad(lambda x: constraint.distance(x).sum())(x), axis=-1)
 
 
+def _flow_residual(problem: FlowProblem, constraint: Constraint, x: Array) -> Array:
+    """Returns the mosaic of the residual's size; that of a sum of constraints is the sum of its parts'."""
+    parts = getattr(constraint, 'parts', (constraint,))
+    return sum(jnp.abs(flows.mosaic(problem, part.residual(x))) for part in parts)
+
+
 class Family(NamedTuple):
     """A family of data.
 
@@ -107,7 +113,7 @@ def kolmogorov(config: ConfigDict) -> Family:
     problem = FlowProblem(**{name: data[name] for name in names}, viscosity=1 / data.reynolds)
     return Family(
         problem, _generated(config, sample_kolmogorov, problem), problem.shape, problem.tiled, (True, True), (1, 2),
-        residual_map=lambda constraint, x: flows.mosaic(problem, constraint.residual(x)),
+        residual_map=functools.partial(_flow_residual, problem),
         pack=lambda x: flows.pack(problem, x), unpack=lambda x: flows.unpack(problem, x),
         image=lambda x: flows.vorticity_mosaic(problem, x),
     )  # fmt: skip

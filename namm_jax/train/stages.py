@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from namm_jax.constraints.own import check_distance
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import nearest, steps_of
-from namm_jax.train.counter import counter
+from namm_jax.train.counter import train_counters
 from namm_jax.train.evaluate import SHOWN, evaluate, shown
 from namm_jax.train.experiment import (
     Experiment,
@@ -48,8 +48,16 @@ def data(experiment: Experiment) -> dict[str, Any]:
             folder, experiment.family.fields, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
             progress=lambda done, total: (bar.update(done), experiment.pause()),
         )  # fmt: skip
-    _draw_data(experiment)
+    if not tasks.holds_network(config):
+        _draw_data(experiment)
     return _checked_distance(experiment) if experiment.family.is_users else {}
+
+
+def counter(experiment: Experiment) -> dict[str, Any]:
+    """Trains the networks that count, and draws the picture of the data, which needs one of them."""
+    facts = train_counters(experiment)
+    _draw_data(experiment)
+    return facts
 
 
 def _checked_distance(experiment: Experiment) -> dict[str, Any]:
