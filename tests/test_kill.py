@@ -157,3 +157,18 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
     assert max(map(int, saved(folder, 'mirror'))) < 12 and not read_json(folder / 'stages/mirror.json')['finished']
     assert start(folder, '--stages=mirror')[0] == 0
     assert outcome(folder, 'mirror') == outcome(tiny_run, 'mirror')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ('stage', 'at'),
+    [('data', 'data/train-00000.npy.tmp'), ('sample', 'sample/dm.npy.tmp'), ('evaluate', 'sample/mdm.npy')],
+)
+def test_signal_stops_the_other_stages_between_their_parts(tiny_run, tmp_path, stage, at):
+    folder = begun(tiny_run, tmp_path / 'run', *STAGES[: STAGES.index(stage)])
+    status, told = start(folder, f'--stages={stage}', at=at, number=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM and 'the same command goes on from here' in told
+    assert not read_json(folder / 'stages' / f'{stage}.json')['finished']
+    assert start(folder, f'--stages={stage}')[0] == 0
+    assert outcome(folder, stage) == outcome(tiny_run, stage)

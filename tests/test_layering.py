@@ -27,7 +27,7 @@ ALLOWED = {
     'namm_jax.flows': ('types layout pdes', MATHS | {'jax_cfd'}),
     'namm_jax.data': ('types layout pdes flows data', MATHS),
     'namm_jax.constraints': ('types layout pdes flows constraints', MATHS),
-    'namm_jax.counting': ('', MATHS | {'scipy'}),
+    'namm_jax.counting': ('', MATHS | {'scipy', 'types'}),
     'namm_jax.networks': ('networks', MATHS | {'flax'}),
     'namm_jax.mirror': ('types networks.icnn', MATHS),
     'namm_jax.closed_form': ('types', MATHS),
@@ -48,6 +48,7 @@ ALLOWED = {
     'namm_jax.train.config': ('train.fields', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
     'namm_jax.train.fields': ('', SYSTEM - {'jax'}),
     'namm_jax.train.presets': ('', SYSTEM - {'jax'}),
+    'namm_jax.train.own': ('train.files train.dataset', SYSTEM - {'jax'} | {'PIL'}),
     'namm_jax.train.checkpoint': ('types train', SYSTEM | {'orbax'}),
     'namm_jax.train.tensorboard': ('train.files', SYSTEM - {'jax'} | {'tensorboardX'}),
     'configs': ('train.config train.presets', set()),

@@ -1,14 +1,15 @@
 """What training says as it goes: a line a record in metrics.jsonl, and the same numbers for TensorBoard."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from namm_jax.train.files import UserError, append_line, finite, write_bytes
-from namm_jax.train.tensorboard import event_writer
+from namm_jax.train.tensorboard import EventFile, event_file
 
 
 class Records:
@@ -25,7 +26,7 @@ class Records:
             directory: the run folder.
         """
         self.path = Path(directory) / 'metrics.jsonl'
-        self._events: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self._events: dict[str, EventFile] = {}
 
     def mend(self) -> None:
         """Cuts a last line that a kill or a full disk left half written."""
@@ -37,8 +38,8 @@ class Records:
         record, stage = finite(record), record['stage']
         append_line(self.path, json.dumps(record))
         if stage not in self._events:
-            self._events[stage] = event_writer(self._events_of(stage), record['step'])
-        self._events[stage](record)
+            self._events[stage] = event_file(self._events_of(stage), record['step'])
+        self._events[stage].write(record)
 
     def read(self) -> list[dict[str, Any]]:
         """Returns all records.
@@ -59,9 +60,16 @@ class Records:
     def discard(self, stage: str) -> None:
         """Drops all records of a stage, TensorBoard's too."""
         self.drop(stage, -1)
-        self._events.pop(stage, None)
+        if stage in self._events:
+            self._events.pop(stage).close()
         if self._events_of(stage).exists():
             shutil.rmtree(self._events_of(stage))
+
+    def close(self) -> None:
+        """Ends the event files; a file that a full disk keeps from being ended is left as it is."""
+        while self._events:
+            with contextlib.suppress(OSError):
+                self._events.popitem()[1].close()
 
     def _events_of(self, stage: str) -> Path:
         return self.path.parent / 'tensorboard' / stage

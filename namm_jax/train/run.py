@@ -95,7 +95,7 @@ class Run:
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f'{self.directory} is a file, expected a folder; choose another --workdir')
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.directory / 'lock')
+        self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
         try:
             self._open(config, experiment, overrides or {}, depends, redo, check)
         except BaseException:
@@ -122,7 +122,6 @@ class Run:
         discarded = discarded | self.built_on(cut_short | free)
         refuse_changes(self.config, {s: record for s, record in records.items() if record and s not in discarded})
         check(self.config)
-        self._records = Records(self.directory)
         self._records.mend()
         self.discarded = self._discard(discarded)
         write_json(path, {'experiment': experiment, 'config': self.config})
@@ -151,6 +150,7 @@ class Run:
 
     def close(self) -> None:
         """Gives the folder up. The lock file stays: deleting it would race with the next owner."""
+        self._records.close()
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -4,15 +4,22 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from namm_jax.train.files import naming
 
 
-def event_writer(folder: Path, first: int) -> Callable[[Mapping[str, Any]], None]:
-    """Returns `record -> None`, which writes a record's numbers at its step; it does nothing without tensorboardX.
+class EventFile(NamedTuple):
+    """An event file: `write(record)` adds a record's numbers at its step, `close()` ends it."""
 
-    Each record is on disk when the call returns. TensorBoard hides what earlier files of the folder hold of step
+    write: Callable[[Mapping[str, Any]], None] = lambda record: None
+    close: Callable[[], None] = lambda: None
+
+
+def event_file(folder: Path, first: int) -> EventFile:
+    """Returns an event file in the folder; it does nothing without tensorboardX.
+
+    Each record is on disk when `write` returns. TensorBoard hides what earlier files of the folder hold of step
     `first` and later, so a stage that was stopped and goes on shows no point twice.
 
     Args:
@@ -27,7 +34,7 @@ def event_writer(folder: Path, first: int) -> Callable[[Mapping[str, Any]], None
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError:
-        return lambda record: None
+        return EventFile()
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         writer = EventsWriter(str(folder / 'events'), f'.{os.getpid()}.{first}')
@@ -40,4 +47,4 @@ def event_writer(folder: Path, first: int) -> Callable[[Mapping[str, Any]], None
             writer.write_event(Event(wall_time=time.time(), step=record['step'], summary=Summary(value=values)))
             writer.flush()
 
-    return write
+    return EventFile(write, writer.close)
