@@ -137,6 +137,7 @@ class Checkpoints:
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: set[int] = set()
+        self._failed = False
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -219,7 +220,7 @@ class Checkpoints:
             try:
                 return self._open().restore(step, args=ocp.args.Composite(**{item: args}))[item]
             except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
-                cause = _cause(error)
+                cause, self._failed = _cause(error), True
             _settle()
         raise _Damaged(cause)
 
@@ -248,7 +249,7 @@ class Checkpoints:
                 yield
                 return
             except Exception as error:
-                cause = _cause(error)
+                cause, self._failed = _cause(error), True
             _settle()
         raise OSError(
             f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; those '
@@ -270,7 +271,9 @@ class Checkpoints:
         if self._manager is not None:
             with self._writing():
                 self._manager.close()
-            self._manager, sys.unraisablehook = None, self._hook
+            self._manager = None
+            if not self._failed:  # on a busy machine, what a failure left pending may end at any later time
+                sys.unraisablehook = self._hook
 
     def __enter__(self) -> Self:
         return self
