@@ -269,7 +269,10 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Pat
 
 
 def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tuple[Array, Array]:
-    samples, maps = np.asarray(samples)[:count], np.asarray(maps)[:count]
+    samples, maps = np.asarray(samples), np.asarray(maps)
+    if samples.ndim == 4:  # of wide images, such as mosaics, fewer fit beside each other
+        count = max(1, round(count / max(1.0, samples.shape[2] / samples.shape[1]) ** 0.5))
+    samples, maps = samples[:count], maps[:count]
     if samples.ndim != 4 or maps.ndim != 3 or len(samples) != len(maps) or not len(maps):
         raise ValueError(
             f'{name}: got samples {samples.shape} and maps {maps.shape}, expected (n, h, w, c) and (n, h, w), n >= 1; '
