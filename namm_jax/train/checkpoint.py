@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -105,10 +105,21 @@ def _quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns an unraisable hook like `hook`, silent about writes left pending in a background save that failed."""
-    closed = lambda raised: str(raised.exc_value) == 'Event loop is closed'
-    return lambda raised: None if closed(raised) else hook(raised)
+def _ignore_closed_loops() -> None:
+    """Makes Python silent, for as long as it runs, about writes left pending in a background save that failed.
+
+    On a busy machine they end at any later time, so there is no moment to take this back; all else is told as before.
+    """
+    told = sys.unraisablehook
+    if getattr(told, 'ignores_closed_loops', False):
+        return
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != 'Event loop is closed':
+            told(raised)
+
+    hook.ignores_closed_loops = True
+    sys.unraisablehook = hook
 
 
 def _settle() -> None:
@@ -137,11 +148,10 @@ class Checkpoints:
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
         self._damaged: set[int] = set()
-        self._failed = False
+        _ignore_closed_loops()
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 cleanup_tmp_directories=True,  # what a kill left behind
@@ -220,7 +230,7 @@ class Checkpoints:
             try:
                 return self._open().restore(step, args=ocp.args.Composite(**{item: args}))[item]
             except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
-                cause, self._failed = _cause(error), True
+                cause = _cause(error)
             _settle()
         raise _Damaged(cause)
 
@@ -249,7 +259,7 @@ class Checkpoints:
                 yield
                 return
             except Exception as error:
-                cause, self._failed = _cause(error), True
+                cause = _cause(error)
             _settle()
         raise OSError(
             f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; those '
@@ -272,8 +282,6 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
             self._manager = None
-            if not self._failed:  # on a busy machine, what a failure left pending may end at any later time
-                sys.unraisablehook = self._hook
 
     def __enter__(self) -> Self:
         return self
