@@ -75,7 +75,7 @@ class Experiment(NamedTuple):
 
     def save(self, path: Path, x: np.ndarray) -> None:
         """Writes fields, which are as networks see them, as files hold them."""
-        save_array(path, self.family.unpack(x))
+        save_array(path, np.asarray(self.family.unpack(x)))
 
     def pause(self) -> None:
         """Raises `Stopped` if the run is asked to stop; called where all that was done is on disk."""
