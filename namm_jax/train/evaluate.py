@@ -38,10 +38,13 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
-    (*_, last), family = rows, experiment.family
-    arrays |= {'mirror/z': family.image(read('mirror')[:SHOWN])[..., None], 'mirror/x': arrays[f'samples/{last}']}
-    maps = _maps(experiment)
-    arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, [*maps.values()][-1]).items()}
+    maps, z, image = _maps(experiment), read('mirror')[:SHOWN], experiment.family.image
+    *_, last = maps.values()
+    arrays |= {
+        'mirror/z': image(z)[..., None],
+        'mirror/x': image(experiment.mirror.inverse(last, jnp.asarray(z)))[..., None],
+    }
+    arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     _save_arrays(experiment, arrays)
     run.merge_metrics(
         {'rows': _rows(experiment, rows, samples, distances), 'robustness': _robustness(experiment, maps)}

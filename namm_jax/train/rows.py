@@ -66,11 +66,10 @@ class Row(NamedTuple):
     trained_by: tuple[str, ...]
 
 
-def _newton(experiment: Experiment, iterations: int) -> Restore:
-    """Returns the Gauss-Newton projection onto M, of so many iterations at most, and what `restores` return."""
-    return functools.partial(
-        gauss_newton_projection, tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations
-    )
+def _newton(experiment: Experiment, iterations: int) -> Callable[[Constraint], Restore]:
+    """Returns `constraint -> its Gauss-Newton projection`, of so many iterations at most."""
+    settings = dict(tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations)
+    return lambda constraint: functools.partial(gauss_newton_projection, constraint.residual, **settings)
 
 
 def _compiled(experiment: Experiment, map_of: Callable[[Constraint], Restore]) -> Way:
@@ -89,8 +88,7 @@ def _unchanged(experiment: Experiment) -> Way:
 
 
 def _projection(experiment: Experiment) -> Way:
-    newton = _newton(experiment, experiment.config.sample.projection_iterations)
-    return _compiled(experiment, lambda constraint: functools.partial(newton, constraint.residual))
+    return _compiled(experiment, _newton(experiment, experiment.config.sample.projection_iterations))
 
 
 def _restored(name: str) -> Callable[[Experiment], Way]:
@@ -103,8 +101,7 @@ def _inverse(experiment: Experiment, params: Params) -> Way:
 
 def _polished(experiment: Experiment) -> Way:
     f = _inverse(experiment, finetuned_parameters(experiment))
-    newton = _newton(experiment, experiment.config.sample.polish_iterations)
-    polish = _compiled(experiment, lambda constraint: functools.partial(newton, constraint.residual))
+    polish = _compiled(experiment, _newton(experiment, experiment.config.sample.polish_iterations))
     return lambda z: polish(f(z))
 
 
@@ -177,9 +174,8 @@ def _project(constraint: Constraint, project: Callable[[Constraint], Restore], d
 
 def _projected_sampling(experiment: Experiment) -> Around:
     """Returns the projection of each estimate: by the first exact restore, else by some Gauss-Newton steps."""
-    newton = _newton(experiment, experiment.config.sample.projected_sampling_iterations)
+    steps = _newton(experiment, experiment.config.sample.projected_sampling_iterations)
     exact = lambda constraint: constraint.restore
-    steps = lambda constraint: functools.partial(newton, constraint.residual)
     project = exact if getattr(experiment.constraint, 'restores', {}) else steps
     return Partial(lambda constraint, denoiser: _project(constraint, project, denoiser), experiment.constraint)
 
