@@ -18,6 +18,7 @@ from namm_jax.report.panels import (
     LINES,
     WIDTH,
     banded_curve,
+    colour_ticks,
     image_strip,
     linear_scale,
     logarithmic_scale,
@@ -87,7 +88,8 @@ def samples_with_residuals(
         for ax in axes[1]:
             ax.set_xlabel(axis_names[1], fontsize=9)
     for bar, image, label in zip(head.subplots(1, 2, width_ratios=[1, 1]), shown, units, strict=True):
-        head.colorbar(image, cax=bar, orientation='horizontal', label=label, extend='both')
+        ticks = colour_ticks(image.norm)
+        head.colorbar(image, cax=bar, orientation='horizontal', label=label, extend='both', **ticks).minorticks_off()
         bar.set_box_aspect(0.05)
     return figure
 

@@ -15,6 +15,7 @@ from PIL import Image
 from namm_jax.report.panels import (
     LINES,
     WIDTH,
+    colour_ticks,
     image_strip,
     linear_scale,
     logarithmic_scale,
@@ -145,7 +146,9 @@ def _stage(
         ax.set_title(title, fontsize=11)
         ax.set_xlabel(axis_names[1], fontsize=9)
         ax.set_ylabel(axis_names[0], fontsize=9)
-        above.colorbar(shown[-1], ax=ax, label=label, extend='both', aspect=15, shrink=0.8)
+        above.colorbar(
+            shown[-1], ax=ax, label=label, extend='both', aspect=15, shrink=0.8, **colour_ticks(norm)
+        ).minorticks_off()
     ax = below.subplots()
     ax.plot(levels, distances, color=LINES[0], linewidth=1.5, marker='o', markersize=3)
     (marker,) = ax.plot(levels[:1], distances[:1], 'o', color=LINES[1], markersize=9)

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 WIDTH = 9.0  # inches of every figure; 990 pixels at the default resolution
 # Okabe and Ito's palette without its yellow: told apart by colour-blind readers and in grey
@@ -53,6 +54,16 @@ def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float =
     high = max(np.quantile(values, 0.999) for values in positive)
     low = min(np.median(values) for values in positive)
     return LogNorm(max(min(low, high / 10), high / 10**decades), high)
+
+
+def colour_ticks(norm: Normalize) -> dict[str, Any]:
+    """Returns where a colour bar has its numbers, as arguments of `Figure.colorbar`; none but for short logarithms.
+
+    Left to itself a logarithmic bar of less than two decades numbers every tick between 1 and 10, and they overlap.
+    """
+    if not isinstance(norm, LogNorm) or norm.vmax / norm.vmin >= 100:
+        return {}
+    return {'ticks': LogLocator(subs=(1.0, 3.0)), 'format': LogFormatterSciNotation(labelOnlyBase=False)}
 
 
 def image_strip(axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str) -> AxesImage:

@@ -75,13 +75,13 @@ def _rows(
         evaluation.distribution_distances, experiment.key('evaluate'), spatial_axes=experiment.family.spatial_axes,
         projections=section.projections, resamples=section.resamples,
     )  # fmt: skip
-    half, sampled, table = len(held_out) // 2, run.record('sample'), {}
+    half, sampled, table, states = len(held_out) // 2, run.record('sample'), {}, experiment.family.states
     for row, x in samples.items():
         experiment.pause()
         pair = (x, held_out) if row in rows else (held_out[:half], held_out[half:])
         table[row] = {
             'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-            'distribution': compare(*map(jnp.asarray, pair)),
+            'distribution': compare(*(states(jnp.asarray(part)) for part in pair)),
             'n': len(x),
         }
         if tasks.holds_network(experiment.config):

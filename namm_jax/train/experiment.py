@@ -102,7 +102,7 @@ def check(config: ConfigDict) -> None:
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
     constraint = tasks.make_constraint(config, counter_shapes(config))
-    params = jax.eval_shape(mirror_init(config), jax.random.key(0))
+    params = jax.eval_shape(tasks.mirror_init(config), jax.random.key(0))
     tasks.make_optimizer(config.mirror.optimizer, steps_of(config, 'mirror'))
     tasks.make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
@@ -190,19 +190,12 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     return restored.state
 
 
-def mirror_init(config: ConfigDict) -> Callable[[Key], Params]:
-    """Returns the initialisation of the mirror map's parameters."""
-    mirror, shape = tasks.make_mirror(config), make_family(config).shape
-    return lambda key: mirror.init(key, jnp.zeros((1, *shape)))
-
-
 def mirror_parameters(experiment: Experiment) -> Params:
     """Returns the averaged parameters of the mirror map, none for one that is not learned."""
     if not tasks.learns_map(experiment.config):
         return {}
-    return restore(experiment, 'mirror', {'ema': jax.eval_shape(mirror_init(experiment.config), jax.random.key(0))})[
-        'ema'
-    ]
+    shapes = jax.eval_shape(tasks.mirror_init(experiment.config), jax.random.key(0))
+    return restore(experiment, 'mirror', {'ema': shapes})['ema']
 
 
 def finetuned_parameters(experiment: Experiment) -> Params:

@@ -69,6 +69,7 @@ class Family(NamedTuple):
         pack: fields as files hold them -> as networks see them.
         unpack: its inverse.
         image: fields as networks see them -> images `(n, h', w')` to look at.
+        states: fields as networks see them -> fields without seams, whose spectrum along `spatial_axes` is taken.
         is_users: whether data and rule are a user's, so that they are checked before anything is trained.
     """
 
@@ -82,6 +83,7 @@ class Family(NamedTuple):
     pack: Callable[[Array], Array] = _same
     unpack: Callable[[Array], Array] = _same
     image: Callable[[Array], Array] = _first_channel
+    states: Callable[[Array], Array] = _same
     is_users: bool = False
 
 
@@ -116,6 +118,7 @@ def kolmogorov(config: ConfigDict) -> Family:
         residual_map=functools.partial(_flow_residual, problem),
         pack=lambda x: flows.pack(problem, x), unpack=lambda x: flows.unpack(problem, x),
         image=lambda x: flows.vorticity_mosaic(problem, x),
+        states=lambda x: layout.states_to_packed(flows.to_states(problem, x)),
     )  # fmt: skip
 
 

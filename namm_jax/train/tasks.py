@@ -230,6 +230,12 @@ def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple
     return loss
 
 
+def mirror_init(config: ConfigDict) -> Callable[[Key], Params]:
+    """Returns the initialisation of the mirror map's parameters."""
+    mirror_map, shape = make_mirror(config), make_family(config).shape
+    return lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))
+
+
 def mirror_task(config: ConfigDict, steps: int, constraint: Constraint) -> Task:
     """Returns the training of the mirror map: both networks, batches `{'x': data}`.
 
@@ -242,9 +248,8 @@ def mirror_task(config: ConfigDict, steps: int, constraint: Constraint) -> Task:
         'forward': make_optimizer(config.mirror.optimizer, steps, nonnegative_mask),
         'inverse': make_optimizer(config.mirror.optimizer, steps),
     }
-    mirror_map, shape = make_mirror(config), make_family(config).shape
     return Task(
-        init=jax.jit(lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))),
+        init=jax.jit(mirror_init(config)),
         loss=_mirror_loss(config, config.mirror),
         optimizer=per_network(optimizers),
         frozen={'params': {}, 'constraint': constraint},
