@@ -24,7 +24,7 @@ PAPER = (
     }
 )
 
-PUBLISHED = presets.published(PAPER) | {'mirror.output': 'softplus'}
+PUBLISHED = presets.published(PAPER) | {'mirror.output': 'softplus', 'counter.network': 'dense'}
 
 TINY = presets.TINY | {
     'data.points': 32,
@@ -32,6 +32,7 @@ TINY = presets.TINY | {
     'counter.samples': 64,
     'counter.held_out': 16,
     'counter.most': 3,
+    'counter.channels': (4, 4),
     'counter.filters': (4, 4),
     'counter.hidden': 8,
     'counter.batch_size': 8,

@@ -5,6 +5,9 @@ from namm_jax.train.config import experiment
 
 QUICK = {
     'data.train': 2000,
+    'mirror.steps': 1000,
+    'finetune.steps': 1000,
+    'dm.steps': 7500,
     'mirror.sigma_max': 0.3,
     'finetune.sigma_max': 0.3,
     'mirror.lambda_constr': 1.0,

@@ -14,6 +14,7 @@ from namm_jax.constraints.count import count
 from namm_jax.counting import classical_count
 from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
 from namm_jax.networks.counter import Counter, DensityCounter
+from namm_jax.train.counter import turned
 from namm_jax.types import Constraint
 
 PROBLEM = GalaxyProblem(points=8, count=2)
@@ -199,3 +200,11 @@ def test_classical_count_refuses_what_is_not_finite_and_says_what_it_needs(monke
     monkeypatch.setitem(sys.modules, 'scipy', None)
     with pytest.raises(ImportError, match='pip install scipy'):
         classical_count(x[:1])
+
+
+def test_training_images_are_turned_into_all_their_mirror_images():
+    image = np.arange(9.0).reshape(1, 3, 3, 1)
+    flips = [image, image[:, ::-1], image[:, :, ::-1], image[:, ::-1, ::-1]]
+    expected = {flip.tobytes() for flip in flips} | {flip.swapaxes(1, 2).tobytes() for flip in flips}
+    found = np.asarray(turned(jax.random.key(0), jnp.asarray(image.repeat(200, 0))), float)
+    assert {one.tobytes() for one in found} == expected and len(expected) == 8

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax.counting import classical_count
 from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
-from namm_jax.networks.counter import DensityCounter
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
@@ -27,13 +27,8 @@ from namm_jax.types import Key, Metrics, Params, Task
 CHUNK = 500  # images generated at once
 
 
-def networks(config: ConfigDict) -> dict[str, Any]:
-    """Returns the two networks: `counter`, which the constraint holds, and `second`, which checks it."""
-    return {'counter': tasks.make_counter(config), 'second': DensityCounter()}
-
-
 def _init(config: ConfigDict) -> Callable[[Key], Params]:
-    x, nets = jnp.zeros((1, *make_family(config).shape)), networks(config)
+    x, nets = jnp.zeros((1, *make_family(config).shape)), tasks.make_counters(config)
     return lambda key: {
         name: network.init(part, x)['params']
         for part, (name, network) in zip(jax.random.split(key), nets.items(), strict=True)
@@ -41,23 +36,33 @@ def _init(config: ConfigDict) -> Callable[[Key], Params]:
 
 
 def counter_task(config: ConfigDict, steps: int) -> Task:
-    """Returns the training of both networks by the mean squared error, batches `{'x': images, 'count': (b, 1, 1, 1)}`.
+    """Returns the training of both networks, batches `{'x': images, 'count': (b, 1, 1, 1)}`.
+
+    The loss is Huber's, quadratic below half a source: the best guess of an ambiguous image is near its median count,
+    as the mean absolute error asks. Each image is turned into one of its 8 mirror images, which are as likely as it is.
 
     Args:
         config: a config with the section `counter`.
         steps: the number of steps.
     """
-    nets = networks(config)
+    nets = tasks.make_counters(config)
 
     def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
-        count = batch['count'].ravel()
-        terms = {
-            name: jnp.mean((net.apply({'params': params[name]}, batch['x']) - count) ** 2) for name, net in nets.items()
-        }
+        x, count = turned(key, batch['x']) if train else batch['x'], batch['count'].ravel()
+        counts = {name: net.apply({'params': params[name]}, x) for name, net in nets.items()}
+        terms = {name: optax.huber_loss(guess, count, delta=0.5).mean() for name, guess in counts.items()}
         return sum(terms.values()), terms
 
     optimizers = {name: tasks.make_optimizer(config.counter.optimizer, steps) for name in nets}
     return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
+
+
+def turned(key: Key, x: Array) -> Array:
+    """Returns square images `(b, h, h, c)`, each turned into one of its 8 mirror images, drawn at random."""
+    for axis, part in zip(((1,), (2,), None), jax.random.split(key, 3), strict=True):
+        other = x.swapaxes(1, 2) if axis is None else jnp.flip(x, axis)
+        x = jnp.where(jax.random.bernoulli(part, shape=(len(x), 1, 1, 1)), other, x)
+    return x
 
 
 def train_counters(experiment: Experiment) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
         experiment: one whose stage `counter` has finished training.
         x: images `(n, h, w, 1)`.
     """
-    nets, shapes = networks(experiment.config), jax.eval_shape(_init(experiment.config), jax.random.key(0))
+    nets, shapes = tasks.make_counters(experiment.config), jax.eval_shape(_init(experiment.config), jax.random.key(0))
     params = restore(experiment, 'counter', {'ema': shapes})['ema']
     count = {name: jax.jit(lambda x, name=name: nets[name].apply({'params': params[name]}, x)) for name in nets}
     counts = {name: in_batches(function, x, min(len(x), 256), experiment.mesh) for name, function in count.items()}

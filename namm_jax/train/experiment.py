@@ -209,7 +209,7 @@ def counter_shapes(config: ConfigDict) -> Params:
     """Returns shapes and dtypes of the counting network's parameters; None where the constraint holds none."""
     if not tasks.holds_network(config):
         return None
-    network, shape = tasks.make_counter(config), make_family(config).shape
+    network, shape = tasks.make_counters(config)['counter'], make_family(config).shape
     return jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape)))['params'], jax.random.key(0))
 
 

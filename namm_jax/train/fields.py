@@ -87,8 +87,10 @@ def galaxies() -> Fields:
         samples=10_000,  # training images, with 0 to 16 sources
         held_out=1000,  # images on which its error is measured
         most=16,  # sources in an image, at most
-        filters=(32, 64),  # channels of its convolutions
-        hidden=256,  # width of its dense layer
+        network='density',  # of the constraint: density (convolutions), or dense (published); the other one checks it
+        channels=(16, 32, 64),  # of density, a resolution each
+        filters=(32, 64),  # of dense: channels of its convolutions
+        hidden=256,  # of dense: width of its hidden layer
         batch_size=32,
         steps=3000,  # at budget 1
         optimizer=optimizer_section(learning_rate=1e-3),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from namm_jax import closed_form, constraints, diffusion, mirror
 from namm_jax.choices import choose
 from namm_jax.constraints.composition import weighted_sum
-from namm_jax.networks.counter import Counter
+from namm_jax.networks.counter import Counter, DensityCounter
 from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_mask
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import NORMS, UNet
@@ -39,7 +40,7 @@ def _problem(config: ConfigDict, params: Params) -> dict[str, Any]:
 
 
 def _count(config: ConfigDict, params: Params) -> dict[str, Any]:
-    return _problem(config, params) | {'network': make_counter(config), 'params': params}
+    return _problem(config, params) | {'network': make_counters(config)['counter'], 'params': params}
 
 
 def _own(config: ConfigDict, params: Params) -> dict[str, Any]:
@@ -67,9 +68,19 @@ def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
     return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
 
-def make_counter(config: ConfigDict) -> Counter:
-    """Returns the counting network of the config."""
-    return Counter(filters=tuple(config.counter.filters), hidden=config.counter.hidden)
+# The other of the two counts beside the constraint's, to see samples that fool it.
+COUNTERS: dict[str, Callable[[ConfigDict], nn.Module]] = {
+    'density': lambda section: DensityCounter(channels=tuple(section.channels)),
+    'dense': lambda section: Counter(filters=tuple(section.filters), hidden=section.hidden),
+}
+
+
+def make_counters(config: ConfigDict) -> dict[str, nn.Module]:
+    """Returns both counting networks of the config: `counter`, which the constraint holds, and `second`."""
+    own = config.counter.network
+    builders = {'counter': choose('counter.network', own, COUNTERS)}
+    builders['second'] = next(build for name, build in COUNTERS.items() if name != own)
+    return {name: build(config.counter) for name, build in builders.items()}
 
 
 def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> None:
