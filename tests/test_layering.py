@@ -34,15 +34,22 @@ ALLOWED = {
     'namm_jax.diffusion': ('types', MATHS),
     'namm_jax.sampling': ('types diffusion', MATHS),
     'namm_jax.constraint_sampling': ('types diffusion', MATHS),
-    'namm_jax.inverse_problems': ('types diffusion sampling', MATHS),
+    'namm_jax.interferometry': ('', MATHS),
+    'namm_jax.operators': ('types interferometry', MATHS),
+    'namm_jax.operator_checks': ('types operators', MATHS),
+    'namm_jax.inverse_problems': ('types', MATHS),
+    'namm_jax.posterior_sampling': ('types diffusion sampling', MATHS),
+    'namm_jax.posterior_statistics': ('types', MATHS),
+    'namm_jax.variational': ('types layout pdes flows', MATHS),
     'namm_jax.evaluation': ('types', MATHS),
     'namm_jax.report': (
         'types layout report train.files train.records train.resolve',
         SYSTEM - {'jax'} | {'matplotlib', 'PIL'},
     ),
     'namm_jax.train': (
-        'types layout pdes flows data constraints counting networks mirror closed_form '
-        'diffusion sampling constraint_sampling inverse_problems evaluation train report',
+        'types layout pdes flows data constraints counting networks mirror closed_form diffusion sampling '
+        'constraint_sampling operators operator_checks inverse_problems posterior_sampling posterior_statistics '
+        'variational evaluation train report',
         SYSTEM | {'optax', 'ml_collections', 'absl'},
     ),
     'namm_jax.train.config': ('train.fields', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX

@@ -30,6 +30,10 @@ COLUMNS = (
     'distance\nmean', 'median', 'max', 'MMD²', 'sliced W1 [95 %]', 'spec-\ntrum', 'calls', 's /\nsample',
     'training\n(m:ss)', 'n',
 )  # fmt: skip
+ASSIMILATION_COLUMNS = (
+    'distance\nmean', 'median', 'misfit\n(noise std)', 'RMSE\n(mean)', 'CRPS', 'spread /\nskill', 'calls',
+    's /\nsample', 'diver-\nged', 'n',
+)  # fmt: skip
 
 
 def row_name(row: str) -> str:
@@ -81,19 +85,43 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         A table for `render` or any console, 3 significant digits a number and '-' for what is absent; the caption
         has the ratio of the median distances of `mdm_finetuned` and `dm` where both exist.
     """
+    return _table('row', COLUMNS, {row: cells(rows[row]) for row in in_order(list(rows))}, ratio_of_medians(rows))
+
+
+def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The table of the posterior samplers of one measurement operator.
+
+    Args:
+        entries: an operator's `assimilation` in `metrics.json`: sampler -> `misfit`, `distance`, `rmse`, `crps`,
+            `spread_skill`, `calls`, `seconds_per_sample`, `diverged`, `n`, each of which may be absent.
+
+    Returns:
+        A table for `render` or any console, as of `summary_table`.
+    """
+    scalars = {'misfit': three_digits, 'rmse': three_digits, 'crps': three_digits, 'spread_skill': three_digits}
+    costs = {'calls': _whole, 'seconds_per_sample': three_digits, 'diverged': _whole, 'n': _whole}
+
+    def of(entry: Mapping[str, Any]) -> list[str]:
+        distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
+        return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
+
+    return _table('sampler', ASSIMILATION_COLUMNS, {name: of(entry) for name, entry in entries.items()})
+
+
+def _table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str | None = None) -> Table:
     table = Table(
         box=rich.box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
         show_edge=False,
-        caption=ratio_of_medians(rows),
+        caption=caption,
         caption_justify='left',
     )
-    table.add_column('row', no_wrap=True, vertical='bottom')
-    for column in COLUMNS:
+    table.add_column(first, no_wrap=True, vertical='bottom')
+    for column in columns:
         table.add_column(column, justify='right', no_wrap=True, vertical='bottom')
-    for row in in_order(list(rows)):
-        table.add_row(row, *(Text(cell) for cell in cells(rows[row])))  # Text: brackets are no markup
+    for row, texts in rows.items():
+        table.add_row(row, *(Text(text) for text in texts))  # Text: brackets are no markup
     return table
 
 

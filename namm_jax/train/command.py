@@ -195,12 +195,18 @@ class Asked(NamedTuple):
 def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.train.experiment import check
     from namm_jax.train.families import measured
+    from namm_jax.train.stages import STAGES
+
+    def check_all(resolved: Mapping[str, Any]) -> None:
+        stages, resolved = asked.stages_of(resolved), ConfigDict(resolved)
+        for check_one in (check, *(STAGES[stage].check for stage in stages)):
+            check_one(resolved)
 
     if not (workdir / 'config.json').exists():
         config = measured(config)
     with Run(
         workdir, config.to_dict(), experiment=asked.name, depends=_needs, overrides=asked.overrides,
-        redo=asked.redo, check=lambda resolved: (asked.stages_of(resolved), check(ConfigDict(resolved))),
+        redo=asked.redo, check=check_all,
     ) as run:  # fmt: skip
         _say_config(run.config, asked.name, asked.preset)
         write_json(run.directory / 'preset.json', asked.preset.to_dict())

@@ -151,6 +151,26 @@ def _evaluate() -> dict[str, Any]:
     )
 
 
+def _assimilate() -> dict[str, Any]:
+    """The stage that draws posterior samples of test fields, given noisy measurements of them."""
+    return dict(
+        operator='',  # a key of namm_jax.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the family's
+        function='',  # of the operator own: package.module:function or path/to/file.py:function
+        sampler='',  # a row of the table: dps, mirror_dps, mirror_few_steps, ...; all that apply when empty
+        noise_std=0.2,  # of the measurements, in their unit
+        measurements=8,  # test fields that are measured
+        long_measurements=2,  # of these, how many the samplers of `steps` steps draw for
+        samples=16,  # posterior samples of each
+        steps=1000,  # of DPS and its kin
+        few_steps=50,  # network calls of the other samplers
+        langevin_steps=20,  # of daps at each noise level, each a gradient of the measurement
+        iterations=100,  # of the optimizer of 4D-Var, at most
+        strength='discrepancy',  # of DPS's guidance: discrepancy (to a misfit of one noise std) or fixed (published)
+        scale=0.05,  # of the fixed strength, in data units
+        constraint_weight=200.0,  # of the distance in constraint-guided DPS, in noise units
+    )
+
+
 def _report() -> dict[str, Any]:
     """The figures and the page."""
     return dict(
@@ -175,7 +195,21 @@ def _train() -> dict[str, Any]:
     )
 
 
-SECTIONS = (_data, _constraint, _mirror, _score, _tune, _mdm, _finetune, _dm, _sample, _evaluate, _report, _train)
+SECTIONS = (
+    _data,
+    _constraint,
+    _mirror,
+    _score,
+    _tune,
+    _mdm,
+    _finetune,
+    _dm,
+    _sample,
+    _evaluate,
+    _report,
+    _assimilate,
+    _train,
+)
 
 
 def schema(family: str = 'burgers') -> ConfigDict:

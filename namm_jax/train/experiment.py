@@ -28,7 +28,20 @@ from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh,
 from namm_jax.types import Constraint, Denoiser, Key, MirrorMap, Params, Task
 
 # A key each; append, never reorder.
-STREAMS = ('mirror', 'mdm', 'finetune', 'dm', 'sample', 'evaluate', 'probe', 'robustness', 'counter', 'tune')
+STREAMS = (
+    'mirror',
+    'mdm',
+    'finetune',
+    'dm',
+    'sample',
+    'evaluate',
+    'probe',
+    'robustness',
+    'counter',
+    'tune',
+    'assimilate',
+    'posterior',
+)
 
 
 class Experiment(NamedTuple):

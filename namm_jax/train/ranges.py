@@ -8,13 +8,16 @@ from ml_collections import ConfigDict
 AT_LEAST = {
     0: 'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle mirror.lambda_constr '
     'mirror.lambda_reg score.dropout finetune.sigma_max finetune.sigma_power finetune.lambda_constr '
-    'sample.projection_iterations sample.polish_iterations sample.projected_sampling_iterations report.frame_seconds',
+    'sample.projection_iterations sample.polish_iterations sample.projected_sampling_iterations report.frame_seconds '
+    'assimilate.scale assimilate.constraint_weight',
     1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head mirror.batch_size '
     'mirror.steps score.blocks score.fold score.head score.batch_size mdm.steps finetune.batch_size '
     'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.parts train.log_every '
     'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps tune.steps '
-    'tune.batches evaluate.noise_fields evaluate.frames',
-    2: 'tune.samples sample.n evaluate.resamples evaluate.noise_levels',  # a variance needs two, and so does a curve
+    'tune.batches evaluate.noise_fields evaluate.frames assimilate.measurements assimilate.long_measurements '
+    'assimilate.steps assimilate.few_steps assimilate.langevin_steps assimilate.iterations',
+    # a variance needs two, and so does a curve
+    2: 'assimilate.samples tune.samples sample.n evaluate.resamples evaluate.noise_levels',
     4: 'data.test',  # two halves are compared
     30: 'report.dpi',  # below, no text can be read
 }
@@ -35,6 +38,7 @@ def check_ranges(config: ConfigDict) -> None:
         if not value >= low:
             raise ValueError(f'{name}: got {value}, expected at least {low}{why}')
     positive = {'train.budget': config.train.budget, 'projection_tolerance': config.sample.projection_tolerance}
+    positive |= {'assimilate.noise_std': config.assimilate.noise_std}
     positive |= {f'{name}.channels': min(config[name].channels, default=0) for name in ('mirror', 'score')}
     positive |= {f'1 - {name}.dropout': 1 - config[name].dropout for name in ('mirror', 'score')}
     for name, value in positive.items():

@@ -8,6 +8,9 @@ from namm_jax.train.files import UserError
 
 FREE_SECTIONS = ('sample', 'assimilate', 'report')  # cheap: a change discards the stage's result, and is not refused
 
+# Which of a stage's results are asked for: a change opens the stage again, and discards nothing that it has.
+SELECTING = frozenset({'assimilate.operator', 'assimilate.sampler'})
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Returns a nested dict as one dict with dotted names."""

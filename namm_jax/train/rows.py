@@ -87,7 +87,8 @@ def _unchanged(experiment: Experiment) -> Way:
     return lambda x: x
 
 
-def _projection(experiment: Experiment) -> Way:
+def projection(experiment: Experiment) -> Way:
+    """Returns the Gauss-Newton projection, by the settings of the config's section `sample`."""
     return _compiled(experiment, _newton(experiment, experiment.config.sample.projection_iterations))
 
 
@@ -123,7 +124,7 @@ def _all_rows(experiment: Experiment) -> dict[str, Row]:
     rows = {'dm': Row('dm', _unchanged, ('dm',)), 'dm_guided': Row('dm_guided', _unchanged, ('dm',))}
     rows |= {row: Row('dm', _restored(name), ('dm',)) for name, row in names.items()}
     rows |= {
-        'dm_projected': Row('dm', _projection, ('dm',)),
+        'dm_projected': Row('dm', projection, ('dm',)),
         'dm_projected_sampling': Row('dm_projected_sampling', _unchanged, ('dm',)),
     }
     rows |= _mirror_rows(experiment.config)

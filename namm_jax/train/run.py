@@ -26,7 +26,7 @@ from typing import Any, Self
 from namm_jax.train.files import UserError, finite, naming, read_json, write_json
 from namm_jax.train.provenance import provenance
 from namm_jax.train.records import Records
-from namm_jax.train.resolve import FREE_SECTIONS, flatten, override, refuse_changes
+from namm_jax.train.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 
 WRITERS = {'rows': 'evaluate', 'robustness': 'evaluate', 'assimilation': 'assimilate', 'tune': 'tune'}  # key -> stage
 
@@ -115,7 +115,9 @@ class Run:
         self._depends = dict(depends(self.config))
         discarded = self.built_on(redo)
         old, new = flatten(saved or self.config), flatten(self.config)
-        changed = {name.split('.')[0] for name in new if new[name] != old[name]}
+        changed = {name for name in new if new[name] != old[name]}
+        selected = {name.split('.')[0] for name in changed & SELECTING}
+        changed = {name.split('.')[0] for name in changed - SELECTING}
         records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}
         cut_short = {stage for stage, record in records.items() if record and record.get('discarded')}
         free = {stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys()}
@@ -124,6 +126,9 @@ class Run:
         check(self.config)
         self._records.mend()
         self.discarded = self._discard(discarded)
+        for stage in selected & records.keys() - discarded:
+            if record := self.record(stage):
+                write_json(self._record_of(stage), record | {'finished': False})
         write_json(path, {'experiment': experiment, 'config': self.config})
         write_json(origins, [*openings, provenance(self.config.get('seed'))])
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from namm_jax.constraints.own import check_distance
 from namm_jax.train import dataset, tasks
+from namm_jax.train.assimilate import assimilate, check_assimilation
 from namm_jax.train.config import nearest, steps_of
 from namm_jax.train.counter import train_counters
 from namm_jax.train.evaluate import SHOWN, evaluate, shown
@@ -36,6 +37,7 @@ class Stage(NamedTuple):
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     on_request: bool = False  # whether it runs only when it is named
+    check: Callable[[ConfigDict], None] = lambda config: None  # raises for a bad value before any stage starts
 
 
 def data(experiment: Experiment) -> dict[str, Any]:
@@ -209,6 +211,9 @@ STAGES = {
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, ('mdm', 'finetune', 'dm'), ('sample',)),
+    'assimilate': Stage(
+        assimilate, ('mdm', 'finetune', 'dm'), ('assimilate', 'sample'), on_request=True, check=check_assimilation
+    ),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),
 }

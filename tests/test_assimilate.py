@@ -1,0 +1,77 @@
+"""The stage `assimilate`: every sampler on the tiny run, in its table, resumable between measurements."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from namm_jax.train.assimilate import OPERATOR_OF, ROWS, row_gain
+from namm_jax.train.families import FAMILIES
+from namm_jax.train.files import read_json
+
+TINY = '--config=configs/burgers.py:tiny'
+
+
+@pytest.fixture
+def folder(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / 'run')
+
+
+def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
+    command = (TINY, f'--workdir={folder}', '--stages=assimilate')
+    assert launch(*command, '--config.assimilate.sampler=dps') == 0
+    entry = read_json(folder / 'metrics.json')['assimilation']['first_states']['dps']
+    assert entry['n'] == 2 and entry['calls'] == 3 and entry['diverged'] == 0
+    assert all(np.isfinite(entry[name]) for name in ('rmse', 'crps', 'spread_skill', 'misfit'))
+    assert 'first_states, noise 0.2' in capsys.readouterr().err
+    samples = np.load(folder / 'assimilate' / 'first_states' / 'dps' / '0.npy')
+    assert samples.shape == (2, 16, 16, 1)
+    assert (folder / 'figures' / 'assimilation_first_states.png').exists()
+    # Another sampler of the same operator has its own entry beside the first.
+    assert launch(*command, '--config.assimilate.sampler=variational') == 0
+    entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
+    assert set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ('sampler=mirror_dsp', 'mirror_dps'),
+        ('operator=first_stats', 'first_states'),
+        ('noise_std=0.0', 'noise_std'),
+        ('strength=fixd', 'fixed'),
+        ('operator=own', 'function'),
+    ],
+)
+def test_bad_values_are_refused_before_anything_runs(launch, folder, capsys, change, told):
+    assert launch(TINY, f'--workdir={folder}', '--stages=assimilate', f'--config.assimilate.{change}') == 2
+    said = capsys.readouterr().err
+    assert told in said and 'assimilate: starting' not in said and 'Traceback' not in said
+
+
+def test_row_gain_is_one_of_selections_and_the_square_of_a_scale():
+    x = jnp.zeros((64, 4, 4, 1))
+    found = row_gain(jax.random.key(0), lambda x: 3 * x[:, :2], x)
+    np.testing.assert_allclose(found, 9, rtol=0.2)  # 512 squares of normal numbers: 9 (2 / 512)^(1/2) = 0.56
+
+
+def test_every_family_has_an_operator():
+    assert set(OPERATOR_OF) == set(FAMILIES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
+    command = (TINY, f'--workdir={folder}', '--stages=assimilate')
+    assert launch(*command) == 0
+    entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
+    assert set(entries) == {*ROWS, 'variational'}
+    path = folder / 'assimilate' / 'first_states' / 'mirror_daps' / '1.npy'
+    kept = path.read_bytes()
+    path.unlink()
+    record = folder / 'stages' / 'assimilate.json'
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    assert launch(*command) == 0
+    assert path.read_bytes() == kept
