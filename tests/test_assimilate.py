@@ -1,5 +1,6 @@
 """The stage `assimilate`: every sampler on the tiny run, in its table, resumable between measurements."""
 
+import json
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from namm_jax.train.assimilate import OPERATOR_OF, ROWS, row_gain
 from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json
+from namm_jax.train.solve import solve
 
 TINY = '--config=configs/burgers.py:tiny'
 
@@ -59,6 +61,37 @@ def test_row_gain_is_one_of_selections_and_the_square_of_a_scale():
 
 def test_every_family_has_an_operator():
     assert set(OPERATOR_OF) == set(FAMILIES)
+
+
+def solving(folder, y, *more):
+    np.save(folder / 'y.npy', y)
+    paths = [f'--workdir={folder}', f'--measurement={folder}/y.npy', f'--out={folder}/posterior.npy']
+    return solve(['launch/solve.py', TINY, *paths, *more])
+
+
+def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
+    y = np.load(folder / 'data' / 'test-00000.npy')[:2, :, :2]  # the first 2 of 16 states
+    assert solving(folder, y, '--num_samples=3', '--sampler=dps', '--noise_std=0.1') == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told['measurements'] == 2 and told['n'] == 6 and told['diverged'] == 0 and told['misfit'] > 0
+    assert np.load(folder / 'posterior.npy').shape == (6, 16, 16, 1)
+    config = read_json(folder / 'config.json')['config']['assimilate']
+    assert config['noise_std'] == 0.2 and 'assimilation' not in read_json(folder / 'metrics.json')  # as they were
+
+
+@pytest.mark.parametrize(
+    ('y', 'more', 'told'),
+    [
+        (np.zeros((1, 16, 3, 1)), [], r'expected (b, 16, 2, 1)'),
+        (np.full((16, 2, 1), np.nan), [], 'NaN'),
+        (np.zeros((16, 2, 1)), ['--noise_std=0'], 'noise_std'),
+        (np.zeros((16, 2, 1)), ['--sampler=mirror_dsp'], 'mirror_dps'),
+    ],
+)
+def test_solve_refuses_measurements_that_do_not_fit(folder, capsys, y, more, told):
+    assert solving(folder, y, *more) == 2
+    said = capsys.readouterr().err
+    assert told in said and 'Traceback' not in said
 
 
 @pytest.mark.slow

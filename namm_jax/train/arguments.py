@@ -40,6 +40,18 @@ def evaluate_flags(arguments: list[str]) -> flags.FlagValues:
     return values
 
 
+def solve_flags(arguments: list[str]) -> flags.FlagValues:
+    """Returns the flags of `launch/solve.py`, not yet parsed."""
+    values = _flags(arguments)
+    flags.DEFINE_string('measurement', None, 'A .npy file of measurements (n, *m), or one (*m).', flag_values=values)
+    flags.DEFINE_string('out', None, 'Where to write posterior samples (n * num_samples, h, w, c).', flag_values=values)
+    flags.DEFINE_string('operator', None, "The operator; the run's own when absent.", flag_values=values)
+    flags.DEFINE_string('sampler', 'mirror_few_steps', 'A row of the table of assimilate.', flag_values=values)
+    flags.DEFINE_float('noise_std', None, 'Noise of the measurement, in its unit.', flag_values=values)
+    flags.DEFINE_integer('num_samples', None, 'Posterior samples of each measurement.', flag_values=values)
+    return values
+
+
 def _join_config(arguments: list[str]) -> list[str]:
     """Returns the arguments with `--config FILE` written as `--config=FILE`."""
     for i, argument in enumerate(arguments[:-1]):

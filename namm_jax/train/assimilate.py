@@ -409,18 +409,31 @@ def _row(
     return np.stack(parts), float(np.median(seconds))
 
 
+def statistics_of(
+    experiment: Experiment, operator: Callable[[Array], Array], y: Array, samples: np.ndarray
+) -> dict[str, Any]:
+    """Returns distance, misfit in noise units, and the numbers of samples and of those that are not finite.
+
+    Args:
+        experiment: the experiment.
+        operator: A.
+        y: measurements `(n, *m)`.
+        samples: `(n, k, h, w, c)`; those that are not finite are counted, and left out of all else.
+    """
+    valid = np.isfinite(samples).all((2, 3, 4))
+    entry = {'diverged': int((~valid).sum()), 'n': valid.size}
+    if not valid.any():
+        return entry
+    x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
+    misfit = inverse_problems.misfit_per_value(operator, of_each, experiment.config.assimilate.noise_std)(x)
+    distance = distance_statistics(experiment.constraint.distance(x))
+    return entry | {'distance': distance, 'misfit': float(misfit.mean())}
+
+
 def _entry(
     experiment: Experiment, operator: Callable[[Array], Array], truth: np.ndarray, y: Array, samples: np.ndarray
 ) -> dict[str, Any]:
-    """Returns an entry of the table; samples that are not finite are counted, and left out of all else."""
-    n, k = samples.shape[:2]
-    valid = np.isfinite(samples).all((2, 3, 4))
-    x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
-    entry = {'diverged': int((~valid).sum()), 'n': n * k}
-    if not valid.any():
-        return entry
-    noise_std = experiment.config.assimilate.noise_std
-    misfit = inverse_problems.misfit_per_value(operator, of_each, noise_std)(x)
-    distance = distance_statistics(experiment.constraint.distance(x))
-    statistics = posterior_statistics(jnp.asarray(truth), jnp.asarray(samples), jnp.asarray(valid))
-    return entry | {'distance': distance, 'misfit': float(misfit.mean())} | statistics
+    """Returns an entry of the table."""
+    valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))
+    errors = posterior_statistics(jnp.asarray(truth), jnp.asarray(samples), valid)
+    return statistics_of(experiment, operator, y, samples) | errors

@@ -40,7 +40,7 @@ def configure_jax() -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def _guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Runs a command; returns its exit status."""
     from namm_jax.train.loop import Diverged, Stopped
 
@@ -65,12 +65,12 @@ def _guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Runs `launch/main.py` with these arguments, the program's name first; returns the exit status."""
-    return _guarded(_main, arguments)
+    return guarded(_main, arguments)
 
 
 def evaluate(arguments: list[str]) -> int:
     """Runs `launch/evaluate.py` with these arguments, the program's name first; returns the exit status."""
-    return _guarded(_evaluate, arguments)
+    return guarded(_evaluate, arguments)
 
 
 def _main(arguments: list[str]) -> None:

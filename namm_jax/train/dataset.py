@@ -182,7 +182,7 @@ def read_fields(
     Raises:
         UserError: naming the file, if it is missing, no `.npy` file, pickled, not numeric, misshapen or not finite.
     """
-    fields = _read_npy(Path(path))
+    fields = read_array(Path(path))
     if fields.dtype.kind not in 'fiu':
         raise UserError(f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32')
     if fields.ndim != 4 or not len(fields) or shape not in (None, fields.shape[1:]):
@@ -198,7 +198,8 @@ def read_fields(
     return fields
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
+    """Returns the array in a `.npy` file; raises a UserError naming it if it is missing, pickled or cut short."""
     if not path.is_file():
         raise UserError(f'{path}: got no such file, expected a .npy file; check the path')
     data = read_checked(path)

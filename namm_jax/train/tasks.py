@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -69,13 +68,13 @@ def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
 
 
 # The other of the two counts beside the constraint's, to see samples that fool it.
-COUNTERS: dict[str, Callable[[ConfigDict], nn.Module]] = {
+COUNTERS: dict[str, Callable[[ConfigDict], Any]] = {
     'density': lambda section: DensityCounter(channels=tuple(section.channels)),
     'dense': lambda section: Counter(filters=tuple(section.filters), hidden=section.hidden),
 }
 
 
-def make_counters(config: ConfigDict) -> dict[str, nn.Module]:
+def make_counters(config: ConfigDict) -> dict[str, Any]:
     """Returns both counting networks of the config: `counter`, which the constraint holds, and `second`."""
     own = config.counter.network
     builders = {'counter': choose('counter.network', own, COUNTERS)}
