@@ -37,9 +37,8 @@ def _solve(arguments: list[str]) -> None:
     if not out.parent.is_dir():
         raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
     configure_jax()
-    changes = {
-        f'assimilate.{SELECTED[name]}': values[name].value for name in SELECTED if values[name].value is not None
-    }
+    given = {field: values[name].value for name, field in SELECTED.items()}
+    changes = {f'assimilate.{field}': value for field, value in given.items() if value is not None}
     with open_experiment(workdir) as experiment:
         config = override(ConfigDict(experiment.config.to_dict()), overrides_of(values) | changes)
         posterior, told = _posterior(experiment._replace(config=config), y)
@@ -52,7 +51,13 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     import jax.numpy as jnp
 
     from namm_jax.operator_checks import check_measurement
-    from namm_jax.train.assimilate import check_assimilation, draw_of, make_config_operator, statistics_of
+    from namm_jax.train.assimilate import (
+        check_assimilation,
+        draw_of,
+        make_config_operator,
+        operator_name,
+        statistics_of,
+    )
     from namm_jax.train.progress import Bar
     from namm_jax.train.ranges import check_ranges
 
@@ -68,5 +73,5 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
             keys = experiment.keys('posterior', i * k, k)
             parts.append(np.asarray(draw(keys, jnp.broadcast_to(measured, (k, *measured.shape)))))
             bar.update(i + 1)
-    told = {'operator': section.operator, 'sampler': section.sampler, 'measurements': len(y)}
+    told = {'operator': operator_name(config), 'sampler': section.sampler, 'measurements': len(y)}
     return np.concatenate(parts), told | finite(statistics_of(experiment, operator, y, np.stack(parts)))
