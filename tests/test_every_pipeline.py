@@ -36,6 +36,11 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
     assert command.evaluate(['launch/evaluate.py', *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told['n'] == 16 and told['distance']['mean'] == pytest.approx(rows['dm']['distance']['mean'], rel=1e-4)
+    for sampler in ('dps_projected', 'mirror_few_steps'):
+        arguments = (f'--workdir={tmp_path}', '--stages=assimilate', f'--config.assimilate.sampler={sampler}')
+        assert launch(f'--config=configs/{name}.py:tiny', *arguments) == 0
+    (entries,) = read_json(tmp_path / 'metrics.json')['assimilation'].values()
+    assert all(entries[sampler]['misfit'] > 0 for sampler in ('dps_projected', 'mirror_few_steps'))
 
 
 def test_closed_form_has_nothing_to_learn_and_leaves_the_set_never(launch, tmp_path):
