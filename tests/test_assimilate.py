@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.train.assimilate import OPERATOR_OF, ROWS, row_gain
 from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json
+from namm_jax.train.posteriors import OPERATOR_OF, ROWS, row_gain
 from namm_jax.train.solve import solve
 
 TINY = '--config=configs/burgers.py:tiny'

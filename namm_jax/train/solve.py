@@ -51,13 +51,8 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     import jax.numpy as jnp
 
     from namm_jax.operator_checks import check_measurement
-    from namm_jax.train.assimilate import (
-        check_assimilation,
-        draw_of,
-        make_config_operator,
-        operator_name,
-        statistics_of,
-    )
+    from namm_jax.train.assimilate import statistics_of
+    from namm_jax.train.posteriors import check_assimilation, draw_of, make_config_operator, operator_name
     from namm_jax.train.progress import Bar
     from namm_jax.train.ranges import check_ranges
 

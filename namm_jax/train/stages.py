@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from namm_jax.constraints.own import check_distance
 from namm_jax.train import dataset, tasks
-from namm_jax.train.assimilate import assimilate, check_assimilation
+from namm_jax.train.assimilate import assimilate
 from namm_jax.train.config import nearest, steps_of
 from namm_jax.train.counter import train_counters
 from namm_jax.train.evaluate import SHOWN, evaluate, shown
@@ -23,6 +23,7 @@ from namm_jax.train.experiment import (
     train,
 )
 from namm_jax.train.files import write_bytes
+from namm_jax.train.posteriors import check_assimilation
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
 from namm_jax.train.state import adam_moments

@@ -1,0 +1,315 @@
+"""The posterior samplers of the table: from a config and a run's models to `(keys, measurements) -> samples`.
+
+A row is a space, of data or of mirror points, and a sampler in it: all see the space's denoiser and the measurement
+`A(to_data(.))`, and none knows which space it is in.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from namm_jax import flows, inverse_problems, layout, variational
+from namm_jax.choices import choose
+from namm_jax.inverse_problems import Length, Measure, Potential
+from namm_jax.operators import Operator, make_operator
+from namm_jax.posterior_sampling import daps, smc
+from namm_jax.sampling import make_sampler
+from namm_jax.train import tasks
+from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
+from namm_jax.train.families import make_family
+from namm_jax.train.own import load_function
+from namm_jax.train.rows import projection
+from namm_jax.train.variational import minimise
+from namm_jax.types import Constraint, Denoiser, Key, Params
+
+
+class Problem(NamedTuple):
+    """A posterior in the space of a diffusion model.
+
+    Attributes:
+        denoiser: of that space.
+        measure: A, of its points.
+        distance: of its points from the set M, `(b,)`.
+        y: measurements `(b, *m)`, one for each sample.
+        mean: of the model's training set.
+        std: its standard deviation.
+        gain: mean squared norm of the rows of A, per unit of this space.
+        shape: of one sample.
+        section: the config's `assimilate`.
+    """
+
+    denoiser: Denoiser
+    measure: Measure
+    distance: Callable[[Array], Array]
+    y: Array
+    mean: Array
+    std: Array
+    gain: Array
+    shape: tuple[int, ...]
+    section: ConfigDict
+
+    @property
+    def misfit(self) -> Potential:
+        """The misfit of a point, in noise units."""
+        return inverse_problems.misfit(self.measure, self.y, self.section.noise_std)
+
+    @property
+    def misfit_and_distance(self) -> Potential:
+        """The misfit and the weighted distance, as of CG-DPS."""
+        return inverse_problems.with_constraint(self.misfit, self.distance, self.section.constraint_weight)
+
+
+def _discrepancy(problem: Problem) -> Length:
+    target = inverse_problems.discrepancy(
+        int(np.prod(problem.y.shape[1:])), noise_std=problem.section.noise_std, gain=problem.gain * problem.std**2
+    )
+    return inverse_problems.polyak(target)
+
+
+def _fixed(problem: Problem) -> Length:
+    return inverse_problems.fixed(problem.section.scale / problem.std**2)  # the step is in units of the std
+
+
+STRENGTHS: dict[str, Callable[[Problem], Length]] = {'discrepancy': _discrepancy, 'fixed': _fixed}
+
+
+def _descent(
+    potential: Callable[[Problem], Potential], length: Callable[[Problem], Length], options: dict[str, Any],
+    problem: Problem, keys: Key,
+) -> Array:  # fmt: skip
+    """Returns samples of an ancestral sampler, each step of which is followed by a descent of the potential."""
+    mean, std, steps = problem.mean, problem.std, problem.section.steps
+    sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **options)
+    of_point = potential(problem)
+    step = inverse_problems.guided_step(
+        sampler.step, sampler.schedule, lambda u: of_point(mean + std * u), length(problem)
+    )
+    return sampler._replace(step=step)(keys, problem.denoiser, problem.shape)
+
+
+def _by_config(problem: Problem) -> Length:
+    return choose('assimilate.strength', problem.section.strength, STRENGTHS)(problem)
+
+
+PUBLISHED = {'variance': 'forward', 'denoise_last': False}
+_misfit, _with_rule = (lambda problem: problem.misfit), (lambda problem: problem.misfit_and_distance)
+dps = functools.partial(_descent, _misfit, _by_config, {})
+cg_dps = functools.partial(_descent, _with_rule, _by_config, {})
+published_dps = functools.partial(_descent, _misfit, _fixed, PUBLISHED)
+published_cg_dps = functools.partial(_descent, _with_rule, _fixed, PUBLISHED)
+
+
+def few_steps(problem: Problem, keys: Key) -> Array:
+    """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted misfit."""
+    section = problem.section
+    guided = inverse_problems.weighted_guidance(
+        problem.denoiser, problem.measure, problem.y, noise_std=section.noise_std, prior_std=problem.std,
+        gain=problem.gain, limit=problem.std,
+    )  # fmt: skip
+    sampler = make_sampler('sde_dpm_solver_pp_2m', steps=section.few_steps, mean=problem.mean, std=problem.std)
+    return sampler(keys, guided, problem.shape)
+
+
+def _levels(problem: Problem) -> Array:
+    return make_sampler('ddim', steps=problem.section.few_steps, mean=problem.mean, std=problem.std).levels()
+
+
+def annealed(problem: Problem, keys: Key) -> Array:
+    """Returns samples of decoupled annealing."""
+    return daps(
+        keys, problem.denoiser, problem.shape, measure=problem.measure, y=problem.y, levels=_levels(problem),
+        noise_std=problem.section.noise_std, prior_std=problem.std, prior_mean=problem.mean,
+        langevin_steps=problem.section.langevin_steps,
+    )  # fmt: skip
+
+
+def monte_carlo(problem: Problem, keys: Key) -> Array:
+    """Returns the particles of twisted sequential Monte Carlo, one group a measurement."""
+    x, _ = smc(
+        keys, problem.denoiser, problem.shape, particles=problem.section.samples, measure=problem.measure, y=problem.y,
+        noise_std=problem.section.noise_std, levels=_levels(problem), prior_std=problem.std, prior_mean=problem.mean,
+        gain=problem.gain,
+    )  # fmt: skip
+    return x
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        model: `dm` samples data, `mdm` mirror points.
+        sample: `(problem, keys) -> samples` in the model's space.
+        calls: section -> network calls a sample.
+        long: whether it takes `steps` steps, and gets `long_measurements`, rather than few.
+        way: experiment -> the map of samples in data space, such as a projection.
+    """
+
+    model: str
+    sample: Callable[[Problem, Key], Array]
+    calls: Callable[[ConfigDict], int]
+    long: bool
+    way: Callable[[Experiment], Callable[[Array], Array]] = lambda experiment: lambda x: x
+
+
+def _long(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
+    return Row(model, sample, lambda section: section.steps, True, **details)
+
+
+def _few(model: str, sample: Callable[[Problem, Key], Array]) -> Row:
+    return Row(model, sample, lambda section: section.few_steps + (sample is annealed), False)  # which denoises last
+
+
+ROWS = {
+    'dps': _long('dm', dps),
+    'cg_dps': _long('dm', cg_dps),
+    'dps_projected': _long('dm', dps, way=projection),
+    'mirror_dps': _long('mdm', dps),
+    'dps_published': _long('dm', published_dps),
+    'cg_dps_published': _long('dm', published_cg_dps),
+    'mirror_dps_published': _long('mdm', published_dps),
+    'few_steps': _few('dm', few_steps),
+    'mirror_few_steps': _few('mdm', few_steps),
+    'daps': _few('dm', annealed),
+    'mirror_daps': _few('mdm', annealed),
+    'smc': _few('dm', monte_carlo),
+    'mirror_smc': _few('mdm', monte_carlo),
+}
+VARIATIONAL = 'variational'  # 4D-Var: no diffusion model, and only where the data are a solver's trajectories
+
+# family -> the operator that it is measured by unless the config names one
+OPERATOR_OF = {
+    'burgers': 'first_states',
+    'kolmogorov': 'first_last',
+    'black_holes': 'sparse_fourier',
+    'textures': 'occluded_box',
+    'galaxies': 'downsampling',
+    'own': 'random_sensors',
+}
+STATE_OPERATORS = ('states', 'first_states', 'first_last')
+
+
+class Trajectories(NamedTuple):
+    """A family whose fields are trajectories: `problem -> rollout`, and `(problem, x) -> first states`."""
+
+    rollout: Callable[[Any], variational.Rollout]
+    start: Callable[[Any, Array], Array]
+
+
+TRAJECTORIES = {
+    'burgers': Trajectories(variational.burgers_rollout, lambda problem, x: layout.image_to_states(x)[:, 0]),
+    'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda problem, x: flows.to_states(problem, x)[:, 0]),
+}
+
+
+def operator_name(config: ConfigDict) -> str:
+    """Returns the name of the measurement operator of a config."""
+    return config.assimilate.operator or OPERATOR_OF[config.data.family]
+
+
+def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator:
+    """Returns the measurement operator that a config names, for fields of a shape; errors as of `make_operator`."""
+    name, options = operator_name(config), {}
+    if name in STATE_OPERATORS and config.data.family == 'kolmogorov':
+        options = {'channels_per_state': 2}
+    if name == 'own':
+        options = {'function': load_function(config.assimilate.function)}
+    return make_operator(name, shape, **options)
+
+
+def rows_of(config: ConfigDict) -> list[str]:
+    """Returns the rows of a config's table: the one that it names, or all that apply.
+
+    Raises:
+        ValueError: if the config names one that is not there.
+    """
+    rows = [row for row, (model, *_) in ROWS.items() if model == 'dm' or tasks.learns_map(config)]
+    rows += [VARIATIONAL] if config.data.family in TRAJECTORIES else []
+    return (
+        [choose('assimilate.sampler', config.assimilate.sampler, dict(zip(rows, rows, strict=True)))]
+        if (config.assimilate.sampler)
+        else rows
+    )
+
+
+def check_assimilation(config: ConfigDict) -> None:
+    """Builds what the section `assimilate` names, without data or networks.
+
+    Raises:
+        ValueError: by the function that takes the bad value.
+    """
+    make_config_operator(config, make_family(config).shape)
+    choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
+    rows_of(config)
+
+
+def row_gain(key: Key, operator: Callable[[Array], Array], x: Array) -> float:
+    """Returns the mean squared norm of the rows of the operator's Jacobian at `x (b, ...)`, from b random products."""
+    y, pull = jax.vjp(operator, x)
+    (image,) = pull(jax.random.normal(key, y.shape, y.dtype))
+    return float(jnp.sum(image**2) / y.size)
+
+
+def draw_of(experiment: Experiment, name: str, operator: Callable[[Array], Array]) -> Callable[[Key, Array], Array]:
+    """Returns the compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`, fields as networks see them, of a row."""
+    if name == VARIATIONAL:
+        return _variational(experiment, operator)
+    config, row, network = experiment.config, ROWS[name], tasks.make_score(experiment.config)
+    record, data_std = experiment.run.record(row.model), experiment.run.record('dm')['std']
+    to_data = {'dm': lambda: Partial(lambda x: x), 'mdm': lambda: _inverse(experiment)}[row.model]()
+    x = jnp.asarray(experiment.split('test')[:8])
+    gain = row_gain(experiment.key('assimilate'), operator, x) * (data_std / record['std']) ** 2
+
+    @jax.jit
+    def draw(
+        score: Params, to_data: Partial, constraint: Constraint, operator: Any, moments: Array, keys: Key, y: Array
+    ) -> Array:
+        mean, std, gain = moments
+        denoiser = tasks.make_parameterisation(config, mean, std).denoiser(tasks.bind_score(network, score))
+        problem = Problem(
+            denoiser, lambda z: operator(to_data(z)), lambda z: constraint.distance(to_data(z)), y, mean, std, gain,
+            experiment.family.shape, config.assimilate,
+        )  # fmt: skip
+        return to_data(row.sample(problem, keys))
+
+    way, moments = row.way(experiment), jnp.asarray([record['mean'], record['std'], gain], jnp.float32)
+    bound = functools.partial(
+        draw, score_parameters(experiment, row.model), to_data, experiment.constraint, operator, moments
+    )
+    return lambda keys, y: way(bound(keys, y))
+
+
+def _inverse(experiment: Experiment) -> Partial:
+    learned = tasks.learns_map(experiment.config)
+    params = finetuned_parameters(experiment) if learned else mirror_parameters(experiment)
+    return experiment.mirror.bind(params)[1]
+
+
+def _variational(experiment: Experiment, operator: Callable[[Array], Array]) -> Callable[[Key, Array], Array]:
+    """Returns 4D-Var's draw: the trajectory that best explains a perturbed measurement, from a perturbed prior mean."""
+    section, problem = experiment.config.assimilate, experiment.family.problem
+    trajectories = TRAJECTORIES[experiment.config.data.family]
+    starts = trajectories.start(problem, jnp.asarray(experiment.split('train')))
+    rollout, mean, std = trajectories.rollout(problem), starts.mean(0), starts.std()
+
+    @jax.jit
+    def draw(operator: Any, keys: Key, y: Array) -> Array:
+        noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
+        perturbed = y + section.noise_std * normal(noise, y)
+        u_0 = mean + std * normal(prior, jnp.zeros((len(keys), *mean.shape)))
+        cost = variational.variational_cost(rollout, operator, perturbed, section.noise_std, mean=u_0, std=std)
+        start = jnp.broadcast_to(mean, u_0.shape)  # smooth, as the perturbed one is not: explicit solvers like it
+        return rollout(minimise(cost, start, iterations=section.iterations)[0])
+
+    return functools.partial(draw, operator)
+
+
+def normal(keys: Key, x: Array) -> Array:
+    """Returns standard normal noise like `x (b, ...)`, that of sample i from key i."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
