@@ -8,7 +8,10 @@ from namm_jax.train.config import experiment
 
 RULE = {'constraint.name': 'kolmogorov', 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 
-QUICK = RULE | {'data.train': 2000}
+# Not the Gauss-Newton rows: a product with J J^T goes through all time steps and back, a projection takes minutes.
+ROWS = ('dm', 'dm_guided', 'dm_restored', 'dm_projected_sampling', 'mdm', 'mdm_finetuned')
+
+QUICK = RULE | {'data.train': 2000, 'sample.rows': ROWS}
 
 PAPER = (
     presets.PAPER
