@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from namm_jax.diffusion import known
+from namm_jax.per_sample import axes, broadcast
 from namm_jax.types import Denoiser
 
 
@@ -56,7 +58,7 @@ def guided(
     """
     if limit is not None and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
-    if not isinstance(scale, jax.core.Tracer):
+    if known(scale):
         if not 0 <= scale < math.inf:
             raise ValueError(f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the constraint')
         if scale == 0:
@@ -107,7 +109,7 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array], *, below: f
                 f'project: got {got}, expected an array of shape {x_0.shape}; '
                 'a function that returns (x, info) is passed as lambda x: function(x)[0]'
             )
-        finite = jnp.all(jnp.isfinite(x), _axes(x), keepdims=True)
+        finite = jnp.all(jnp.isfinite(x), axes(x), keepdims=True)
         return jnp.where(finite, x, x_0).astype(x_0.dtype)
 
     def denoise(x: Array, sigma: Array) -> Array:
@@ -115,7 +117,7 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array], *, below: f
         if below is None:
             return onto(x_0)
         near = jnp.asarray(sigma) < below
-        return jnp.where(_like(near, x_0), jax.lax.cond(jnp.any(near), onto, lambda x_0: x_0, x_0), x_0)
+        return jnp.where(broadcast(near, x_0), jax.lax.cond(jnp.any(near), onto, lambda x_0: x_0, x_0), x_0)
 
     return denoise
 
@@ -131,23 +133,14 @@ def _step_to_zero(value: Array, slope: Array, direction: Array, limit: float) ->
     """
     # Scaled to a largest entry of 1: in float32 the square of a slope below 1e-22 is 0.
     (slope, steepness), (direction, _) = _scaled(slope), _scaled(direction)
-    value, rate = _like(value, slope), steepness * jnp.sum(slope * direction, _axes(slope), keepdims=True)
+    value, rate = broadcast(value, slope), steepness * jnp.sum(slope * direction, axes(slope), keepdims=True)
     falls = (value > 0) & (rate > 0)
-    size = jnp.sqrt(jnp.where(falls, jnp.mean(direction**2, _axes(slope), keepdims=True), 1))
+    size = jnp.sqrt(jnp.where(falls, jnp.mean(direction**2, axes(slope), keepdims=True), 1))
     length = jnp.minimum(value / jnp.where(falls, rate, 1), limit / size)
     return jnp.where(falls & jnp.isfinite(length), length * direction, 0)
 
 
 def _scaled(v: Array) -> tuple[Array, Array]:
     """Returns `v (b, ...)` over its largest absolute entry, per sample, and that entry."""
-    largest = jnp.max(jnp.abs(v), _axes(v), keepdims=True)
+    largest = jnp.max(jnp.abs(v), axes(v), keepdims=True)
     return v / jnp.where(largest > 0, largest, 1), largest
-
-
-def _axes(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim))
-
-
-def _like(per_sample: Array, x: Array) -> Array:
-    """Returns a scalar or `(b,)` in the shape that broadcasts against `x (b, ...)`."""
-    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1)) if per_sample.ndim else per_sample

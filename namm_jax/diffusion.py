@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from namm_jax.choices import choose
+from namm_jax.per_sample import broadcast
 from namm_jax.types import Denoiser, Key, Metrics, Parameterisation, Schedule
 
 Network = Callable[..., Array]  # (x (b, ...), label (b,)) -> like x
@@ -113,7 +114,7 @@ def gaussian_denoiser(mean: ArrayLike, std: ArrayLike) -> Denoiser:
     mean, variance = jnp.asarray(mean), jnp.asarray(std) ** 2
 
     def denoise(x: Array, sigma: Array) -> Array:
-        noise = _per_sample(sigma, x) ** 2
+        noise = broadcast(sigma, x) ** 2
         return (variance * x + noise * mean) / (variance + noise)
 
     return denoise
@@ -210,7 +211,7 @@ def vp(
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
         t = vp_time(s, beta_min, beta_max)
-        return u - _per_sample(s, u) * network(_per_sample(schedule.alpha(t), u) * u, 999 * t)
+        return u - broadcast(s, u) * network(broadcast(schedule.alpha(t), u) * u, 999 * t)
 
     def levels(key: Key, n: int) -> Array:
         t = jax.random.uniform(key, (n,), minval=t_min)
@@ -256,7 +257,7 @@ def denoising_loss(
     reduce = choose('reduction', reduction, REDUCTIONS)
     key_levels, key_noise = jax.random.split(key)
     sigma = parameterisation.levels(key_levels, len(x_0))
-    x = x_0 + _per_sample(sigma, x_0) * jax.random.normal(key_noise, x_0.shape, x_0.dtype)
+    x = x_0 + broadcast(sigma, x_0) * jax.random.normal(key_noise, x_0.shape, x_0.dtype)
     errors = jax.vmap(reduce)((denoiser(x, sigma) - x_0) ** 2)
     loss = jnp.mean(parameterisation.weight(sigma) * errors)
     return loss, {'denoising': loss}
@@ -264,26 +265,24 @@ def denoising_loss(
 
 def _edm_denoise(network: Network, sigma_data: float, u: Array, s: Array) -> Array:
     s = jnp.broadcast_to(s, u.shape[:1])
-    level, total = _per_sample(s, u), jnp.sqrt(_per_sample(s, u) ** 2 + sigma_data**2)
+    level, total = broadcast(s, u), jnp.sqrt(broadcast(s, u) ** 2 + sigma_data**2)
     output = network(u / total, jnp.log(s) / 4)
     return (sigma_data / total) ** 2 * u + level * sigma_data / total * output
 
 
-def _per_sample(level: ArrayLike, x: Array) -> Array:
-    """Returns a scalar or `(b,)` level in the shape that multiplies `x (b, ...)`."""
-    level = jnp.asarray(level)
-    return level.reshape(level.shape + (1,) * (x.ndim - 1)) if level.ndim else level
-
-
 def _scales(schedule: Schedule, t: ArrayLike, x: Array) -> tuple[Array, Array]:
     t = jnp.asarray(t)
-    return _per_sample(schedule.alpha(t), x), _per_sample(schedule.sigma(t), x)
+    return broadcast(schedule.alpha(t), x), broadcast(schedule.sigma(t), x)
+
+
+def known(value: ArrayLike) -> bool:
+    """Returns whether a value can be looked at, as a traced one inside a compiled function cannot."""
+    return not isinstance(value, jax.core.Tracer)
 
 
 def checked_std(std: ArrayLike) -> Array:
     """Returns `std` as an array; a traced one, as inside a compiled training step, has only its shape checked."""
-    known = not isinstance(std, jax.core.Tracer)
-    if jnp.ndim(std) or (known and not np.asarray(std) > 0):
+    if jnp.ndim(std) or (known(std) and not np.asarray(std) > 0):
         raise ValueError(
             f'std: got {std} of shape {jnp.shape(std)}, expected one positive number in data units; '
             'for several channels pass the root mean square of their standard deviations'

@@ -18,6 +18,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from namm_jax.diffusion import known
+from namm_jax.per_sample import axes, broadcast
 from namm_jax.types import Denoiser, Key, PerSample, Schedule, Step
 
 Measurement: TypeAlias = Float[Array, 'b *m']
@@ -70,14 +72,14 @@ def with_constraint(potential: Potential, distance: Potential, weight: ArrayLike
     Raises:
         ValueError: If the weight is out of its range.
     """
-    if _known(weight) and not 0 <= float(weight) < math.inf:
+    if known(weight) and not 0 <= float(weight) < math.inf:
         raise ValueError(f'weight: got {weight}, expected a finite number >= 0; 200 is published')
     return lambda x_0: potential(x_0) + weight * distance(x_0)
 
 
 def fixed(scale: ArrayLike) -> Length:
     """Returns the step length that is `scale` always, as published: >= 0, a scalar or `(b,)`; else a ValueError."""
-    if _known(scale) and not all(0 <= entry < math.inf for entry in np.ravel(np.asarray(scale))):
+    if known(scale) and not all(0 <= entry < math.inf for entry in np.ravel(np.asarray(scale))):
         raise ValueError(f'scale: got {scale}, expected finite numbers >= 0; 0.05 is published')
     return lambda value, gradient, alpha_t, sigma_t: jnp.asarray(scale)
 
@@ -106,10 +108,10 @@ def polyak(target: ArrayLike | Callable[[Array], Array], *, zeta: float = 1.0, l
     def length(value: PerSample, gradient: Array, alpha_t: Array, sigma_t: Array) -> PerSample:
         goal = target(sigma_t / alpha_t) if callable(target) else target
         # Scaled to a largest entry of 1: in float32 the square of a gradient below 1e-22 is 0.
-        largest = jnp.max(jnp.abs(gradient), _axes(gradient))
+        largest = jnp.max(jnp.abs(gradient), axes(gradient))
         flat = largest == 0
         largest = jnp.where(flat, 1, largest)
-        square = jnp.where(flat, 1, jnp.sum((gradient / _like(largest, gradient)) ** 2, _axes(gradient)))
+        square = jnp.where(flat, 1, jnp.sum((gradient / broadcast(largest, gradient)) ** 2, axes(gradient)))
         size = jnp.sqrt(square / math.prod(gradient.shape[1:])) * largest
         whole = zeta * jnp.maximum(value - goal, 0) / (square * largest) / largest
         return jnp.where(flat, 0, jnp.minimum(whole, limit * sigma_t / size))
@@ -180,7 +182,7 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
                 'or use weighted_guidance, which suits all'
             )
         size = jnp.asarray(length(value, gradient, alpha_t, sigma_t))
-        return (x_s - _like(size, x) * gradient).astype(x_s.dtype), memory
+        return (x_s - broadcast(size, x) * gradient).astype(x_s.dtype), memory
 
     return advance
 
@@ -202,7 +204,7 @@ def dps(step: Step, schedule: Schedule, potential: Potential, *, scale: ArrayLik
     Reference: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
     """
     length = fixed(scale)
-    return step if _known(scale) and not np.asarray(scale).any() else guided_step(step, schedule, potential, length)
+    return step if known(scale) and not np.asarray(scale).any() else guided_step(step, schedule, potential, length)
 
 
 def weighted_guidance(
@@ -238,7 +240,7 @@ def weighted_guidance(
 
     Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
     """
-    if limit is not None and _known(limit) and not limit > 0:
+    if limit is not None and known(limit) and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
     residual, excess = _residual(measure, y, noise_std), _excess(noise_std, prior_std, gain)
 
@@ -247,14 +249,14 @@ def weighted_guidance(
         difference, transpose = jax.vjp(residual, x_0)
         (towards,) = pull_back(transpose(-difference)[0])  # -J^T A^T (A(D) - y) / s^2
         weight = jnp.asarray(sigma) ** 2 / (1 + excess(jnp.asarray(sigma)))
-        return (x_0 + _shortened(_like(weight, x) * towards, limit)).astype(x_0.dtype)
+        return (x_0 + _shortened(broadcast(weight, x) * towards, limit)).astype(x_0.dtype)
 
     return denoise
 
 
 def _residual(measure: Measure, y: Measurement, noise_std: ArrayLike) -> Callable[[Array], Float[Array, 'b m']]:
     """Returns `x_0 -> (y - A(x_0)) / s`, flattened, after checking what is known of the arguments."""
-    if _known(y) and not np.isfinite(np.asarray(y)).all():
+    if known(y) and not np.isfinite(np.asarray(y)).all():
         raise ValueError('y: got values that are not finite, expected all finite; mask them out of A and y')
     noise_std, y = _positive('noise_std', noise_std), jnp.asarray(y)
     if y.ndim < 2 or not y.size or not jnp.issubdtype(y.dtype, jnp.floating):
@@ -283,27 +285,14 @@ def _excess(noise_std: ArrayLike, prior_std: ArrayLike, gain: ArrayLike) -> Call
     return lambda sigma: unit * (sigma**2 / (sigma**2 + prior_std**2))
 
 
-def _shortened(shift: Array, limit: float | None) -> Array:
+def _shortened(shift: Array, limit: ArrayLike | None) -> Array:
     """Returns `shift (b, ...)`, scaled down where its root mean square over a sample exceeds the limit."""
-    square = 0 if limit is None else jnp.mean((shift / limit) ** 2, _axes(shift), keepdims=True)
+    square = 0 if limit is None else jnp.mean((shift / limit) ** 2, axes(shift), keepdims=True)
     return shift / jnp.sqrt(jnp.maximum(square, 1))
 
 
 def _positive(name: str, value: ArrayLike) -> Array:
     """Returns a positive scalar as an array; of a traced one, only the shape is checked."""
-    if jnp.ndim(value) or (_known(value) and not 0 < float(value) < math.inf):
+    if jnp.ndim(value) or (known(value) and not 0 < float(value) < math.inf):
         raise ValueError(f'{name}: got {value} of shape {jnp.shape(value)}, expected one finite positive number')
     return jnp.asarray(value)
-
-
-def _known(value: ArrayLike) -> bool:
-    return not isinstance(value, jax.core.Tracer)
-
-
-def _axes(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim))
-
-
-def _like(per_sample: Array, x: Array) -> Array:
-    """Returns a scalar or `(b,)` in the shape that broadcasts against `x (b, ...)`."""
-    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1)) if per_sample.ndim else per_sample

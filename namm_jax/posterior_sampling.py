@@ -19,8 +19,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax.diffusion import checked_std
-from namm_jax.sampling import VARIANCES
+from namm_jax.diffusion import checked_std, known
+from namm_jax.per_sample import axes, broadcast, fold_in, normal
+from namm_jax.sampling import VARIANCES, check_keys
 from namm_jax.types import Denoiser, Key, Metrics, PerSample
 
 Measure = Callable[[Array], Array]  # (b, ...) -> (b, *m), row by row
@@ -100,18 +101,18 @@ def daps(
 
     def level(x: Array, now: tuple[Array, Array, Array]) -> tuple[Array, None]:
         index, sigma, sigma_next = now
-        start, langevin, renew, probe = _split(_fold_in(keys, index), 4)
+        start, langevin, renew, probe = _split(fold_in(keys, index), 4)
         estimate, r = _flow_to_zero(denoiser, x, sigma, levels[-1], ode_steps), spread * _conditional(sigma, tau)
         bound = squared_gain(probe, measure, estimate) if gain is None else jnp.asarray(gain)
-        eta = _like(step_size / (1 / r**2 + bound / noise_std**2), x)
+        eta = broadcast(step_size / (1 / r**2 + bound / noise_std**2), x)
 
         def potential(x_0: Array) -> Array:
             return jnp.sum((x_0 - estimate) ** 2) / (2 * r**2) + jnp.sum(_misfit(measure, y, x_0)) / noise_std**2
 
         # The law of `_langevin`'s state, before its postprocessing, where there is no measurement.
-        x_0 = estimate + jnp.sqrt(r**2 - eta / 2) * _normal(start, x)
+        x_0 = estimate + jnp.sqrt(r**2 - eta / 2) * normal(start, x)
         x_0 = _langevin(langevin, jax.grad(potential), x_0, eta, langevin_steps)
-        return _frozen(x, x_0 + sigma_next * _normal(renew, x)), None
+        return _frozen(x, x_0 + sigma_next * normal(renew, x)), None
 
     x = _start(keys, shape, levels, prior_mean, tau)
     x, _ = jax.lax.scan(level, x, (jnp.arange(1, len(levels) + 1), levels, jnp.append(levels[1:], 0)))
@@ -183,7 +184,7 @@ def smc(
 
     def level(carry: tuple[Array, PerSample], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PerSample], tuple]:
         (x, log_weights), (index, t, s) = carry, now
-        move, choose = _split(_fold_in(keys, index), 2)
+        move, choose = _split(fold_in(keys, index), 2)
         log_twist, slopes, x_0 = jax.vjp(lambda x: twist(x, t), x, has_aux=True)
         (slope,) = slopes(jnp.ones_like(log_twist))
         log_weights = _alive(log_weights + log_twist, x)
@@ -192,10 +193,10 @@ def smc(
         x, x_0, slope, log_twist = (_taken(part, ancestors) for part in (x, x_0, slope, log_twist))
         log_weights = jnp.where(again, 0, log_weights)
 
-        v, noise = VARIANCES['posterior'](t, s), _normal(move, x)
+        v, noise = VARIANCES['posterior'](t, s), normal(move, x)
         shift = guidance * (t**2 - s**2) * slope
         # log p - log q, written without a difference of like numbers.
-        log_ratio = -jnp.sum(shift**2 / (2 * v) + shift * noise / jnp.sqrt(v), _axes(x))
+        log_ratio = -jnp.sum(shift**2 / (2 * v) + shift * noise / jnp.sqrt(v), axes(x))
         x = (x_0 + (s / t) ** 2 * (x - x_0) + shift + jnp.sqrt(v) * noise).astype(x.dtype)
         return (x, log_weights + log_ratio - log_twist), seen
 
@@ -204,7 +205,7 @@ def smc(
     (x, log_weights), (effective, lost) = jax.lax.scan(level, (x, jnp.zeros(len(x), x.dtype)), now)
     x_0 = denoiser(x, levels[-1])
     log_weights = _alive(log_weights - _misfit(measure, y, x_0) / noise_std**2, x)
-    ancestors, _, last = _ancestors(_fold_in(keys, len(levels)), log_weights, particles, 2.0)
+    ancestors, _, last = _ancestors(fold_in(keys, len(levels)), log_weights, particles, 2.0)
     lost = jnp.max(jnp.vstack([lost, _lost(log_weights, particles)]), 0)
     return _taken(_frozen(x, x_0), ancestors), {'effective': jnp.vstack([effective, last]).T, 'lost': lost}
 
@@ -225,11 +226,11 @@ def squared_gain(keys: Key, measure: Measure, x: Array, *, iterations: int = 10)
     pull = jax.linear_transpose(push, x)
 
     def iterate(direction: Array, _: None) -> tuple[Array, PerSample]:
-        size = jnp.sqrt(jnp.sum(direction**2, _axes(x), keepdims=True))
+        size = jnp.sqrt(jnp.sum(direction**2, axes(x), keepdims=True))
         image = push(direction / jnp.where(size > 0, size, 1))
-        return pull(image)[0], jnp.sum(image**2, _axes(image))
+        return pull(image)[0], jnp.sum(image**2, axes(image))
 
-    _, gains = jax.lax.scan(iterate, _normal(keys, x), None, length=iterations)
+    _, gains = jax.lax.scan(iterate, normal(keys, x), None, length=iterations)
     return gains[-1]
 
 
@@ -251,11 +252,11 @@ def _langevin(keys: Key, gradient: Callable[[Array], Array], x: Array, eta: Arra
     """
 
     def step(x: Array, index: Array) -> tuple[Array, None]:
-        half = jnp.sqrt(eta / 2) * _normal(_fold_in(keys, index), x)
+        half = jnp.sqrt(eta / 2) * normal(fold_in(keys, index), x)
         return x - eta * gradient(x + half) + 2 * half, None
 
     x, _ = jax.lax.scan(step, x, jnp.arange(steps))
-    return x + jnp.sqrt(eta / 2) * _normal(_fold_in(keys, steps), x)
+    return x + jnp.sqrt(eta / 2) * normal(fold_in(keys, steps), x)
 
 
 def _ancestors(keys: Key, log_weights: PerSample, particles: int, below: float) -> tuple[Array, Array, Array]:
@@ -288,7 +289,7 @@ def _taken(x: Array, ancestors: Array) -> Array:
 
 
 def _alive(log_weights: PerSample, x: Array) -> PerSample:
-    return jnp.where(jnp.isfinite(log_weights) & jnp.all(jnp.isfinite(x), _axes(x)), log_weights, -jnp.inf)
+    return jnp.where(jnp.isfinite(log_weights) & jnp.all(jnp.isfinite(x), axes(x)), log_weights, -jnp.inf)
 
 
 def _lost(log_weights: PerSample, particles: int) -> Array:
@@ -297,7 +298,7 @@ def _lost(log_weights: PerSample, particles: int) -> Array:
 
 def _frozen(x: Array, x_next: Array) -> Array:
     """Returns `x_next`, NaN in each sample that is not finite there or in x: a network may map NaN to numbers."""
-    finite = jnp.all(jnp.isfinite(x) & jnp.isfinite(x_next), _axes(x), keepdims=True)
+    finite = jnp.all(jnp.isfinite(x) & jnp.isfinite(x_next), axes(x), keepdims=True)
     return jnp.where(finite, x_next, jnp.nan).astype(x.dtype)
 
 
@@ -307,12 +308,12 @@ def _conditional(sigma: Array, tau: Array) -> Array:
 
 def _misfit(measure: Measure, y: Array, x_0: Array) -> PerSample:
     """Returns `|y - A(x_0)|^2 / 2` of each sample."""
-    return jnp.sum((y - measure(x_0)) ** 2, _axes(y)) / 2
+    return jnp.sum((y - measure(x_0)) ** 2, axes(y)) / 2
 
 
 def _start(keys: Key, shape: tuple[int, ...], levels: Levels, mean: ArrayLike, tau: Array) -> Array:
     """Returns `x ~ N(mean, sigma^2 + tau^2)` at the first level: what the data give, if normal and isotropic."""
-    noise = _normal(_fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
+    noise = normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
     return jnp.asarray(mean) + jnp.sqrt(levels[0] ** 2 + tau**2) * noise
 
 
@@ -320,19 +321,18 @@ def _checked(
     keys: Key, shape: tuple[int, ...], measure: Measure, y: Array, noise_std: ArrayLike, levels: ArrayLike
 ) -> Levels:
     """Returns the levels as an array; of traced arrays, as inside a compiled function, only shapes are checked."""
-    if keys.ndim != 1 or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise ValueError(f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use sample_keys')
+    check_keys(keys)
     made = jax.eval_shape(measure, jax.ShapeDtypeStruct((len(keys), *shape), jnp.zeros(()).dtype))
     if made.shape != jnp.shape(y) or jnp.iscomplexobj(made) or jnp.iscomplexobj(y):
         raise ValueError(
             f'y: got {jnp.result_type(y)}{list(jnp.shape(y))}, expected real numbers of shape {list(made.shape)}, the '
             f"measure's values ({made.dtype}); repeat y for each key, and stack real and imaginary parts"
         )
-    if _known(y) and not np.all(np.isfinite(y)):
+    if known(y) and not np.all(np.isfinite(y)):
         raise ValueError(f'y: got {np.sum(~np.isfinite(y))} values that are not finite; leave them out of the measure')
-    if jnp.ndim(noise_std) or _known(noise_std) and not 0 < np.asarray(noise_std) < np.inf:
+    if jnp.ndim(noise_std) or known(noise_std) and not 0 < np.asarray(noise_std) < np.inf:
         raise ValueError(f'noise_std: got {noise_std}, expected one positive finite number in units of y')
-    if jnp.ndim(levels) != 1 or _known(levels) and not np.all(np.diff(np.append(levels, 0)) < 0):
+    if jnp.ndim(levels) != 1 or known(levels) and not np.all(np.diff(np.append(levels, 0)) < 0):
         raise ValueError(f'levels: got {levels}, expected falling noise levels (n,) above 0; use Sampler.levels()')
     return jnp.asarray(levels)
 
@@ -343,32 +343,10 @@ def _check_groups(particles: int, y: Array, below: float) -> None:
             f'got particles {particles}, below {below}, {len(y)} keys, expected particles >= 1 that divide the keys, '
             'and below in [0, 1]; pass measurements x particles keys'
         )
-    if _known(y) and not np.array_equal(y, np.repeat(np.asarray(y)[::particles], particles, 0)):
+    if known(y) and not np.array_equal(y, np.repeat(np.asarray(y)[::particles], particles, 0)):
         raise ValueError(f'y: got groups of {particles} that differ within; use jnp.repeat(y, particles, 0)')
-
-
-def _known(value: ArrayLike) -> bool:
-    return not isinstance(value, jax.core.Tracer)
 
 
 def _split(keys: Key, n: int) -> tuple[Key, ...]:
     """Returns `n` arrays of keys `(b,)`."""
     return tuple(jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys))
-
-
-def _fold_in(keys: Key, index: ArrayLike) -> Key:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-
-
-def _normal(keys: Key, x: Array) -> Array:
-    """Returns noise like `x (b, ...)`, sample i from key i."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-
-
-def _axes(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim))
-
-
-def _like(per_sample: Array, x: Array) -> Array:
-    """Returns a scalar or `(b,)` in the shape that broadcasts against `x (b, ...)`."""
-    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1)) if per_sample.ndim else per_sample

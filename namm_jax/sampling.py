@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from namm_jax.choices import choose
 from namm_jax.diffusion import checked_std, denoiser_to_score, edm_schedule, rescaled, vp_schedule, vp_time
+from namm_jax.per_sample import fold_in, normal
 from namm_jax.types import Denoiser, Key, Schedule, Step
 
 Grid = Float[Array, ' n']
@@ -66,7 +67,7 @@ def euler_maruyama(schedule: Schedule) -> Step:
         variance, growth = jax.jvp(lambda t: schedule.sigma(t) ** 2, (t,), (jnp.ones_like(t),))
         g2 = growth - 2 * f * variance
         score = denoiser_to_score(schedule, _estimate(schedule, denoiser, x, t), x, t)
-        return x - (t - s) * (f * x - g2 * score) + jnp.sqrt(g2 * (t - s)) * _normal(keys, x), memory
+        return x - (t - s) * (f * x - g2 * score) + jnp.sqrt(g2 * (t - s)) * normal(keys, x), memory
 
     return step
 
@@ -91,7 +92,7 @@ def ancestral(schedule: Schedule, *, variance: str = 'posterior') -> Step:
 
     def update(denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> tuple[Array, PyTree]:
         x_0 = denoiser(u, r_t)
-        return x_0 + (r_s / r_t) ** 2 * (u - x_0) + jnp.sqrt(added(r_t, r_s)) * _normal(keys, u), memory
+        return x_0 + (r_s / r_t) ** 2 * (u - x_0) + jnp.sqrt(added(r_t, r_s)) * normal(keys, u), memory
 
     return _divided_by_alpha(schedule, update)
 
@@ -177,6 +178,12 @@ def sample_keys(key: Key, n: int, start: int = 0) -> Key:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(n))
 
 
+def check_keys(keys: Key) -> None:
+    """Raises a ValueError unless the keys are `(b,)`, one a sample, as of `sample_keys`."""
+    if keys.ndim != 1 or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use sample_keys')
+
+
 def sample(
     keys: Key,
     denoiser: Denoiser,
@@ -227,14 +234,13 @@ def _descend(
     observe: Callable[[Array], PyTree],
 ) -> tuple[Array, PyTree]:  # fmt: skip
     """The one sampling loop: returns the state at the grid's end, and what is observed at each time before it."""
-    if keys.ndim != 1 or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        raise ValueError(f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use sample_keys')
+    check_keys(keys)
 
     def advance(carry: tuple[Array, PyTree], now: tuple[Array, ...]) -> tuple[tuple[Array, PyTree], PyTree]:
         index, t, s = now
-        return step(denoiser, _fold_in(keys, index), carry[0], carry[1], t, s), observe(carry[0])
+        return step(denoiser, fold_in(keys, index), carry[0], carry[1], t, s), observe(carry[0])
 
-    x = schedule.sigma(grid[0]) * _normal(_fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
+    x = schedule.sigma(grid[0]) * normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
     # A step's memory starts as zeros of whatever structure it returns from none: a scan's carry cannot change.
     memory = jax.eval_shape(lambda x: step(denoiser, keys, x, (), grid[0], grid[-1])[1], x)
     memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory)
@@ -343,7 +349,7 @@ def _towards(x_0: Array, keys: Key, u: Array, r_t: Array, r_s: Array, eta: float
     """Returns the draw of u_s given `u_t` and an estimate `x_0`, with `eta^2` of the posterior variance."""
     v = eta**2 * VARIANCES['posterior'](r_t, r_s)
     mean = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
-    return mean + jnp.sqrt(v) * _normal(keys, u) if eta else mean
+    return mean + jnp.sqrt(v) * normal(keys, u) if eta else mean
 
 
 def _check_eta(eta: float) -> None:
@@ -367,15 +373,6 @@ def _ratio(schedule: Schedule, t: Array) -> Array:
 
 def _estimate(schedule: Schedule, denoiser: Denoiser, x: Array, t: Array) -> Array:
     return denoiser(x / schedule.alpha(t), _ratio(schedule, t))
-
-
-def _fold_in(keys: Key, index: ArrayLike) -> Key:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-
-
-def _normal(keys: Key, x: Array) -> Array:
-    """Returns noise like `x (b, ...)`, sample i from key i."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 def _check_grid(n: int, t_max: float, t_min: float) -> None:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The maths never opens a file, reads a config or a clock, so its part of the standard library is short.
 MATHS = {'jax', 'jaxtyping', 'numpy', '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools'}
-MATHS |= {'namm_jax.choices', 'itertools', 'math', 'operator', 'typing'}
-SYSTEM = {'namm_jax.choices', 'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
+MATHS |= {'namm_jax.choices', 'namm_jax.per_sample', 'itertools', 'math', 'operator', 'typing'}
+SYSTEM = {'namm_jax.choices', 'namm_jax.per_sample', 'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
 
 # Layer -> (what it may import of this package, what else). A module belongs to its longest prefix here; one that has
 # none belongs to `namm_jax`, which imports nothing, so that a new module has to be given its place in this table.
@@ -22,6 +22,7 @@ ALLOWED = {
     'namm_jax': ('', set()),
     'namm_jax.types': ('', MATHS),
     'namm_jax.choices': ('', MATHS),
+    'namm_jax.per_sample': ('types', MATHS),
     'namm_jax.layout': ('types', MATHS),
     'namm_jax.pdes': ('types layout', MATHS),
     'namm_jax.flows': ('types layout pdes', MATHS | {'jax_cfd'}),
@@ -37,7 +38,7 @@ ALLOWED = {
     'namm_jax.interferometry': ('', MATHS),
     'namm_jax.operators': ('types interferometry', MATHS),
     'namm_jax.operator_checks': ('types operators', MATHS),
-    'namm_jax.inverse_problems': ('types', MATHS),
+    'namm_jax.inverse_problems': ('types diffusion', MATHS),
     'namm_jax.posterior_sampling': ('types diffusion sampling', MATHS),
     'namm_jax.posterior_statistics': ('types', MATHS),
     'namm_jax.variational': ('types layout pdes flows', MATHS),

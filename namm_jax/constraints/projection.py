@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from namm_jax.per_sample import broadcast
 from namm_jax.types import Fields, Metrics
 
 
@@ -76,7 +77,7 @@ def gauss_newton_projection(
         count, now = carry
         active = _mean_abs(now.residual) > tolerance
         new = _gauss_newton_step(flat, x_0, now, cg_iterations, cg_tolerance)
-        return count + 1, jax.tree.map(lambda a, b: jnp.where(_like(active, a), a, b), new, now)
+        return count + 1, jax.tree.map(lambda a, b: jnp.where(broadcast(active, a), a, b), new, now)
 
     r = flat(x_0)
     start = _Iterate(x_0, r, jnp.zeros_like(r), jnp.zeros(x.shape[0], jnp.int32))
@@ -136,7 +137,3 @@ def _conjugate_gradients(
 
 def _mean_abs(residual: Float[Array, 'b m']) -> Float[Array, ' b']:
     return jnp.mean(jnp.abs(residual), 1)
-
-
-def _like(per_sample: Array, array: Array) -> Array:
-    return per_sample.reshape(per_sample.shape + (1,) * (array.ndim - 1))

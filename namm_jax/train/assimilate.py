@@ -13,16 +13,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from namm_jax import inverse_problems
 from namm_jax.evaluation import distance_statistics
+from namm_jax.inverse_problems import Measure
 from namm_jax.operator_checks import check_operator
+from namm_jax.per_sample import normal
 from namm_jax.posterior_statistics import posterior_statistics
 from namm_jax.train.evaluate import SHOWN, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_checked, read_json, write_json
-from namm_jax.train.posteriors import ROWS, VARIATIONAL, draw_of, make_config_operator, normal, operator_name, rows_of
+from namm_jax.train.posteriors import ROWS, Row, make_config_operator, operator_name, rows_of, samples_of
 from namm_jax.train.progress import Bar, say
 
 
@@ -37,15 +38,15 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     y = operator(jnp.asarray(truth))
     y = y + section.noise_std * normal(experiment.keys('assimilate', 0, len(y)), y)
     rows = rows_of(config)
-    numbers = {row: _measurements(section, row) for row in rows}
+    long = min(section.measurements, section.long_measurements)
+    numbers = {row: long if ROWS[row].long else section.measurements for row in rows}
     done, shown_rows = itertools.count(1), {}
     with Bar('assimilate', sum(numbers.values()), unit='measurement') as bar:
         advance = lambda: bar.update(next(done))
         for row in rows:
-            samples, seconds = _row(experiment, folder / row, row, operator, y[: numbers[row]], advance)
+            samples, seconds = _row(experiment, folder, row, operator, y[: numbers[row]], advance)
             entry = _entry(experiment, operator, truth[: numbers[row]], y[: numbers[row]], samples)
-            calls = 0 if row == VARIATIONAL else ROWS[row].calls(section)
-            entry |= {'calls': calls, 'seconds_per_sample': seconds}
+            entry |= {'calls': ROWS[row].calls(section), 'seconds_per_sample': seconds}
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
             shown_rows[row] = np.concatenate([samples[0].mean(0, keepdims=True), samples[0]])[:SHOWN]
     _draw(experiment, name, {'truth': truth[:1]} | shown_rows)
@@ -74,32 +75,38 @@ def _tell(experiment: Experiment, name: str) -> None:
     say(render(assimilation_table(entries)))
 
 
-def _measurements(section: ConfigDict, row: str) -> int:
-    long = row != VARIATIONAL and ROWS[row].long
-    return min(section.measurements, section.long_measurements) if long else section.measurements
-
-
 def _row(
-    experiment: Experiment,
-    folder: Path,
-    row: str,
-    operator: Callable[[Array], Array],
-    y: Array,
-    advance: Callable[[], None],
-) -> tuple[np.ndarray, float]:
-    """Returns samples `(n, k, h, w, c)` of each measurement, and the median seconds a sample; from disk if there."""
+    experiment: Experiment, folder: Path, name: str, operator: Measure, y: Array, advance: Callable[[], None]
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its map's included."""
+    row, times = ROWS[name], []
+    samples, seconds = _drawn(experiment, folder / (row.draws or name), row, operator, y, advance)
+    if row.way is None:
+        return samples, seconds
+    way, mapped = row.way(experiment), []
+    for x in samples:
+        begun = time.perf_counter()
+        mapped.append(np.asarray(way(x)))
+        times.append((time.perf_counter() - begun) / len(x))
+    return np.stack(mapped), seconds + float(np.median(times[1:] or times))  # the first one compiles
+
+
+def _drawn(
+    experiment: Experiment, folder: Path, row: Row, operator: Measure, y: Array, advance: Callable[[], None]
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """Returns what a row draws for each measurement, and the median seconds a sample; from disk if they are there."""
     folder.mkdir(exist_ok=True)
-    k, draw, clock, parts = experiment.config.assimilate.samples, None, folder / 'seconds.json', []
+    draw, clock, parts = None, folder / 'seconds.json', []
     seconds = read_json(clock) if clock.exists() else []
     for i, one in enumerate(y):
         path = folder / f'{i}.npy'
         if not path.exists():
             experiment.pause()
-            warm, draw = draw is not None, draw or draw_of(experiment, row, operator)
+            warm, draw = draw is not None, draw or row.draw(experiment, operator)
             begun = time.perf_counter()
-            x = np.asarray(draw(experiment.keys('posterior', i * k, k), jnp.broadcast_to(one, (k, *one.shape))))
+            x = samples_of(experiment, draw, i, one)
             # The first draw compiles: it counts only where there is no other.
-            seconds += [(time.perf_counter() - begun) / k] if warm or not (seconds or i + 1 < len(y)) else []
+            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or i + 1 < len(y)) else []
             experiment.save(path, x)
             write_json(clock, seconds)
         parts.append(experiment.packed(np.load(io.BytesIO(read_checked(path)), allow_pickle=False)))
@@ -107,9 +114,7 @@ def _row(
     return np.stack(parts), float(np.median(seconds))
 
 
-def statistics_of(
-    experiment: Experiment, operator: Callable[[Array], Array], y: Array, samples: np.ndarray
-) -> dict[str, Any]:
+def statistics_of(experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray) -> dict[str, Any]:
     """Returns distance, misfit in noise units, and the numbers of samples and of those that are not finite.
 
     Args:
@@ -129,7 +134,7 @@ def statistics_of(
 
 
 def _entry(
-    experiment: Experiment, operator: Callable[[Array], Array], truth: np.ndarray, y: Array, samples: np.ndarray
+    experiment: Experiment, operator: Measure, truth: np.ndarray, y: Array, samples: np.ndarray
 ) -> dict[str, Any]:
     """Returns an entry of the table."""
     valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))

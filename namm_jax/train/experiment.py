@@ -212,8 +212,10 @@ def mirror_parameters(experiment: Experiment) -> Params:
 
 
 def finetuned_parameters(experiment: Experiment) -> Params:
-    """Returns the mirror map's averaged parameters, those of f after finetuning."""
+    """Returns the mirror map's averaged parameters, those of f after finetuning, none for one that is not learned."""
     params = mirror_parameters(experiment)
+    if not params:
+        return params
     shapes = jax.eval_shape(lambda: {'inverse': params['inverse']})
     return params | restore(experiment, 'finetune', {'ema': shapes})['ema']
 

@@ -19,15 +19,18 @@ from namm_jax import flows, inverse_problems, layout, variational
 from namm_jax.choices import choose
 from namm_jax.inverse_problems import Length, Measure, Potential
 from namm_jax.operators import Operator, make_operator
+from namm_jax.per_sample import normal
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
-from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
+from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
 from namm_jax.train.own import load_function
 from namm_jax.train.rows import projection
 from namm_jax.train.variational import minimise
 from namm_jax.types import Constraint, Denoiser, Key, Params
+
+Draw = Callable[[Key, Array], Array]
 
 
 class Problem(NamedTuple):
@@ -144,44 +147,35 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-        model: `dm` samples data, `mdm` mirror points.
-        sample: `(problem, keys) -> samples` in the model's space.
+        draw: `(experiment, operator) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks see them.
         calls: section -> network calls a sample.
         long: whether it takes `steps` steps, and gets `long_measurements`, rather than few.
-        way: experiment -> the map of samples in data space, such as a projection.
+        applies: config -> whether an experiment has it.
+        way: experiment -> the map of what is drawn, such as a projection.
+        draws: the row whose draws it maps; its own where empty.
     """
 
-    model: str
-    sample: Callable[[Problem, Key], Array]
+    draw: Callable[[Experiment, Measure], Draw]
     calls: Callable[[ConfigDict], int]
-    long: bool
-    way: Callable[[Experiment], Callable[[Array], Array]] = lambda experiment: lambda x: x
+    long: bool = False
+    applies: Callable[[ConfigDict], bool] = lambda config: True
+    way: Callable[[Experiment], Callable[[Array], Array]] | None = None
+    draws: str = ''
+
+
+def _drawn_by(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
+    """Returns the row of a sampler in the space of a diffusion model, `dm` (data) or `mdm` (mirror points)."""
+    applies = {'dm': lambda config: True, 'mdm': tasks.learns_map}[model]
+    return Row(functools.partial(_diffusion, model, sample), applies=applies, **details)
 
 
 def _long(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
-    return Row(model, sample, lambda section: section.steps, True, **details)
+    return _drawn_by(model, sample, calls=lambda section: section.steps, long=True, **details)
 
 
-def _few(model: str, sample: Callable[[Problem, Key], Array]) -> Row:
-    return Row(model, sample, lambda section: section.few_steps + (sample is annealed), False)  # which denoises last
+def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0) -> Row:
+    return _drawn_by(model, sample, calls=lambda section: section.few_steps + more)
 
-
-ROWS = {
-    'dps': _long('dm', dps),
-    'cg_dps': _long('dm', cg_dps),
-    'dps_projected': _long('dm', dps, way=projection),
-    'mirror_dps': _long('mdm', dps),
-    'dps_published': _long('dm', published_dps),
-    'cg_dps_published': _long('dm', published_cg_dps),
-    'mirror_dps_published': _long('mdm', published_dps),
-    'few_steps': _few('dm', few_steps),
-    'mirror_few_steps': _few('mdm', few_steps),
-    'daps': _few('dm', annealed),
-    'mirror_daps': _few('mdm', annealed),
-    'smc': _few('dm', monte_carlo),
-    'mirror_smc': _few('mdm', monte_carlo),
-}
-VARIATIONAL = 'variational'  # 4D-Var: no diffusion model, and only where the data are a solver's trajectories
 
 # family -> the operator that it is measured by unless the config names one
 OPERATOR_OF = {
@@ -223,32 +217,6 @@ def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator
     return make_operator(name, shape, **options)
 
 
-def rows_of(config: ConfigDict) -> list[str]:
-    """Returns the rows of a config's table: the one that it names, or all that apply.
-
-    Raises:
-        ValueError: if the config names one that is not there.
-    """
-    rows = [row for row, (model, *_) in ROWS.items() if model == 'dm' or tasks.learns_map(config)]
-    rows += [VARIATIONAL] if config.data.family in TRAJECTORIES else []
-    return (
-        [choose('assimilate.sampler', config.assimilate.sampler, dict(zip(rows, rows, strict=True)))]
-        if (config.assimilate.sampler)
-        else rows
-    )
-
-
-def check_assimilation(config: ConfigDict) -> None:
-    """Builds what the section `assimilate` names, without data or networks.
-
-    Raises:
-        ValueError: by the function that takes the bad value.
-    """
-    make_config_operator(config, make_family(config).shape)
-    choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
-    rows_of(config)
-
-
 def row_gain(key: Key, operator: Callable[[Array], Array], x: Array) -> float:
     """Returns the mean squared norm of the rows of the operator's Jacobian at `x (b, ...)`, from b random products."""
     y, pull = jax.vjp(operator, x)
@@ -256,15 +224,14 @@ def row_gain(key: Key, operator: Callable[[Array], Array], x: Array) -> float:
     return float(jnp.sum(image**2) / y.size)
 
 
-def draw_of(experiment: Experiment, name: str, operator: Callable[[Array], Array]) -> Callable[[Key, Array], Array]:
-    """Returns the compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`, fields as networks see them, of a row."""
-    if name == VARIATIONAL:
-        return _variational(experiment, operator)
-    config, row, network = experiment.config, ROWS[name], tasks.make_score(experiment.config)
-    record, data_std = experiment.run.record(row.model), experiment.run.record('dm')['std']
-    to_data = {'dm': lambda: Partial(lambda x: x), 'mdm': lambda: _inverse(experiment)}[row.model]()
+def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure) -> Draw:
+    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
+    config, network = experiment.config, tasks.make_score(experiment.config)
+    record, data_std = experiment.run.record(model), experiment.run.record('dm')['std']
+    to_data = {'dm': lambda: Partial(lambda x: x), 'mdm': lambda: _inverse(experiment)}[model]()
     x = jnp.asarray(experiment.split('test')[:8])
     gain = row_gain(experiment.key('assimilate'), operator, x) * (data_std / record['std']) ** 2
+    moments = jnp.asarray([record['mean'], record['std'], gain], jnp.float32)
 
     @jax.jit
     def draw(
@@ -276,22 +243,18 @@ def draw_of(experiment: Experiment, name: str, operator: Callable[[Array], Array
             denoiser, lambda z: operator(to_data(z)), lambda z: constraint.distance(to_data(z)), y, mean, std, gain,
             experiment.family.shape, config.assimilate,
         )  # fmt: skip
-        return to_data(row.sample(problem, keys))
+        return to_data(sample(problem, keys))
 
-    way, moments = row.way(experiment), jnp.asarray([record['mean'], record['std'], gain], jnp.float32)
-    bound = functools.partial(
-        draw, score_parameters(experiment, row.model), to_data, experiment.constraint, operator, moments
+    return functools.partial(
+        draw, score_parameters(experiment, model), to_data, experiment.constraint, operator, moments
     )
-    return lambda keys, y: way(bound(keys, y))
 
 
 def _inverse(experiment: Experiment) -> Partial:
-    learned = tasks.learns_map(experiment.config)
-    params = finetuned_parameters(experiment) if learned else mirror_parameters(experiment)
-    return experiment.mirror.bind(params)[1]
+    return experiment.mirror.bind(finetuned_parameters(experiment))[1]
 
 
-def _variational(experiment: Experiment, operator: Callable[[Array], Array]) -> Callable[[Key, Array], Array]:
+def _variational(experiment: Experiment, operator: Measure) -> Draw:
     """Returns 4D-Var's draw: the trajectory that best explains a perturbed measurement, from a perturbed prior mean."""
     section, problem = experiment.config.assimilate, experiment.family.problem
     trajectories = TRAJECTORIES[experiment.config.data.family]
@@ -310,6 +273,48 @@ def _variational(experiment: Experiment, operator: Callable[[Array], Array]) -> 
     return functools.partial(draw, operator)
 
 
-def normal(keys: Key, x: Array) -> Array:
-    """Returns standard normal noise like `x (b, ...)`, that of sample i from key i."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+ROWS = {
+    'dps': _long('dm', dps),
+    'cg_dps': _long('dm', cg_dps),
+    'dps_projected': _long('dm', dps, way=projection, draws='dps'),
+    'mirror_dps': _long('mdm', dps),
+    'dps_published': _long('dm', published_dps),
+    'cg_dps_published': _long('dm', published_cg_dps),
+    'mirror_dps_published': _long('mdm', published_dps),
+    'few_steps': _few('dm', few_steps),
+    'mirror_few_steps': _few('mdm', few_steps),
+    'daps': _few('dm', annealed, more=1),  # its last denoising
+    'mirror_daps': _few('mdm', annealed, more=1),
+    'smc': _few('dm', monte_carlo),
+    'mirror_smc': _few('mdm', monte_carlo),
+    'variational': Row(_variational, lambda section: 0, applies=lambda config: config.data.family in TRAJECTORIES),
+}
+
+
+def rows_of(config: ConfigDict) -> list[str]:
+    """Returns the rows of a config's table: the one that it names, or all that apply.
+
+    Raises:
+        ValueError: if the config names one that is not there.
+    """
+    named, rows = config.assimilate.sampler, {name: row for name, row in ROWS.items() if row.applies(config)}
+    if named:
+        choose('assimilate.sampler', named, rows)
+    return [named] if named else list(rows)
+
+
+def check_assimilation(config: ConfigDict) -> None:
+    """Builds what the section `assimilate` names, without data or networks.
+
+    Raises:
+        ValueError: by the function that takes the bad value.
+    """
+    make_config_operator(config, make_family(config).shape)
+    choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
+    rows_of(config)
+
+
+def samples_of(experiment: Experiment, draw: Draw, index: int, y: Array) -> np.ndarray:
+    """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from keys of its own."""
+    k = experiment.config.assimilate.samples
+    return np.asarray(draw(experiment.keys('posterior', index * k, k), jnp.broadcast_to(y, (k, *y.shape))))

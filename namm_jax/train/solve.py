@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from namm_jax.choices import choose
 from namm_jax.train.arguments import experiment_name, overrides_of, parse, solve_flags
 from namm_jax.train.command import configure_jax, guarded, open_experiment
 from namm_jax.train.config import override
@@ -52,21 +53,21 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
 
     from namm_jax.operator_checks import check_measurement
     from namm_jax.train.assimilate import statistics_of
-    from namm_jax.train.posteriors import check_assimilation, draw_of, make_config_operator, operator_name
+    from namm_jax.train.posteriors import ROWS, check_assimilation, make_config_operator, operator_name, samples_of
     from namm_jax.train.progress import Bar
     from namm_jax.train.ranges import check_ranges
 
     config, section, shape = experiment.config, experiment.config.assimilate, experiment.family.shape
     check_ranges(config)
     check_assimilation(config)
-    operator, k = make_config_operator(config, shape), section.samples
+    operator = make_config_operator(config, shape)
     one = operator(jnp.zeros((1, *shape))).ndim - 1
     y = check_measurement(operator, y[None] if y.ndim == one else y, section.noise_std, shape)
-    draw, parts = draw_of(experiment, section.sampler, operator), []
+    row = choose('sampler', section.sampler, ROWS)
+    draw, way, parts = row.draw(experiment, operator), row.way(experiment) if row.way else lambda x: x, []
     with Bar('solve', len(y), unit='measurement') as bar:
         for i, measured in enumerate(y):
-            keys = experiment.keys('posterior', i * k, k)
-            parts.append(np.asarray(draw(keys, jnp.broadcast_to(measured, (k, *measured.shape)))))
+            parts.append(np.asarray(way(samples_of(experiment, draw, i, measured))))
             bar.update(i + 1)
     told = {'operator': operator_name(config), 'sampler': section.sampler, 'measurements': len(y)}
     return np.concatenate(parts), told | finite(statistics_of(experiment, operator, y, np.stack(parts)))
