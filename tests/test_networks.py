@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from configs.burgers import get_config
 from namm_jax.networks import convolution
@@ -57,6 +58,13 @@ def test_strided_convolution_takes_every_second_pixel():
     for periodic in AXES:
         y = convolution.convolve(x, kernel, periodic)
         np.testing.assert_allclose(convolution.convolve(x, kernel, periodic, stride=2), y[:, ::2, ::2], atol=1e-5)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_derivatives_of_the_convolution_are_right_in_both_modes(stride):
+    x, kernel = jax.random.normal(jax.random.key(0), (1, 4, 6, 2)), jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+    convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, (True, False), stride))
+    check_grads(convolve, (x, kernel), order=1, rtol=1e-2)
 
 
 @pytest.mark.parametrize('other', [convolution.convolve_patches, convolution.convolve_twice_differentiable])
