@@ -30,11 +30,17 @@ def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     assert 'first_states, noise 0.2' in capsys.readouterr().err
     samples = np.load(folder / 'assimilate' / 'first_states' / 'dps' / '0.npy')
     assert samples.shape == (2, 16, 16, 1)
+    kept = np.load(folder / 'assimilate' / 'first_states' / 'arrays.npz')
+    np.testing.assert_allclose(kept['dps/mean'], samples[..., 0].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(kept['dps/std'], samples[..., 0].std(0, ddof=1), rtol=1e-4)
+    assert np.isfinite(kept['truth/measured'][:, :2]).all() and np.isnan(kept['truth/measured'][:, 2:]).all()
     assert (folder / 'figures' / 'assimilation_first_states.png').exists()
     # Another sampler of the same operator has its own entry beside the first.
     assert launch(*command, '--config.assimilate.sampler=variational') == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
     assert set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
+    report = (folder / 'report.html').read_text()
+    assert 'id="assimilation"' in report and 'by dps and variational' in report
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from typing import Any
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
 from namm_jax.report.style import STYLE
-from namm_jax.report.table import COLUMNS, cells, in_order, ratio_of_medians, row_name
+from namm_jax.report.table import (
+    ASSIMILATION_COLUMNS,
+    COLUMNS,
+    assimilation_cells,
+    cells,
+    in_order,
+    ratio_of_medians,
+    row_name,
+)
 from namm_jax.train.resolve import flatten
 
 # picture -> heading, and what there is to see
@@ -54,6 +62,8 @@ def page(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
     title = _title(next(iter(runs.values()))[0]) if len(runs) == 1 else f'{len(runs)} runs side by side'
     sections = [('table', 'The result', _table(runs))]
     sections += [(name, heading, _figures(name, heading, text, runs)) for name, (heading, text) in SECTIONS.items()]
+    if any(results.posteriors for results, _ in runs.values()):
+        sections.append(('assimilation', 'Inverse problems', _assimilation(runs)))
     sections += [
         ('config', 'Configuration', _each(runs, _config)),
         ('reproduce', 'How to reproduce', _each(runs, _reproduce)),
@@ -98,9 +108,7 @@ def _each(runs: Mapping[str, tuple[Results, Any]], part: Any) -> str:
 
 def _table(runs: Mapping[str, tuple[Results, Any]]) -> str:
     """Returns one table with a block of rows a run."""
-    heads = ''.join(
-        f'<th scope="col">{_text(c.replace("-" + chr(10), "").replace(chr(10), " "))}</th>' for c in COLUMNS
-    )
+    heads = ''.join(f'<th scope="col">{_text(_joined(column))}</th>' for column in COLUMNS)
     blocks, ratios = [], []
     for label, (results, _) in runs.items():
         rows = results.metrics['rows']
@@ -139,6 +147,41 @@ def _figures(name: str, heading: str, text: str, runs: Mapping[str, tuple[Result
     ]
     text += ' Each run has axes and scales of its own.' if len(runs) > 1 else ''
     return f'<p>{_text(text)}</p><div class="runs">{"".join(figures)}</div>'
+
+
+def _assimilation(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
+    """Returns a table and a figure a measurement operator, of each run that has one."""
+    parts = [f'<p>{_ASSIMILATION_NOTE}</p>']
+    for label, (results, pictures) in runs.items():
+        for operator in results.posteriors:
+            title, entries = operator.replace('_', ' '), results.metrics['assimilation'][operator]
+            heads = ''.join(f'<th scope="col">{_text(_joined(column))}</th>' for column in ASSIMILATION_COLUMNS)
+            lines = ''.join(
+                f'<tr><th scope="row"><code>{_text(row)}</code></th>'
+                + ''.join(f'<td>{_text(cell)}</td>' for cell in assimilation_cells(entry))
+                + '</tr>'
+                for row, entry in entries.items()
+            )
+            table = f'<table><thead><tr><th scope="col">sampler</th>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+            parts += [
+                f'{_labelled(runs, label)}<h3>{_text(title)}</h3>',
+                _scrolled(f'posterior samplers, {title}', table),
+                f'<figure>{_scrolled(title, _image(pictures[f"assimilation_{operator}"]), "scroll card")}</figure>',
+            ]
+    return ''.join(parts)
+
+
+_ASSIMILATION_NOTE = (
+    'Posterior samples of test fields of which a noisy measurement is given. The misfit is about 1 where samples fit '
+    'the measurement as closely as its noise; RMSE is that of the posterior mean, CRPS that of the whole ensemble, and '
+    'a spread of 1 times the skill means that samples differ from each other as the truth differs from their mean. The '
+    'figure shows the first measurement, mapped back to an image by the transposed operator; grey was not measured.'
+)
+
+
+def _joined(column: str) -> str:
+    """Returns the head of a column on one line."""
+    return column.replace('-' + chr(10), '').replace(chr(10), ' ')
 
 
 def _image(picture: Picture) -> str:

@@ -1,10 +1,12 @@
 """The pictures of a finished run, each with its alternative text; drawn from what is on disk."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from namm_jax.report import curves, figures, motion
+from namm_jax.report.posterior import Posterior, posteriors
 from namm_jax.report.reading import Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
 
@@ -82,7 +84,31 @@ def draw(results: Results) -> dict[str, Picture]:
         'mirror': 'Samples in mirror space, each above its inverse in data space.',
     }
     pictures = {name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name]) for name, figure in drawn.items()}
-    return pictures | {'trajectory': _trajectory(results, dpi, look)}
+    pictures |= {'trajectory': _trajectory(results, dpi, look)}
+    return pictures | draw_assimilation(results.config, results.posteriors)
+
+
+def draw_assimilation(
+    config: Mapping[str, Any], operators: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Picture]:
+    """Returns the picture `assimilation_<operator>` of each measurement operator.
+
+    Args:
+        config: the run's, nested.
+        operators: operator -> arrays, as of `reading.read_posteriors`.
+    """
+    look, drawn = style(config['data']['family'])._asdict(), {}
+    for operator, arrays in operators.items():
+        parts = {}
+        for name, array in arrays.items():
+            row, part = name.split('/')
+            parts.setdefault(row, {})[part] = array
+        truth = parts.pop('truth')
+        rows = {row: Posterior(**of) for row, of in parts.items()}
+        figure = posteriors(truth['field'], truth['measured'], truth['residual'], rows, **look)
+        text = f'Posteriors of a measured field ({operator}) by {_and(list(rows))}: mean, std, samples, residual.'
+        drawn[f'assimilation_{operator}'] = Picture(figures.png(figure, dpi=config['report']['dpi']), 'png', text)
+    return drawn
 
 
 def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
@@ -97,7 +123,7 @@ def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
     return Picture(motion.animation(frames, seconds=seconds), 'webp', text, motion.still(frames))
 
 
-def _and(names: map) -> str:
+def _and(names: Iterable[str]) -> str:
     *others, last = names
     return f'{", ".join(others)} and {last}' if others else last
 

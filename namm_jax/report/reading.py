@@ -27,6 +27,7 @@ class Results(NamedTuple):
         metrics: `metrics.json`.
         records: the lines of `metrics.jsonl`.
         arrays: `<what>/<row or part>` -> array: `samples`, `residuals`, `distances`, `mirror`, `trajectory`.
+        posteriors: measurement operator -> arrays `truth/<part>` and `<sampler>/<part>`; empty without `assimilate`.
     """
 
     experiment: str
@@ -37,6 +38,7 @@ class Results(NamedTuple):
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
+    posteriors: dict[str, dict[str, np.ndarray]]
 
     def of(self, what: str) -> dict[str, np.ndarray]:
         """Returns the arrays of one kind, by row or part."""
@@ -90,8 +92,20 @@ def read_run(folder: Path) -> Results:
         stages,
         read_json(folder / 'metrics.json'),
         Records(folder).read(),
-        _read_arrays(folder / ARRAYS, command),
+        _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate'),
+        read_posteriors(folder),
     )
+
+
+def read_posteriors(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Returns measurement operator -> what the stage `assimilate` keeps of it for the figure.
+
+    Raises:
+        UserError: if a file is damaged.
+    """
+    again = 'the same command with --stages=assimilate'
+    paths = sorted(folder.glob('assimilate/*/arrays.npz'))
+    return {path.parent.name: _read_arrays(path, again) for path in paths}
 
 
 def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -121,6 +135,6 @@ def _read_arrays(path: Path, command: str) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(read_checked(path)), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
-        raise UserError(f'{path} is missing; write it with {command} --redo=evaluate') from None
+        raise UserError(f'{path} is missing; write it with {command}') from None
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f'{path} is damaged: got {error}; write it again with {command} --redo=evaluate') from error
+        raise UserError(f'{path} is damaged: got {error}; write it again with {command}') from error

@@ -98,14 +98,22 @@ def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
     Returns:
         A table for `render` or any console, as of `summary_table`.
     """
+    return _table('sampler', ASSIMILATION_COLUMNS, {name: assimilation_cells(entry) for name, entry in entries.items()})
+
+
+def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
+    """The cells of a posterior sampler under `ASSIMILATION_COLUMNS`.
+
+    Args:
+        entry: as of `assimilation_table`.
+
+    Returns:
+        Texts, as of `cells`.
+    """
+    distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
     scalars = {'misfit': three_digits, 'rmse': three_digits, 'crps': three_digits, 'spread_skill': three_digits}
     costs = {'calls': _whole, 'seconds_per_sample': three_digits, 'diverged': _whole, 'n': _whole}
-
-    def of(entry: Mapping[str, Any]) -> list[str]:
-        distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
-        return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
-
-    return _table('sampler', ASSIMILATION_COLUMNS, {name: of(entry) for name, entry in entries.items()})
+    return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
 
 
 def _table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str | None = None) -> Table:

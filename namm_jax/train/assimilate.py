@@ -3,6 +3,7 @@
 Each measurement's samples are a file, so a run goes on where it was stopped.
 """
 
+import functools
 import io
 import itertools
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -19,11 +21,11 @@ from namm_jax.evaluation import distance_statistics
 from namm_jax.inverse_problems import Measure
 from namm_jax.operator_checks import check_operator
 from namm_jax.per_sample import normal
-from namm_jax.posterior_statistics import posterior_statistics
-from namm_jax.train.evaluate import SHOWN, shown
+from namm_jax.posterior_statistics import posterior_moments, posterior_statistics
+from namm_jax.train.evaluate import save_arrays, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_checked, read_json, write_json
-from namm_jax.train.posteriors import ROWS, Row, make_config_operator, operator_name, rows_of, samples_of
+from namm_jax.train.posteriors import ROWS, make_config_operator, operator_name, rows_of, samples_of
 from namm_jax.train.progress import Bar, say
 
 
@@ -40,7 +42,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     rows = rows_of(config)
     long = min(section.measurements, section.long_measurements)
     numbers = {row: long if ROWS[row].long else section.measurements for row in rows}
-    done, shown_rows = itertools.count(1), {}
+    done = itertools.count(1)
     with Bar('assimilate', sum(numbers.values()), unit='measurement') as bar:
         advance = lambda: bar.update(next(done))
         for row in rows:
@@ -48,22 +50,38 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
             entry = _entry(experiment, operator, truth[: numbers[row]], y[: numbers[row]], samples)
             entry |= {'calls': ROWS[row].calls(section), 'seconds_per_sample': seconds}
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
-            shown_rows[row] = np.concatenate([samples[0].mean(0, keepdims=True), samples[0]])[:SHOWN]
-    _draw(experiment, name, {'truth': truth[:1]} | shown_rows)
+    save_arrays(folder / 'arrays.npz', _arrays(experiment, folder, operator, truth[:1], y[:1]))
+    _draw(experiment, name)
     _tell(experiment, name)
     return {'operator': name, 'rows': rows}
 
 
-def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> None:
-    """Draws what each row made of the first measurement: the mean of its samples, then some of them."""
-    from namm_jax.report import figures, pictures
+def _arrays(experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array) -> dict[str, Any]:
+    """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the folder holds."""
+    image, (_, residual) = experiment.family.image, shown(experiment, truth)
+    _, transposed = jax.vjp(operator, jnp.asarray(truth))
+    (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
+    (back,) = transposed(y)
+    arrays = {'truth/field': image(truth)[0], 'truth/residual': residual[0]}
+    arrays['truth/measured'] = image(jnp.where(seen == 0, jnp.nan, back))[0]  # 0 where no measurement looks
+    for row in ROWS:
+        if not (folder / row / '0.npy').exists():
+            continue
+        x = _read(experiment, folder / row / '0.npy')
+        images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], shown(experiment, x[:1])
+        mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
+        arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}
+        arrays |= {f'{row}/samples': images[0, :6, ..., 0], f'{row}/residual': residuals[0]}
+    return arrays
 
-    (experiment.run.directory / 'figures').mkdir(exist_ok=True)
-    titles = {row: 'truth' if row == 'truth' else f'{row}: posterior mean, then samples' for row in rows}
-    style = pictures.style(experiment.config.data.family)._asdict()
-    images = {row: shown(experiment, np.nan_to_num(x)) for row, x in rows.items()}
-    figure = figures.samples_with_residuals(images, names=titles, **style)
-    figures.save(figure, experiment.run.directory / 'figures' / f'assimilation_{name}.png')
+
+def _draw(experiment: Experiment, name: str) -> None:
+    """Draws the figure of an operator, and the report again if there is one."""
+    from namm_jax.report.writing import write_assimilation, write_report  # matplotlib takes a second to import
+
+    write_assimilation(experiment.run.directory, name)
+    if (experiment.run.directory / 'report.html').exists():
+        write_report(experiment.run.directory)
 
 
 def _tell(experiment: Experiment, name: str) -> None:
@@ -79,39 +97,42 @@ def _row(
     experiment: Experiment, folder: Path, name: str, operator: Measure, y: Array, advance: Callable[[], None]
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its map's included."""
-    row, times = ROWS[name], []
-    samples, seconds = _drawn(experiment, folder / (row.draws or name), row, operator, y, advance)
+    row = ROWS[name]
+    draw = functools.cache(lambda: row.draw(experiment, operator))
+    make = lambda i: samples_of(experiment, draw(), i, y[i])
+    samples, seconds = _kept(experiment, folder / (row.draws or name), len(y), make, advance)
     if row.way is None:
         return samples, seconds
-    way, mapped = row.way(experiment), []
-    for x in samples:
-        begun = time.perf_counter()
-        mapped.append(np.asarray(way(x)))
-        times.append((time.perf_counter() - begun) / len(x))
-    return np.stack(mapped), seconds + float(np.median(times[1:] or times))  # the first one compiles
+    way = row.way(experiment)
+    mapped, more = _kept(experiment, folder / name, len(y), lambda i: np.asarray(way(samples[i])), lambda: None)
+    return mapped, seconds + more
 
 
-def _drawn(
-    experiment: Experiment, folder: Path, row: Row, operator: Measure, y: Array, advance: Callable[[], None]
+def _kept(
+    experiment: Experiment, folder: Path, n: int, make: Callable[[int], np.ndarray], advance: Callable[[], None]
 ) -> tuple[np.ndarray, float]:  # fmt: skip
-    """Returns what a row draws for each measurement, and the median seconds a sample; from disk if they are there."""
+    """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they are there."""
     folder.mkdir(exist_ok=True)
-    draw, clock, parts = None, folder / 'seconds.json', []
+    warm, clock, parts = False, folder / 'seconds.json', []
     seconds = read_json(clock) if clock.exists() else []
-    for i, one in enumerate(y):
+    for i in range(n):
         path = folder / f'{i}.npy'
         if not path.exists():
             experiment.pause()
-            warm, draw = draw is not None, draw or row.draw(experiment, operator)
             begun = time.perf_counter()
-            x = samples_of(experiment, draw, i, one)
-            # The first draw compiles: it counts only where there is no other.
-            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or i + 1 < len(y)) else []
+            x = make(i)
+            # The first one compiles: it counts only where there is no other.
+            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or i + 1 < n) else []
+            warm = True
             experiment.save(path, x)
             write_json(clock, seconds)
-        parts.append(experiment.packed(np.load(io.BytesIO(read_checked(path)), allow_pickle=False)))
+        parts.append(_read(experiment, path))
         advance()
     return np.stack(parts), float(np.median(seconds))
+
+
+def _read(experiment: Experiment, path: Path) -> np.ndarray:
+    return experiment.packed(np.load(io.BytesIO(read_checked(path)), allow_pickle=False))
 
 
 def statistics_of(experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.tree_util import Partial
 
 from namm_jax import evaluation
 from namm_jax.mirror import robustness
+from namm_jax.report.reading import ARRAYS
 from namm_jax.train import dataset, tasks
 from namm_jax.train.counter import count_statistics
 from namm_jax.train.experiment import (
@@ -45,7 +47,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         'mirror/x': image(experiment.mirror.inverse(last, jnp.asarray(z)))[..., None],
     }
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
-    _save_arrays(experiment, arrays)
+    save_arrays(run.directory / ARRAYS, arrays)
     run.merge_metrics(
         {'rows': _rows(experiment, rows, samples, distances), 'robustness': _robustness(experiment, maps)}
     )
@@ -139,7 +141,8 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     return walk(score_parameters(experiment, 'mdm'), params, experiment.keys('sample', 0, 1))
 
 
-def _save_arrays(experiment: Experiment, arrays: dict[str, Any]) -> None:
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes what the report draws, as float32, in the place of what is there."""
     file = io.BytesIO()
     np.savez(file, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
-    write_checked(experiment.run.directory / 'evaluate' / 'arrays.npz', file.getvalue())
+    write_checked(path, file.getvalue())

@@ -27,6 +27,7 @@ from namm_jax.train.experiment import Experiment, finetuned_parameters, score_pa
 from namm_jax.train.families import make_family
 from namm_jax.train.own import load_function
 from namm_jax.train.rows import projection
+from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import minimise
 from namm_jax.types import Constraint, Denoiser, Key, Params
 
@@ -315,6 +316,11 @@ def check_assimilation(config: ConfigDict) -> None:
 
 
 def samples_of(experiment: Experiment, draw: Draw, index: int, y: Array) -> np.ndarray:
-    """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from keys of its own."""
-    k = experiment.config.assimilate.samples
-    return np.asarray(draw(experiment.keys('posterior', index * k, k), jnp.broadcast_to(y, (k, *y.shape))))
+    """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from keys of its own.
+
+    They are split over the devices, unless their number is no multiple of them.
+    """
+    k, mesh = experiment.config.assimilate.samples, experiment.mesh
+    sharding = replicated(mesh) if k % mesh.size else batch_sharding(mesh)
+    inputs = experiment.keys('posterior', index * k, k), jnp.broadcast_to(y, (k, *y.shape))
+    return np.asarray(draw(*jax.device_put(inputs, sharding)))

@@ -22,7 +22,6 @@ from namm_jax.train.experiment import (
     restore,
     train,
 )
-from namm_jax.train.files import write_bytes
 from namm_jax.train.posteriors import check_assimilation
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
@@ -190,15 +189,9 @@ def sample(experiment: Experiment) -> dict[str, Any]:
 
 def report(experiment: Experiment) -> dict[str, Any]:
     """Draws the figures, and the page that holds them all."""
-    from namm_jax.report import page, pictures, reading  # matplotlib takes a second to import
+    from namm_jax.report.writing import write_report  # matplotlib takes a second to import
 
-    folder = experiment.run.directory
-    results = reading.read_run(folder)
-    drawn = pictures.draw(results)
-    (folder / 'figures').mkdir(exist_ok=True)
-    for name, picture in drawn.items():
-        write_bytes(folder / 'figures' / f'{name}.{picture.kind}', picture.data)
-    write_bytes(folder / 'report.html', page.page({str(folder): (results, drawn)}).encode())
+    write_report(experiment.run.directory)
     return {}
 
 

@@ -1,0 +1,123 @@
+"""The figure of an inverse problem: what was measured of a field, and what each posterior sampler made of it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+
+from namm_jax.report.panels import WIDTH, colour_ticks, image_strip, linear_scale, logarithmic_scale, strip_height
+
+Image = Float[np.ndarray, '_h _w']
+SAMPLES = 3  # shown of each sampler
+
+
+class Posterior(NamedTuple):
+    """Samples of one posterior, as images; NaN where there is none.
+
+    Attributes:
+        mean: their mean `(h, w)`.
+        std: their standard deviation `(h, w)`.
+        samples: the first of them `(k, h, w)`.
+        residual: map of what breaks the rule in the first, `(h', w')`, of any sign.
+    """
+
+    mean: Image
+    std: Image
+    samples: Float[np.ndarray, '_k _h _w']
+    residual: Float[np.ndarray, '_h2 _w2']
+
+
+def posteriors(
+    truth: Image,
+    measured: Image,
+    residual: Float[np.ndarray, '_h2 _w2'],
+    rows: Mapping[str, Posterior],
+    *,
+    names: Mapping[str, str] | None = None,
+    units: tuple[str, str] = ('x', '|residual|'),
+    axis_names: tuple[str, str] = ('space', 'time'),
+    colours: str = 'viridis',
+    centred: bool = False,
+) -> Figure:
+    """A field, its measurement, and each sampler's posterior: mean, standard deviation, samples, and their residual.
+
+    Fields and means share one linear scale, that of the truth; standard deviations one from 0; residual maps one
+    logarithmic scale; the measurement has its own, as it may be in another unit.
+
+    Args:
+        truth: the field that was measured.
+        measured: the measurement mapped back to an image by the transposed operator; NaN where nothing was measured.
+        residual: map of what breaks the rule in the truth.
+        rows: sampler -> its posterior.
+        names: sampler -> title, in the place of its key.
+        units: of fields, and of residual maps.
+        axis_names: what rows and columns of an image are.
+        colours: the fields' colour map.
+        centred: whether their scale is centred on 0.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError('rows: got none, expected at least one sampler with its posterior')
+    columns = 3 + SAMPLES
+    scales = {
+        'field': (linear_scale(truth, centred=centred), colours),
+        'measurement': (linear_scale(measured, centred=centred), colours),
+        'std': (Normalize(0, _largest([row.std for row in rows.values()])), 'cividis'),
+        'residual': (logarithmic_scale([np.abs(residual), *(np.abs(row.residual) for row in rows.values())]), 'magma'),
+    }
+    height = max(strip_height(truth[None], columns), strip_height(residual[None], columns)) + 0.5
+    figure = Figure(figsize=(WIDTH, height * (len(rows) + 1) + 0.9), layout='constrained')
+    heights = [height, 0.9, *[height] * len(rows)]
+    head, bars, *parts = figure.subfigures(len(rows) + 2, 1, height_ratios=heights).ravel()
+    panels = [('truth', 'field', truth), ('measurement', 'measurement', measured), ('residual', 'residual', residual)]
+    _strip(head, 'truth', panels, scales, columns, axis_names)
+    for part, (name, row) in zip(parts, rows.items(), strict=True):
+        shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:SAMPLES])]
+        panels = [('mean', 'field', row.mean), ('std', 'std', row.std), *shown]
+        panels += [('residual of sample 1', 'residual', row.residual)]
+        _strip(part, (names or {}).get(name, name), panels, scales, columns, axis_names)
+    labels = {'field': units[0], 'std': f'std of {units[0]}', 'residual': units[1]}
+    for ax, (kind, label) in zip(bars.subplots(1, 3), labels.items(), strict=True):
+        norm, colour_map = scales[kind]
+        bar = {'orientation': 'horizontal', 'label': label, 'extend': 'both'} | colour_ticks(norm)
+        bars.colorbar(ScalarMappable(norm, colour_map), cax=ax, **bar).minorticks_off()
+        ax.set_box_aspect(0.06)
+    return figure
+
+
+def _strip(
+    part: SubFigure,
+    title: str,
+    panels: list[tuple[str, str, Image]],
+    scales: Mapping[str, tuple[Normalize, str]],
+    columns: int,
+    axis_names: tuple[str, str],
+) -> None:
+    """Draws panels `(title, kind of scale, image)` side by side."""
+    part.suptitle(title, x=0.01, ha='left', fontsize=11, weight='bold')
+    axes: list[Axes] = list(part.subplots(1, columns, squeeze=False)[0])
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (label, kind, image) in zip(axes, panels, strict=False):
+        norm, colour_map = scales[kind]
+        image_strip([ax], np.abs(image)[None] if kind == 'residual' else image[None], norm, colour_map)
+        ax.set_title(label, fontsize=9)
+    axes[0].set_xlabel(axis_names[1], fontsize=9)
+    axes[0].set_ylabel(axis_names[0], fontsize=9)
+
+
+def _largest(images: Any) -> float:
+    """Returns the 99.5 % quantile of the largest of the images; 1 where nothing is positive and finite."""
+    values = [image[np.isfinite(image)] for image in images]
+    high = max((float(np.quantile(image, 0.995)) for image in values if image.size), default=0.0)
+    return high if high > 0 else 1.0
