@@ -195,11 +195,17 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='is a file'):
         open_run(tmp_path / 'file')
-    with pytest.raises(UserError, match=r"of another version .*: got \['mirror.depth'\] on one side only"):
-        open_run(finished, config=CONFIG | {'mirror': CONFIG['mirror'] | {'depth': 1}})
+    with pytest.raises(UserError, match=r"of another version .*: got \['mirror.weight'\], which"):
+        open_run(finished, config=CONFIG | {'mirror': {'steps': 10}})
     (finished / 'config.json').write_text('{"experiment": "bur')
     with pytest.raises(UserError, match='config.json is damaged'):
         open_run(finished)
+
+
+def test_a_field_that_is_newer_than_the_folder_takes_its_default(finished):
+    with open_run(finished, config=CONFIG | {'mirror': {'steps': 11, 'weight': 1e-3, 'depth': 1}}) as run:
+        assert run.config['mirror'] == {'steps': 10, 'weight': 1e-3, 'depth': 1}
+        assert all(run.finished(stage) for stage in DEPENDS)
 
 
 def test_the_folder_has_one_owner(tmp_path):

@@ -23,6 +23,7 @@ from namm_jax.train.arguments import (
     preset_of,
     tell,
 )
+from namm_jax.train.config import schema
 from namm_jax.train.files import UserError, finite, read_json, write_json
 from namm_jax.train.progress import say
 from namm_jax.train.resolve import flatten, override
@@ -158,7 +159,8 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
         UserError: if it is no run folder, or in use.
     """
     saved = read_json(workdir / 'config.json')
-    with Run(workdir, saved['config'], experiment=saved['experiment'], depends=_needs) as run:
+    defaults = schema(saved['config']['data']['family']).to_dict()  # of fields that are newer than the folder
+    with Run(workdir, defaults, experiment=saved['experiment'], depends=_needs) as run:
         yield _build(run, lambda: 0)
 
 

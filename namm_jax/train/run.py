@@ -145,13 +145,14 @@ class Run:
                 f'got the experiment {experiment}, but {self.directory} holds {saved["experiment"]}; '
                 'choose another --workdir, or the config file and preset of this folder'
             )
-        unlike = flatten(saved['config']).keys() ^ flatten(config).keys()
-        if unlike:
+        fields, known = flatten(saved['config']), flatten(config)
+        if gone := fields.keys() - known.keys():
             raise UserError(
-                f'{path} is of another version of this program: got {sorted(unlike)} on one side only, expected the '
-                'same fields; go on with the version in provenance.json, or choose another --workdir'
+                f'{path} is of another version of this program: got {sorted(gone)}, which this one does not know; '
+                'go on with the version in provenance.json, or choose another --workdir'
             )
-        return saved['config']
+        # Fields that are newer than the folder take the value of its preset; what has finished did not read them.
+        return override(config, fields)
 
     def close(self) -> None:
         """Gives the folder up. The lock file stays: deleting it would race with the next owner."""

@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Times a step of the guided posterior samplers of a finished run against its network calls alone, in one process.
+
+    python benchmarks/posterior.py --workdir=runs/burgers-quick [--samples=16] [--rows=dps,mirror_dps] [--repeats=5]
+
+A step's time is the difference of two draws of different length, so that starts and ends cancel. Beside it stand the
+times of what it needs of networks: the denoiser with its gradient in the input, and f with its gradient, each compiled
+by itself. Medians of repeats, which alternate; compilation is not timed. cg_dps differentiates the constraint too.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from namm_jax.train.command import configure_jax
+
+DATA = ('dps', 'cg_dps', 'few_steps', 'smc')
+MIRROR = ('mirror_dps', 'mirror_few_steps', 'mirror_smc')
+STEPS = (10, 30)  # of the two draws
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', required=True, help='a run folder with the stages up to dm finished')
+    parser.add_argument('--samples', type=int, default=16, help='posterior samples at a time')
+    parser.add_argument('--rows', default=','.join(DATA + MIRROR), help='samplers, separated by commas')
+    parser.add_argument('--repeats', type=int, default=5)
+    return parser.parse_args()
+
+
+def medians(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """Returns the median seconds of each call, the calls of a round one after another; the first round compiles."""
+    import jax
+    import numpy as np
+
+    spent = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(call())
+            spent[name].append(time.perf_counter() - begun)
+    return {name: float(np.median(seconds[1:])) for name, seconds in spent.items()}
+
+
+def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
+    """Returns calls of the denoiser and of f, each with its gradient in the input, on a batch of samples."""
+    import jax
+    import jax.numpy as jnp
+
+    from namm_jax.train import tasks
+    from namm_jax.train.experiment import finetuned_parameters, score_parameters
+
+    record, network = experiment.run.record('mdm'), tasks.make_score(experiment.config)
+    _, f = experiment.mirror.bind(finetuned_parameters(experiment))
+    score = score_parameters(experiment, 'mdm')
+    z = jax.random.normal(jax.random.key(0), (samples, *experiment.family.shape))
+
+    @jax.jit
+    def denoise(score: Any, z: Any) -> Any:
+        parameterisation = tasks.make_parameterisation(experiment.config, record['mean'], record['std'])
+        denoiser = parameterisation.denoiser(tasks.bind_score(network, score))
+        x, pull = jax.vjp(lambda z: denoiser(z, jnp.float32(record['std'])), z)
+        return x, pull(z)
+
+    @jax.jit
+    def invert(f: Any, z: Any) -> Any:
+        x, pull = jax.vjp(f, z)
+        return x, pull(z)
+
+    return {'denoiser': lambda: denoise(score, z), 'f': lambda: invert(f, z)}
+
+
+def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any]]:
+    """Returns a draw of each length of `STEPS` by a row of the table."""
+    import jax
+    import jax.numpy as jnp
+
+    from namm_jax.train.posteriors import ROWS, make_config_operator
+
+    section, calls = experiment.config.assimilate, {}
+    section.samples = samples
+    operator = make_config_operator(experiment.config, experiment.family.shape)
+    y = operator(jnp.asarray(experiment.split('test')[:1]))
+    inputs = jax.device_put((experiment.keys('posterior', 0, samples), jnp.repeat(y, samples, 0)))
+    for steps in STEPS:
+        section.steps = section.few_steps = steps
+        draw = ROWS[row].draw(experiment, operator)
+        jax.block_until_ready(draw(*inputs))  # compiles with these numbers of steps
+        calls[row, steps] = lambda draw=draw: draw(*inputs)
+    return calls
+
+
+def main() -> None:
+    arguments = parse()
+    configure_jax()
+    from namm_jax.train.command import open_experiment
+
+    with open_experiment(Path(arguments.workdir)) as experiment:
+        print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')
+        print('|---|---|---|---|---|')
+        for row in arguments.rows.split(','):
+            calls = networks(experiment, arguments.samples) | draws(experiment, row, arguments.samples)
+            ms = {name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()}
+            step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
+            inverse = ms['f'] if row in MIRROR else 0.0
+            ratio = step / (ms['denoiser'] + inverse)
+            print(f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
