@@ -5,8 +5,9 @@
     python benchmarks/results.py --readme          # the tables between <!-- table: NAME --> and <!-- end -->
 
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
-`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. The table `summary` has the
-median constraint distances of all constraints at the preset quick, a line a constraint.
+`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME:OPERATOR` has the
+posterior samplers of a measurement operator. The table `summary` has the median constraint distances of all constraints
+at the preset quick, a line a constraint.
 """
 
 import argparse
@@ -38,6 +39,20 @@ COLUMNS = {
     'training, s': ('training_seconds',),
 }
 
+POSTERIOR_COLUMNS = {
+    'median distance': ('distance', 'median'),
+    'mean': ('distance', 'mean'),
+    'its noise floor': ('noise_floor', 'median'),
+    'misfit': ('misfit',),
+    'RMSE of the mean': ('rmse',),
+    'CRPS': ('crps',),
+    'spread / skill': ('spread_skill',),
+    'calls': ('calls',),
+    's a sample': ('seconds_per_sample',),
+    'samples': ('n',),
+    'diverged': ('diverged',),
+}
+
 
 def processor() -> str:
     """Returns the name of this machine's processor."""
@@ -49,12 +64,16 @@ def processor() -> str:
 def kept(results: Results) -> dict[str, Any]:
     """Returns what is kept of a run: its numbers, and where they come from."""
     preset, config = flatten(results.preset), flatten(results.config)
-    origin = results.provenance[-1]
+    origin, commands = results.provenance[-1], []
+    for opening in results.provenance:
+        command = ['python', *map(_portable, opening['command'])]
+        commands += [command] if opening['command'] and command not in commands else []
     return {
         'experiment': results.experiment,
         'seed': results.config['seed'],
         'changed': {name: value for name, value in config.items() if name != 'seed' and value != preset.get(name)},
-        'command': ['python', *(_portable(argument) for argument in origin['command'])],
+        'command': commands[0],
+        'commands': commands,
         'git': origin['git'],
         'time': origin['time'],
         'machine': processor(),
@@ -93,23 +112,60 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 
 def table(name: str, folder: Path = ROOT / 'results') -> str:
     """Returns the table of all seeds of a name, in Markdown."""
-    paths = sorted(folder.glob(f'{name}-seed*.json'))
-    if not paths:
-        raise SystemExit(f'error: {folder}: got no {name}-seed<k>.json, expected at least one; keep a run first')
-    runs = [json.loads(path.read_text()) for path in paths]
+    runs = _runs(name, folder)
     seeds = ', '.join(str(run['seed']) for run in runs)
-    lines = ['| row | ' + ' | '.join(COLUMNS) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
-    for row in in_order(list(runs[0]['rows'])):
-        cells = [cell([run['rows'].get(row, {}) for run in runs], path) for path in COLUMNS.values()]
-        lines.append(f'| {row_name(row)} | ' + ' | '.join(cells) + ' |')
-    origin = runs[0]
+    names = {row: row_name(row) for row in in_order(list(runs[0]['rows']))}
+    lines = _lines('row', COLUMNS, names, [run['rows'] for run in runs])
     ratios = [_median(run, 'mdm_finetuned') / _median(run, 'dm') for run in runs if 'mdm_finetuned' in run['rows']]
     ratio = f'Ratio of medians, finetuned over DM: **{three_digits(statistics.mean(ratios))}**' if ratios else ''
     ratio += f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
-    command = ' '.join(f'`{part}`' if ' ' in part else part for part in origin['command'])
     plural = 's' if len(runs) > 1 else ''
-    lines += ['', f'{ratio}. Seed{plural} {seeds}; `{command}`; {origin["machine"]}; {origin["time"][:10]}.']
+    lines += ['', f'{ratio}. Seed{plural} {seeds}; {_origin(runs[0])}.']
     return '\n'.join(lines) + '\n'
+
+
+def posterior_table(name: str, operator: str, folder: Path = ROOT / 'results') -> str:
+    """Returns the table of the posterior samplers of an operator, in Markdown."""
+    files = [run for run in _runs(name, folder) if operator in run.get('assimilation', {})]
+    runs = [run['assimilation'][operator] for run in files]
+    lines = _lines('sampler', POSTERIOR_COLUMNS, {row: f'`{row}`' for row in runs[0]}, runs)
+    of = lambda row, path: statistics.mean(_at(run[row], path) for run in runs)
+    best = lambda path: min(of(row, path) for row in ('dps', 'cg_dps'))
+    ratios = [of('mirror_dps', path) / best(path) for path in (('distance', 'median'), ('rmse',))]
+    told = 'median distance **{}** times, RMSE **{}** times'.format(*map(three_digits, ratios))
+    lines += ['', f'`mirror_dps` over the better of `dps` and `cg_dps`: {told}. {_origin(files[0], "assimilate")}.']
+    return '\n'.join(lines) + '\n'
+
+
+def _runs(name: str, folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(folder.glob(f'{name}-seed*.json'))
+    if not paths:
+        raise SystemExit(f'error: {folder}: got no {name}-seed<k>.json, expected at least one; keep a run first')
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _lines(
+    first: str, columns: dict[str, tuple[str, ...]], names: dict[str, str], runs: list[dict[str, Any]]
+) -> list[str]:
+    """Returns the lines of a table of `names`, row key -> title, over runs, row key -> entry."""
+    lines = [f'| {first} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
+    for row, title in names.items():
+        cells = [cell([run.get(row, {}) for run in runs], path) for path in columns.values()]
+        lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def _origin(run: dict[str, Any], stage: str = '') -> str:
+    """Returns the command, first of those that name the stage, machine and date."""
+    parts = next(command for command in run.get('commands', [run['command']]) if stage in ' '.join(command))
+    command = ' '.join(f'`{part}`' if ' ' in part else part for part in parts)
+    return f'`{command}`; {run["machine"]}; {run["time"][:10]}'
+
+
+def _at(entry: dict[str, Any], path: tuple[str, ...]) -> float:
+    for name in path:
+        entry = entry[name]
+    return entry
 
 
 def summary(folder: Path = ROOT / 'results') -> str:
@@ -133,12 +189,16 @@ def summary(folder: Path = ROOT / 'results') -> str:
 
 
 def _median(run: dict[str, Any], row: str) -> float:
-    return run['rows'][row]['distance']['median']
+    return _at(run['rows'][row], ('distance', 'median'))
 
 
 def with_tables(text: str) -> str:
     """Returns a README with its tables written anew."""
-    made = lambda name: summary() if name == 'summary' else table(name)
+
+    def made(name: str) -> str:
+        name, _, operator = name.partition(':')
+        return summary() if name == 'summary' else posterior_table(name, operator) if operator else table(name)
+
     return TABLE.sub(lambda match: match[1] + made(match[2]) + match[3], text)
 
 

@@ -1,16 +1,21 @@
 """The stage `assimilate`: every sampler on the tiny run, in its table, resumable between measurements."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax.sampling import VARIANCES, make_sampler
+from namm_jax.train.command import open_experiment
 from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json
-from namm_jax.train.posteriors import OPERATOR_OF, ROWS, row_gain
+from namm_jax.train.posteriors import OPERATOR_OF, PUBLISHED, ROWS, row_gain, with_noise_floor
 from namm_jax.train.solve import solve
 
 TINY = '--config=configs/burgers.py:tiny'
@@ -98,6 +103,40 @@ def test_solve_refuses_measurements_that_do_not_fit(folder, capsys, y, more, tol
     assert solving(folder, y, *more) == 2
     said = capsys.readouterr().err
     assert told in said and 'Traceback' not in said
+
+
+TWO_DEVICES = """
+import sys
+import jax
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 2)
+from namm_jax.train.command import main
+sys.exit(main(['launch/main.py', *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('sampler', ['mirror_dps', 'mirror_few_steps', 'smc'])
+def test_samples_do_not_depend_on_the_number_of_devices(launch, folder, sampler):
+    command = [TINY, f'--workdir={folder}', '--stages=assimilate', f'--config.assimilate.sampler={sampler}']
+    assert launch(*command) == 0
+    path = folder / 'assimilate' / 'first_states' / sampler / '0.npy'
+    one = np.load(path)
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, '-c', TWO_DEVICES, *command, '--redo=assimilate'], env=environment, check=True)
+    np.testing.assert_allclose(np.load(path), one, atol=1e-4)
+
+
+def test_the_noise_floor_of_data_is_that_of_the_last_step(tiny_run):
+    with open_experiment(tiny_run) as experiment:
+        x = jnp.zeros((4, 16, 16, 1)) + 3.0
+        noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
+        sampler = make_sampler('ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED)
+    r_t, r_s = np.asarray(sampler.levels()[-2:]) / std
+    added = std * np.sqrt(VARIANCES['forward'](r_t, r_s) / (1 + r_s**2))  # times alpha_s; what came before has faded
+    np.testing.assert_allclose((noisy - x).std(), added, rtol=0.1)
+    np.testing.assert_allclose(noisy.mean(), 3, atol=0.2)
 
 
 @pytest.mark.slow

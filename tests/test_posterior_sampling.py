@@ -195,8 +195,8 @@ def test_systematic_resampling_takes_each_as_often_as_its_weight_says():
 def test_squared_gain_is_the_largest_eigenvalue():
     keys, x = sample_keys(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (3, 3))
     measure = lambda x: jnp.stack([x[:, 0] ** 2, 2 * x[:, 1], x[:, 2]], 1)
-    close(squared_gain(keys, measure, x, iterations=60), jnp.maximum(4 * x[:, 0] ** 2, 4), rtol=1e-3)
-    close(squared_gain(keys, lambda x: 0 * x, x), 0)
+    close(squared_gain(keys, measure, x, step=0.1, iterations=60), jnp.maximum(4 * x[:, 0] ** 2, 4), rtol=1e-3)
+    close(squared_gain(keys, lambda x: 0 * x, x, step=0.1), 0)
 
 
 @pytest.mark.parametrize(

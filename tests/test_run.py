@@ -203,7 +203,10 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
 
 
 def test_a_field_that_is_newer_than_the_folder_takes_its_default(finished):
-    with open_run(finished, config=CONFIG | {'mirror': {'steps': 11, 'weight': 1e-3, 'depth': 1}}) as run:
+    newer = CONFIG | {'mirror': {'steps': 11, 'weight': 1e-3, 'depth': 1}}
+    with pytest.raises(UserError, match=r'got mirror.depth = 2, but stage mirror has finished with mirror.depth = 1'):
+        open_run(finished, config=newer, overrides={'mirror.depth': 2})
+    with open_run(finished, config=newer) as run:
         assert run.config['mirror'] == {'steps': 10, 'weight': 1e-3, 'depth': 1}
         assert all(run.finished(stage) for stage in DEPENDS)
 

@@ -25,7 +25,7 @@ from namm_jax.posterior_statistics import posterior_moments, posterior_statistic
 from namm_jax.train.evaluate import save_arrays, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_checked, read_json, write_json
-from namm_jax.train.posteriors import ROWS, make_config_operator, operator_name, rows_of, samples_of
+from namm_jax.train.posteriors import ROWS, make_config_operator, operator_name, rows_of, samples_of, with_noise_floor
 from namm_jax.train.progress import Bar, say
 
 
@@ -49,11 +49,21 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
             samples, seconds = _row(experiment, folder, row, operator, y[: numbers[row]], advance)
             entry = _entry(experiment, operator, truth[: numbers[row]], y[: numbers[row]], samples)
             entry |= {'calls': ROWS[row].calls(section), 'seconds_per_sample': seconds}
+            if ROWS[row].noisy:
+                entry['noise_floor'] = _noise_floor(experiment, ROWS[row].noisy)
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
     save_arrays(folder / 'arrays.npz', _arrays(experiment, folder, operator, truth[:1], y[:1]))
     _draw(experiment, name)
     _tell(experiment, name)
     return {'operator': name, 'rows': rows}
+
+
+def _noise_floor(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Returns the constraint distance of true fields with the noise that the published samplers leave."""
+    x = with_noise_floor(
+        experiment, model, jnp.asarray(experiment.split('test')[: experiment.config.assimilate.samples])
+    )
+    return distance_statistics(experiment.constraint.distance(x))
 
 
 def _arrays(experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def _mirror() -> dict[str, Any]:
         fold=2,  # of f: factor by which pixels are folded into channels
         head=16,  # of f: channels at full resolution, before the output
         norm='none',  # of f: group or none
+        attention=False,  # of f, at the lowest resolution: for rules of the whole image, such as its sum
         dropout=0.0,  # of f; 0 to 1
         output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
         sigma_max=0.1,  # largest noise in mirror space, in its units

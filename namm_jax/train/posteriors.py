@@ -154,6 +154,7 @@ class Row(NamedTuple):
         applies: config -> whether an experiment has it.
         way: experiment -> the map of what is drawn, such as a projection.
         draws: the row whose draws it maps; its own where empty.
+        noisy: the model, `dm` or `mdm`, whose last step's noise it leaves in; none where empty.
     """
 
     draw: Callable[[Experiment, Measure], Draw]
@@ -162,6 +163,7 @@ class Row(NamedTuple):
     applies: Callable[[ConfigDict], bool] = lambda config: True
     way: Callable[[Experiment], Callable[[Array], Array]] | None = None
     draws: str = ''
+    noisy: str = ''
 
 
 def _drawn_by(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
@@ -229,7 +231,7 @@ def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: 
     """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
     config, network = experiment.config, tasks.make_score(experiment.config)
     record, data_std = experiment.run.record(model), experiment.run.record('dm')['std']
-    to_data = {'dm': lambda: Partial(lambda x: x), 'mdm': lambda: _inverse(experiment)}[model]()
+    _, to_data = _maps(experiment, model)
     x = jnp.asarray(experiment.split('test')[:8])
     gain = row_gain(experiment.key('assimilate'), operator, x) * (data_std / record['std']) ** 2
     moments = jnp.asarray([record['mean'], record['std'], gain], jnp.float32)
@@ -251,8 +253,29 @@ def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: 
     )
 
 
-def _inverse(experiment: Experiment) -> Partial:
-    return experiment.mirror.bind(finetuned_parameters(experiment))[1]
+def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
+    """Returns what the published samplers make of true fields `x (b, h, w, c)`: the noise of their last step, alone.
+
+    Their denoiser is one that knows the truth, and nothing is measured; samples of the model `mdm` are mapped by f.
+    """
+    record, (to_model, to_data) = experiment.run.record(model), _maps(experiment, model)
+    sampler = make_sampler(
+        'ancestral', steps=experiment.config.assimilate.steps, mean=record['mean'], std=record['std'], **PUBLISHED
+    )
+
+    @jax.jit
+    def draw(keys: Key, to_model: Partial, to_data: Partial, x: Array) -> Array:
+        point = to_model(x)
+        return to_data(sampler(keys, lambda point_t, sigma: point, x.shape[1:]))
+
+    return draw(experiment.keys('posterior', 0, len(x)), to_model, to_data, x)
+
+
+def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
+    """Returns the maps from data to a model's space and back."""
+    same = Partial(lambda x: x)
+    maps = {'dm': lambda: (same, same), 'mdm': lambda: experiment.mirror.bind(finetuned_parameters(experiment))}
+    return maps[model]()
 
 
 def _variational(experiment: Experiment, operator: Measure) -> Draw:
@@ -279,9 +302,9 @@ ROWS = {
     'cg_dps': _long('dm', cg_dps),
     'dps_projected': _long('dm', dps, way=projection, draws='dps'),
     'mirror_dps': _long('mdm', dps),
-    'dps_published': _long('dm', published_dps),
-    'cg_dps_published': _long('dm', published_cg_dps),
-    'mirror_dps_published': _long('mdm', published_dps),
+    'dps_published': _long('dm', published_dps, noisy='dm'),
+    'cg_dps_published': _long('dm', published_cg_dps, noisy='dm'),
+    'mirror_dps_published': _long('mdm', published_dps, noisy='mdm'),
     'few_steps': _few('dm', few_steps),
     'mirror_few_steps': _few('mdm', few_steps),
     'daps': _few('dm', annealed, more=1),  # its last denoising

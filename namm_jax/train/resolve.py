@@ -41,11 +41,14 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return config
 
 
-def refuse_changes(config: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_changes(
+    config: Mapping[str, Any], saved: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Raises if `config` differs from what a stage on record has read, save for `FREE_SECTIONS`.
 
     Args:
         config: the resolved config.
+        saved: the one before the command's overrides; it has the fields of sections that are newer than a record.
         records: stage -> record, in the order of the stages; a record's `sections` maps name -> what was read.
 
     Raises:
@@ -53,7 +56,8 @@ def refuse_changes(config: Mapping[str, Any], records: Mapping[str, Mapping[str,
     """
     fields = flatten(config)
     for stage, record in records.items():
-        for name, old in flatten(record['sections']).items():
+        base = {name: saved[name] for name in record['sections'] if name in saved}
+        for name, old in (flatten(base) | flatten(record['sections'])).items():
             if name.split('.')[0] not in FREE_SECTIONS and name in fields and fields[name] != old:
                 state = 'has finished' if record['finished'] else 'has begun'
                 raise UserError(

@@ -122,7 +122,8 @@ class Run:
         cut_short = {stage for stage, record in records.items() if record and record.get('discarded')}
         free = {stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys()}
         discarded = discarded | self.built_on(cut_short | free)
-        refuse_changes(self.config, {s: record for s, record in records.items() if record and s not in discarded})
+        kept = {stage: record for stage, record in records.items() if record and stage not in discarded}
+        refuse_changes(self.config, saved or self.config, kept)
         check(self.config)
         self._records.mend()
         self.discarded = self._discard(discarded)

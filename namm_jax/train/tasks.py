@@ -102,7 +102,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         head=section.head,
         periodic=choose(f'{what} padding', padding, PADDINGS)(family.periodic),
         norm=section.norm,
-        attention=section.get('attention', False),
+        attention=section.attention,
         dropout=section.dropout,
         dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
