@@ -7,7 +7,8 @@
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
 `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME:OPERATOR` has the
 posterior samplers of a measurement operator. The table `summary` has the median constraint distances of all constraints
-at the preset quick, a line a constraint.
+at the preset quick, a line a constraint; `ablations` has a line a file whose label begins with `ablation`. Tables are
+those of README.md and of results/README.md.
 """
 
 import argparse
@@ -188,6 +189,22 @@ def summary(folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
+def ablations(folder: Path = ROOT / 'results') -> str:
+    """Returns a line a run: what was changed, median distances, and how the finetuned samples compare with the DM's."""
+    head = ['changed', 'MDM', 'finetuned', 'DM', 'finetuned / DM', 'sliced W1, MDM / DM', 'sliced W1, finetuned / DM']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for path in sorted(folder.glob('*-ablation*-seed*.json')):
+        run = json.loads(path.read_text())
+        changed = {name: value for name, value in run['changed'].items() if name not in ('train.budget', 'sample.rows')}
+        told = ', '.join(f'`{name}` {value}' for name, value in changed.items()) or 'nothing'
+        medians = {row: _median(run, row) for row in ('mdm', 'mdm_finetuned', 'dm')}
+        wasserstein = {row: _at(run['rows'][row], COLUMNS['sliced W1']) for row in medians}
+        ratios = [medians['mdm_finetuned'] / medians['dm']]
+        ratios += [wasserstein[row] / wasserstein['dm'] for row in ('mdm', 'mdm_finetuned')]
+        lines.append('| ' + ' | '.join([told, *map(three_digits, [*medians.values(), *ratios])]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def _median(run: dict[str, Any], row: str) -> float:
     return _at(run['rows'][row], ('distance', 'median'))
 
@@ -196,8 +213,10 @@ def with_tables(text: str) -> str:
     """Returns a README with its tables written anew."""
 
     def made(name: str) -> str:
+        if name in (special := {'summary': summary, 'ablations': ablations}):
+            return special[name]()
         name, _, operator = name.partition(':')
-        return summary() if name == 'summary' else posterior_table(name, operator) if operator else table(name)
+        return posterior_table(name, operator) if operator else table(name)
 
     return TABLE.sub(lambda match: match[1] + made(match[2]) + match[3], text)
 
@@ -210,8 +229,8 @@ def main() -> None:
     given = parser.parse_args()
     keep(given.runs, given.label)
     if given.readme:
-        path = ROOT / 'README.md'
-        path.write_text(with_tables(path.read_text()))
+        for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
+            path.write_text(with_tables(path.read_text()))
 
 
 if __name__ == '__main__':
