@@ -16,6 +16,7 @@ QUICK = {
     'mdm.steps': 1800,
     'finetune.steps': 900,
     'dm.steps': 6000,
+    'assimilate.noise_std': 0.05,  # half the standard deviation of the images
 }
 
 PAPER = (
@@ -28,6 +29,7 @@ PAPER = (
         'finetune.lambda_constr': 0.01,
         'counter.samples': 50_000,
         'counter.steps': 20_000,
+        'assimilate.noise_std': 0.05,
     }
 )
 
