@@ -80,7 +80,8 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.train.posteriors import ROWS, make_config_operator
+    from namm_jax.train.measurements import make_config_operator
+    from namm_jax.train.posteriors import ROWS
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples

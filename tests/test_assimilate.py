@@ -15,7 +15,8 @@ from namm_jax.sampling import VARIANCES, make_sampler
 from namm_jax.train.command import open_experiment
 from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json
-from namm_jax.train.posteriors import OPERATOR_OF, PUBLISHED, ROWS, row_gain, with_noise_floor
+from namm_jax.train.measurements import OPERATOR_OF, row_gain
+from namm_jax.train.posteriors import PUBLISHED, ROWS, with_noise_floor
 from namm_jax.train.solve import solve
 
 TINY = '--config=configs/burgers.py:tiny'

@@ -25,7 +25,8 @@ from namm_jax.posterior_statistics import posterior_moments, posterior_statistic
 from namm_jax.train.evaluate import save_arrays, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_checked, read_json, write_json
-from namm_jax.train.posteriors import ROWS, make_config_operator, operator_name, rows_of, samples_of, with_noise_floor
+from namm_jax.train.measurements import make_config_operator, operator_name
+from namm_jax.train.posteriors import ROWS, rows_of, samples_of, with_noise_floor
 from namm_jax.train.progress import Bar, say
 
 

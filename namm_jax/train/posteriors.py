@@ -18,14 +18,13 @@ from ml_collections import ConfigDict
 from namm_jax import flows, inverse_problems, layout, variational
 from namm_jax.choices import choose
 from namm_jax.inverse_problems import Length, Measure, Potential
-from namm_jax.operators import Operator, make_operator
 from namm_jax.per_sample import normal
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
-from namm_jax.train.own import load_function
+from namm_jax.train.measurements import make_config_operator, row_gain
 from namm_jax.train.rows import projection
 from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import minimise
@@ -180,18 +179,6 @@ def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0) -> 
     return _drawn_by(model, sample, calls=lambda section: section.few_steps + more)
 
 
-# family -> the operator that it is measured by unless the config names one
-OPERATOR_OF = {
-    'burgers': 'first_states',
-    'kolmogorov': 'first_last',
-    'black_holes': 'sparse_fourier',
-    'textures': 'occluded_box',
-    'galaxies': 'downsampling',
-    'own': 'random_sensors',
-}
-STATE_OPERATORS = ('states', 'first_states', 'first_last')
-
-
 class Trajectories(NamedTuple):
     """A family whose fields are trajectories: `problem -> rollout`, and `(problem, x) -> first states`."""
 
@@ -203,28 +190,6 @@ TRAJECTORIES = {
     'burgers': Trajectories(variational.burgers_rollout, lambda problem, x: layout.image_to_states(x)[:, 0]),
     'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda problem, x: flows.to_states(problem, x)[:, 0]),
 }
-
-
-def operator_name(config: ConfigDict) -> str:
-    """Returns the name of the measurement operator of a config."""
-    return config.assimilate.operator or OPERATOR_OF[config.data.family]
-
-
-def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator:
-    """Returns the measurement operator that a config names, for fields of a shape; errors as of `make_operator`."""
-    name, options = operator_name(config), {}
-    if name in STATE_OPERATORS and config.data.family == 'kolmogorov':
-        options = {'channels_per_state': 2}
-    if name == 'own':
-        options = {'function': load_function(config.assimilate.function)}
-    return make_operator(name, shape, **options)
-
-
-def row_gain(key: Key, operator: Callable[[Array], Array], x: Array) -> float:
-    """Returns the mean squared norm of the rows of the operator's Jacobian at `x (b, ...)`, from b random products."""
-    y, pull = jax.vjp(operator, x)
-    (image,) = pull(jax.random.normal(key, y.shape, y.dtype))
-    return float(jnp.sum(image**2) / y.size)
 
 
 def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure) -> Draw:

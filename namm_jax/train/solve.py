@@ -53,7 +53,8 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
 
     from namm_jax.operator_checks import check_measurement
     from namm_jax.train.assimilate import statistics_of
-    from namm_jax.train.posteriors import ROWS, check_assimilation, make_config_operator, operator_name, samples_of
+    from namm_jax.train.measurements import make_config_operator, operator_name
+    from namm_jax.train.posteriors import ROWS, check_assimilation, samples_of
     from namm_jax.train.progress import Bar
     from namm_jax.train.ranges import check_ranges
 
