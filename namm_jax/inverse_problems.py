@@ -26,6 +26,8 @@ Measurement: TypeAlias = Float[Array, 'b *m']
 Measure: TypeAlias = Callable[[Array], Measurement]  # x (b, ...) -> A(x) (b, *m), differentiable
 Potential: TypeAlias = Callable[[Array], PerSample]  # x_0 (b, ...) -> (b,)
 
+Gain: TypeAlias = ArrayLike | Callable[[Array], Array]  # a number, or a function of the noise level
+
 # (potential (b,), its gradient in x_t (b, ...), alpha_t, sigma_t) -> what multiplies the gradient: (b,) or a scalar.
 Length: TypeAlias = Callable[[PerSample, Array, Array, Array], Array]
 
@@ -120,7 +122,7 @@ def polyak(target: ArrayLike | Callable[[Array], Array], *, zeta: float = 1.0, l
 
 
 def discrepancy(
-    count: int, *, noise_std: ArrayLike, prior_std: ArrayLike = 1.0, gain: ArrayLike = 1.0
+    count: int, *, noise_std: ArrayLike, prior_std: ArrayLike = 1.0, gain: Gain = 1.0
 ) -> Callable[[Array], Array]:
     """Returns the target of `polyak` by the discrepancy principle: what `misfit` is at a draw from the posterior.
 
@@ -135,7 +137,8 @@ def discrepancy(
         count: m, the values in one measurement, >= 1.
         noise_std: s, in the unit of y.
         prior_std: tau, the data's standard deviation in the coordinates of the step: 1 if they are standardised.
-        gain: mean squared norm of the rows of A in these coordinates: 1 of selections, `std^2` after `mean + std u`.
+        gain: mean squared norm of the rows of A in these coordinates: 1 of selections, `std^2` after `mean + std u`; or
+            a function of r, `gain_at` of what `measured_gain` measures, where data are not isotropic.
 
     Raises:
         ValueError: If a number is not positive.
@@ -146,6 +149,40 @@ def discrepancy(
         raise ValueError(f'count: got {count}, expected at least 1, the number of values in one measurement')
     excess = _excess(noise_std, prior_std, gain)
     return lambda r: jnp.sqrt(count * (1 + excess(r)))
+
+
+def measured_gain(
+    keys: Key, denoiser: Denoiser, measure: Measure, x: Array, levels: Array, *, prior_std: ArrayLike
+) -> Array:
+    """Returns `(n,)`, at each level `mean |A(x) - A(D(x + sigma noise, sigma))|^2 / v`, v as of `discrepancy`.
+
+    So `gain v` is the variance of a measured estimate as it is, and the target of `discrepancy` the root mean square of
+    the misfit along posterior trajectories, whatever the data: of isotropic normal data it is the mean squared norm of
+    the rows of a linear A, of data near a surface of few dimensions much less.
+
+    Args:
+        keys: `(n,)`, one a level.
+        denoiser: D, in data units.
+        measure: A.
+        x: data that D was not trained on, `(b, ...)`.
+        levels: sigma > 0, `(n,)`.
+        prior_std: tau, the standard deviation of the data.
+    """
+    y = measure(x)
+
+    def at(now: tuple[Key, Array]) -> Array:
+        key, sigma = now
+        estimate = denoiser(x + sigma * jax.random.normal(key, x.shape, x.dtype), sigma)
+        return jnp.mean((measure(estimate) - y) ** 2) * (1 / sigma**2 + 1 / prior_std**2)
+
+    return jax.lax.map(at, (keys, levels))
+
+
+def gain_at(levels: Array, gains: Array) -> Callable[[Array], Array]:
+    """Returns `sigma -> gain` between levels `(n,)`, in any order, that have these gains > 0: linear in logarithms."""
+    order = jnp.argsort(levels)
+    x, y = jnp.log(levels[order]), jnp.log(gains[order])
+    return lambda sigma: jnp.exp(jnp.interp(jnp.log(sigma), x, y))
 
 
 def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Length) -> Step:
@@ -214,7 +251,7 @@ def weighted_guidance(
     *,
     noise_std: ArrayLike,
     prior_std: ArrayLike,
-    gain: ArrayLike = 1.0,
+    gain: Gain = 1.0,
     limit: ArrayLike | None = None,
 ) -> Denoiser:
     """Returns the denoiser given a measurement, `D' = D + sigma^2 grad_x log N(y; A(D(x)), (s^2 + gain v) I)`.
@@ -231,7 +268,7 @@ def weighted_guidance(
         y: `(b, *m)` or `(1, *m)`.
         noise_std: s, a positive scalar in the unit of y.
         prior_std: tau, the standard deviation of the data, a positive scalar in their unit.
-        gain: mean squared norm of the rows of A, > 0: 1 for selections.
+        gain: mean squared norm of the rows of A, > 0: 1 for selections; or a function of sigma, as of `discrepancy`.
         limit: Largest root mean square of `D' - D` over a sample's values, in data units; None is none. The data's
             standard deviation holds back a network whose Jacobian does not fall as `1 / sigma^2` at large levels.
 
@@ -278,11 +315,12 @@ def _residual(measure: Measure, y: Measurement, noise_std: ArrayLike) -> Callabl
     return residual
 
 
-def _excess(noise_std: ArrayLike, prior_std: ArrayLike, gain: ArrayLike) -> Callable[[Array], Array]:
+def _excess(noise_std: ArrayLike, prior_std: ArrayLike, gain: Gain) -> Callable[[Array], Array]:
     """Returns `sigma -> gain v / s^2`, the variance of a measured estimate over that of the noise."""
     noise_std, prior_std = _positive('noise_std', noise_std), _positive('prior_std', prior_std)
-    unit = _positive('gain', gain) * (prior_std / noise_std) ** 2
-    return lambda sigma: unit * (sigma**2 / (sigma**2 + prior_std**2))
+    fixed_gain = None if callable(gain) else _positive('gain', gain)
+    of = gain if callable(gain) else lambda sigma: fixed_gain
+    return lambda sigma: of(sigma) * (prior_std / noise_std) ** 2 * (sigma**2 / (sigma**2 + prior_std**2))
 
 
 def _shortened(shift: Array, limit: ArrayLike | None) -> Array:

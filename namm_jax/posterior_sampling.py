@@ -26,6 +26,7 @@ from namm_jax.sampling import VARIANCES, check_keys
 from namm_jax.types import Denoiser, Key, Metrics, PerSample
 
 Measure = Callable[[Array], Array]  # (b, ...) -> (b, *m), row by row
+Gain = ArrayLike | Callable[[Array], Array]  # a number, or a function of the noise level
 Levels = Float[Array, ' n']
 
 
@@ -132,7 +133,7 @@ def smc(
     levels: Levels,
     prior_std: ArrayLike,
     prior_mean: ArrayLike = 0.0,
-    gain: ArrayLike = 1.0,
+    gain: Gain = 1.0,
     guidance: ArrayLike = 1.0,
     below: float = 0.5,
 ) -> tuple[Array, Metrics]:
@@ -162,7 +163,8 @@ def smc(
         levels: falling noise levels, the last of them below `noise_std / gain^(1/2)`, or the last weights are uneven.
         prior_std: tau.
         prior_mean: mean of the data.
-        gain: about `|J|^2`, the square of how A scales what `x_0` given x may be; a scalar. It changes the twist alone.
+        gain: about `|J|^2`, the square of how A scales what `x_0` given x may be; a scalar, or a function of sigma, as
+            of `inverse_problems.gain_at`. It changes the twist alone.
         guidance: 0 moves particles without the measurement, which then acts by weights alone.
         below: part of a group's particles, in [0, 1]; 0 resamples in the end only, 1 at each level.
 
@@ -180,8 +182,8 @@ def smc(
     _check_groups(particles, y, below)
 
     def twist(x: Array, sigma: Array) -> tuple[PerSample, Array]:
-        x_0 = denoiser(x, sigma)
-        return -_misfit(measure, y, x_0) / (noise_std**2 + gain * _conditional(sigma, tau) ** 2), x_0
+        x_0, gained = denoiser(x, sigma), gain(sigma) if callable(gain) else gain
+        return -_misfit(measure, y, x_0) / (noise_std**2 + gained * _conditional(sigma, tau) ** 2), x_0
 
     def level(carry: tuple[Array, PerSample], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PerSample], tuple]:
         (x, log_weights), (index, t, s) = carry, now

@@ -24,6 +24,28 @@ def rows(count):
     return lambda x: x.reshape(len(x), 4) @ jnp.asarray(ROWS[:count], x.dtype).T
 
 
+def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
+    levels, keys = jnp.asarray([10.0, 1.0, 0.1]), jax.random.split(jax.random.key(0), 3)
+    coefficients = jax.random.normal(jax.random.key(1), (20_000, 4))
+    x = MEAN + STD * coefficients.reshape(-1, *SHAPE)
+    found = ip.measured_gain(keys, NORMAL, rows(3), x, levels, prior_std=STD)
+    np.testing.assert_allclose(found, 1, rtol=0.05)
+
+    # Data `a (1, 1, 1, 1)`, a ~ N(0, tau^2): the mean of n = 4 values estimates a, with variance 1 / (1 / tau^2 + n /
+    # sigma^2). The first row is the sum of the values over 2, so it measures 2 a; the others measure 0.
+    def denoiser(x, sigma):
+        a = jnp.mean(x, (1, 2, 3), keepdims=True) * 4 * STD**2 / (4 * STD**2 + sigma**2)
+        return a * jnp.ones_like(x)
+
+    line = STD * coefficients[:, :1].reshape(-1, 1, 1, 1) * jnp.ones(SHAPE)
+    found = ip.measured_gain(keys, denoiser, rows(3), line, levels, prior_std=STD)
+    exact = 4 / 3 * (STD**2 + levels**2) / (4 * STD**2 + levels**2)
+    np.testing.assert_allclose(found, exact, rtol=0.05)
+    np.testing.assert_allclose(ip.gain_at(levels, found)(levels[1]), found[1], rtol=1e-5)
+    between = ip.gain_at(levels, jnp.asarray([1.0, 0.1, 0.01]))
+    np.testing.assert_allclose(between(jnp.asarray([10**0.5, 20.0])), [10**-0.5, 1.0], rtol=1e-4)
+
+
 def posterior(count, y, noise_std):
     """Returns the mean and covariance of `N(MEAN, STD^2 I)` given the first rows of it, with noise."""
     seen = ROWS[:count]

@@ -1,15 +1,9 @@
 """What is measured of a run's fields: from a config to a measurement operator."""
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from namm_jax.operators import Operator, make_operator
 from namm_jax.train.own import load_function
-from namm_jax.types import Key
 
 # family -> the operator that it is measured by unless the config names one
 OPERATOR_OF = {
@@ -36,10 +30,3 @@ def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator
     if name == 'own':
         options = {'function': load_function(config.assimilate.function)}
     return make_operator(name, shape, **options)
-
-
-def row_gain(key: Key, operator: Callable[[Array], Array], x: Array) -> float:
-    """Returns the mean squared norm of the rows of the operator's Jacobian at `x (b, ...)`, from b random products."""
-    y, pull = jax.vjp(operator, x)
-    (image,) = pull(jax.random.normal(key, y.shape, y.dtype))
-    return float(jnp.sum(image**2) / y.size)

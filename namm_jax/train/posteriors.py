@@ -17,20 +17,21 @@ from ml_collections import ConfigDict
 
 from namm_jax import flows, inverse_problems, layout, variational
 from namm_jax.choices import choose
-from namm_jax.inverse_problems import Length, Measure, Potential
+from namm_jax.inverse_problems import Length, Measure, Potential, gain_at, measured_gain
 from namm_jax.per_sample import normal
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
-from namm_jax.train.measurements import make_config_operator, row_gain
+from namm_jax.train.measurements import make_config_operator
 from namm_jax.train.rows import projection
 from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import minimise
 from namm_jax.types import Constraint, Denoiser, Key, Params
 
 Draw = Callable[[Key, Array], Array]
+GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
 
 
 class Problem(NamedTuple):
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
         y: measurements `(b, *m)`, one for each sample.
         mean: of the model's training set.
         std: its standard deviation.
-        gain: mean squared norm of the rows of A, per unit of this space.
+        gain: sigma -> the variance of a measured estimate over that of isotropic data, per unit of this space.
         shape: of one sample.
         section: the config's `assimilate`.
     """
@@ -54,7 +55,7 @@ class Problem(NamedTuple):
     y: Array
     mean: Array
     std: Array
-    gain: Array
+    gain: Callable[[Array], Array]
     shape: tuple[int, ...]
     section: ConfigDict
 
@@ -71,8 +72,9 @@ class Problem(NamedTuple):
 
 def _discrepancy(problem: Problem) -> Length:
     target = inverse_problems.discrepancy(
-        int(np.prod(problem.y.shape[1:])), noise_std=problem.section.noise_std, gain=problem.gain * problem.std**2
-    )
+        int(np.prod(problem.y.shape[1:])), noise_std=problem.section.noise_std,
+        gain=lambda r: problem.std**2 * problem.gain(problem.std * r),  # the step is in units of the std
+    )  # fmt: skip
     return inverse_problems.polyak(target)
 
 
@@ -194,28 +196,36 @@ TRAJECTORIES = {
 
 def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure) -> Draw:
     """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
-    config, network = experiment.config, tasks.make_score(experiment.config)
-    record, data_std = experiment.run.record(model), experiment.run.record('dm')['std']
-    _, to_data = _maps(experiment, model)
-    x = jnp.asarray(experiment.split('test')[:8])
-    gain = row_gain(experiment.key('assimilate'), operator, x) * (data_std / record['std']) ** 2
-    moments = jnp.asarray([record['mean'], record['std'], gain], jnp.float32)
+    config, network, record = experiment.config, tasks.make_score(experiment.config), experiment.run.record(model)
+    to_model, to_data = _maps(experiment, model)
+    score, moments = score_parameters(experiment, model), jnp.asarray([record['mean'], record['std']], jnp.float32)
+
+    def in_space(score: Params, to_data: Partial, operator: Any, moments: Array) -> tuple[Denoiser, Measure]:
+        denoiser = tasks.make_parameterisation(config, *moments).denoiser(tasks.bind_score(network, score))
+        return denoiser, lambda z: operator(to_data(z))
+
+    @jax.jit
+    def gains(score: Params, maps: tuple, operator: Any, moments: Array, keys: Key, x: Array, levels: Array) -> Array:
+        denoiser, measure = in_space(score, maps[1], operator, moments)
+        return measured_gain(keys, denoiser, measure, maps[0](x), levels, prior_std=moments[1])
 
     @jax.jit
     def draw(
-        score: Params, to_data: Partial, constraint: Constraint, operator: Any, moments: Array, keys: Key, y: Array
-    ) -> Array:
-        mean, std, gain = moments
-        denoiser = tasks.make_parameterisation(config, mean, std).denoiser(tasks.bind_score(network, score))
+        score: Params, to_data: Partial, constraint: Constraint, operator: Any, moments: Array, gain: tuple,
+        keys: Key, y: Array,
+    ) -> Array:  # fmt: skip
+        denoiser, measure = in_space(score, to_data, operator, moments)
         problem = Problem(
-            denoiser, lambda z: operator(to_data(z)), lambda z: constraint.distance(to_data(z)), y, mean, std, gain,
+            denoiser, measure, lambda z: constraint.distance(to_data(z)), y, *moments, gain_at(*gain),
             experiment.family.shape, config.assimilate,
         )  # fmt: skip
         return to_data(sample(problem, keys))
 
-    return functools.partial(
-        draw, score_parameters(experiment, model), to_data, experiment.constraint, operator, moments
-    )
+    sampler = make_sampler('ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std'])
+    levels, x = sampler.levels(), jnp.asarray(experiment.split('validation')[:GAIN_FIELDS])
+    keys = jax.random.split(experiment.key('assimilate'), len(levels))
+    gain = levels, gains(score, (to_model, to_data), operator, moments, keys, x, levels)
+    return functools.partial(draw, score, to_data, experiment.constraint, operator, moments, gain)
 
 
 def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
