@@ -6,7 +6,6 @@ from namm_jax.train.config import experiment
 QUICK = {
     'data.train': 2000,
     'mirror.fold': 4,
-    'mirror.attention': True,  # a number of objects is a property of the whole image
     'mirror.lambda_constr': 0.02,
     'finetune.lambda_constr': 0.02,
     'score.fold': 4,
