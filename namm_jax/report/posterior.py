@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from namm_jax.report.panels import WIDTH, colour_ticks, image_strip, linear_scale, logarithmic_scale, strip_height
 
 Image = Float[np.ndarray, '_h _w']
-SAMPLES = 3  # shown of each sampler
+SAMPLES = 3  # shown of each sampler, at most
 
 
 class Posterior(NamedTuple):
@@ -68,21 +68,22 @@ def posteriors(
     """
     if not rows:
         raise ValueError('rows: got none, expected at least one sampler with its posterior')
-    columns = 3 + SAMPLES
+    count = max(1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1])))  # wide images: fewer, and larger
+    columns = 3 + count
     scales = {
         'field': (linear_scale(truth, centred=centred), colours),
         'measurement': (linear_scale(measured, centred=centred), colours),
         'std': (Normalize(0, _largest([row.std for row in rows.values()])), 'cividis'),
         'residual': (logarithmic_scale([np.abs(residual), *(np.abs(row.residual) for row in rows.values())]), 'magma'),
     }
-    height = max(strip_height(truth[None], columns), strip_height(residual[None], columns)) + 0.5
+    height = max(strip_height(truth[None], columns), strip_height(residual[None], columns)) + 0.7
     figure = Figure(figsize=(WIDTH, height * (len(rows) + 1) + 0.9), layout='constrained')
     heights = [height, 0.9, *[height] * len(rows)]
     head, bars, *parts = figure.subfigures(len(rows) + 2, 1, height_ratios=heights).ravel()
     panels = [('truth', 'field', truth), ('measurement', 'measurement', measured), ('residual', 'residual', residual)]
     _strip(head, 'truth', panels, scales, columns, axis_names)
     for part, (name, row) in zip(parts, rows.items(), strict=True):
-        shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:SAMPLES])]
+        shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:count])]
         panels = [('mean', 'field', row.mean), ('std', 'std', row.std), *shown]
         panels += [('residual of sample 1', 'residual', row.residual)]
         _strip(part, (names or {}).get(name, name), panels, scales, columns, axis_names)
