@@ -25,7 +25,7 @@ from namm_jax.train import tasks
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
 from namm_jax.train.measurements import make_config_operator
-from namm_jax.train.rows import projection
+from namm_jax.train.rows import polish, projection
 from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import minimise
 from namm_jax.types import Constraint, Denoiser, Key, Params
@@ -177,8 +177,8 @@ def _long(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -
     return _drawn_by(model, sample, calls=lambda section: section.steps, long=True, **details)
 
 
-def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0) -> Row:
-    return _drawn_by(model, sample, calls=lambda section: section.few_steps + more)
+def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0, **details: Any) -> Row:
+    return _drawn_by(model, sample, calls=lambda section: section.few_steps + more, **details)
 
 
 class Trajectories(NamedTuple):
@@ -282,6 +282,7 @@ ROWS = {
     'mirror_dps_published': _long('mdm', published_dps, noisy='mdm'),
     'few_steps': _few('dm', few_steps),
     'mirror_few_steps': _few('mdm', few_steps),
+    'mirror_few_steps_polished': _few('mdm', few_steps, way=polish, draws='mirror_few_steps'),
     'daps': _few('dm', annealed, more=1),  # its last denoising
     'mirror_daps': _few('mdm', annealed, more=1),
     'smc': _few('dm', monte_carlo),

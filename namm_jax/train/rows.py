@@ -92,6 +92,11 @@ def projection(experiment: Experiment) -> Way:
     return _compiled(experiment, _newton(experiment, experiment.config.sample.projection_iterations))
 
 
+def polish(experiment: Experiment) -> Way:
+    """Returns the few Gauss-Newton steps, one by default, that leave a sample near where f has put it."""
+    return _compiled(experiment, _newton(experiment, experiment.config.sample.polish_iterations))
+
+
 def _restored(name: str) -> Callable[[Experiment], Way]:
     return lambda experiment: _compiled(experiment, lambda constraint: constraint.restores[name])
 
@@ -101,9 +106,8 @@ def _inverse(experiment: Experiment, params: Params) -> Way:
 
 
 def _polished(experiment: Experiment) -> Way:
-    f = _inverse(experiment, finetuned_parameters(experiment))
-    polish = _compiled(experiment, _newton(experiment, experiment.config.sample.polish_iterations))
-    return lambda z: polish(f(z))
+    f, polished = _inverse(experiment, finetuned_parameters(experiment)), polish(experiment)
+    return lambda z: polished(f(z))
 
 
 def rows_of(experiment: Experiment) -> dict[str, Row]:
