@@ -9,6 +9,7 @@ by itself. Medians of repeats, which alternate; compilation is not timed. cg_dps
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -81,16 +82,17 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax.numpy as jnp
 
     from namm_jax.train.measurements import make_config_operator
-    from namm_jax.train.posteriors import ROWS
+    from namm_jax.train.posteriors import ROWS, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples
     operator = make_config_operator(experiment.config, experiment.family.shape)
     y = operator(jnp.asarray(experiment.split('test')[:1]))
+    gains = functools.cache(functools.partial(measured_gains, experiment, operator))
     inputs = jax.device_put((experiment.keys('posterior', 0, samples), jnp.repeat(y, samples, 0)))
     for steps in STEPS:
         section.steps = section.few_steps = steps
-        draw = ROWS[row].draw(experiment, operator)
+        draw = ROWS[row].draw(experiment, operator, gains)
         jax.block_until_ready(draw(*inputs))  # compiles with these numbers of steps
         calls[row, steps] = lambda draw=draw: draw(*inputs)
     return calls
@@ -104,8 +106,9 @@ def main() -> None:
     with open_experiment(Path(arguments.workdir)) as experiment:
         print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')
         print('|---|---|---|---|---|')
+        alone = networks(experiment, arguments.samples)
         for row in arguments.rows.split(','):
-            calls = networks(experiment, arguments.samples) | draws(experiment, row, arguments.samples)
+            calls = alone | draws(experiment, row, arguments.samples)
             ms = {name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()}
             step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
             inverse = ms['f'] if row in MIRROR else 0.0

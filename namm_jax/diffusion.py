@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from namm_jax.choices import choose
 from namm_jax.per_sample import broadcast
-from namm_jax.types import Denoiser, Key, Metrics, Parameterisation, Schedule
+from namm_jax.types import Denoiser, Gain, Key, Metrics, Parameterisation, Schedule
 
 Network = Callable[..., Array]  # (x (b, ...), label (b,)) -> like x
 Batch = Float[Array, 'b *field']
@@ -278,6 +278,20 @@ def _scales(schedule: Schedule, t: ArrayLike, x: Array) -> tuple[Array, Array]:
 def known(value: ArrayLike) -> bool:
     """Returns whether a value can be looked at, as a traced one inside a compiled function cannot."""
     return not isinstance(value, jax.core.Tracer)
+
+
+def conditional_variance(sigma: ArrayLike, std: ArrayLike, gain: Gain = 1.0) -> Array:
+    """Returns `gain v`, `v = std^2 sigma^2 / (sigma^2 + std^2)`: the variance of a measured `x_0` given x.
+
+    v is that of isotropic normal data; `gain` makes it that of their measurement, or of other data.
+
+    Args:
+        sigma: noise level, >= 0.
+        std: of the data, > 0, in the same unit.
+        gain: a number, or a function of `sigma`.
+    """
+    variance = std**2 * (sigma**2 / (sigma**2 + std**2))
+    return (gain(sigma) if callable(gain) else gain) * variance
 
 
 def checked_std(std: ArrayLike) -> Array:

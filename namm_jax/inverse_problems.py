@@ -18,15 +18,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from namm_jax.diffusion import known
+from namm_jax.diffusion import conditional_variance, known
 from namm_jax.per_sample import axes, broadcast
-from namm_jax.types import Denoiser, Key, PerSample, Schedule, Step
+from namm_jax.types import Denoiser, Gain, Key, Measure, Measurement, PerSample, Schedule, Step
 
-Measurement: TypeAlias = Float[Array, 'b *m']
-Measure: TypeAlias = Callable[[Array], Measurement]  # x (b, ...) -> A(x) (b, *m), differentiable
 Potential: TypeAlias = Callable[[Array], PerSample]  # x_0 (b, ...) -> (b,)
-
-Gain: TypeAlias = ArrayLike | Callable[[Array], Array]  # a number, or a function of the noise level
 
 # (potential (b,), its gradient in x_t (b, ...), alpha_t, sigma_t) -> what multiplies the gradient: (b,) or a scalar.
 Length: TypeAlias = Callable[[PerSample, Array, Array, Array], Array]
@@ -173,7 +169,7 @@ def measured_gain(
     def at(now: tuple[Key, Array]) -> Array:
         key, sigma = now
         estimate = denoiser(x + sigma * jax.random.normal(key, x.shape, x.dtype), sigma)
-        return jnp.mean((measure(estimate) - y) ** 2) * (1 / sigma**2 + 1 / prior_std**2)
+        return jnp.mean((measure(estimate) - y) ** 2) / conditional_variance(sigma, prior_std)
 
     return jax.lax.map(at, (keys, levels))
 
@@ -318,9 +314,8 @@ def _residual(measure: Measure, y: Measurement, noise_std: ArrayLike) -> Callabl
 def _excess(noise_std: ArrayLike, prior_std: ArrayLike, gain: Gain) -> Callable[[Array], Array]:
     """Returns `sigma -> gain v / s^2`, the variance of a measured estimate over that of the noise."""
     noise_std, prior_std = _positive('noise_std', noise_std), _positive('prior_std', prior_std)
-    fixed_gain = None if callable(gain) else _positive('gain', gain)
-    of = gain if callable(gain) else lambda sigma: fixed_gain
-    return lambda sigma: of(sigma) * (prior_std / noise_std) ** 2 * (sigma**2 / (sigma**2 + prior_std**2))
+    gain = gain if callable(gain) else _positive('gain', gain)
+    return lambda sigma: conditional_variance(sigma, prior_std, gain) / noise_std**2
 
 
 def _shortened(shift: Array, limit: ArrayLike | None) -> Array:

@@ -20,13 +20,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax.diffusion import checked_std, known
+from namm_jax.diffusion import checked_std, conditional_variance, known
 from namm_jax.per_sample import axes, broadcast, fold_in, normal
 from namm_jax.sampling import VARIANCES, check_keys
-from namm_jax.types import Denoiser, Key, Metrics, PerSample
+from namm_jax.types import Denoiser, Gain, Key, Measure, Metrics, PerSample
 
-Measure = Callable[[Array], Array]  # (b, ...) -> (b, *m), row by row
-Gain = ArrayLike | Callable[[Array], Array]  # a number, or a function of the noise level
 Levels = Float[Array, ' n']
 
 
@@ -104,7 +102,8 @@ def daps(
     def level(x: Array, now: tuple[Array, Array, Array]) -> tuple[Array, None]:
         index, sigma, sigma_next = now
         start, langevin, renew, probe = _split(fold_in(keys, index), 4)
-        estimate, r = _flow_to_zero(denoiser, x, sigma, levels[-1], ode_steps), spread * _conditional(sigma, tau)
+        estimate = _flow_to_zero(denoiser, x, sigma, levels[-1], ode_steps)
+        r = spread * jnp.sqrt(conditional_variance(sigma, tau))
         bound = squared_gain(probe, measure, estimate, step=0.01 * tau) if gain is None else jnp.asarray(gain)
         eta = broadcast(step_size / (1 / r**2 + bound / noise_std**2), x)
 
@@ -182,8 +181,8 @@ def smc(
     _check_groups(particles, y, below)
 
     def twist(x: Array, sigma: Array) -> tuple[PerSample, Array]:
-        x_0, gained = denoiser(x, sigma), gain(sigma) if callable(gain) else gain
-        return -_misfit(measure, y, x_0) / (noise_std**2 + gained * _conditional(sigma, tau) ** 2), x_0
+        x_0 = denoiser(x, sigma)
+        return -_misfit(measure, y, x_0) / (noise_std**2 + conditional_variance(sigma, tau, gain)), x_0
 
     def level(carry: tuple[Array, PerSample], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PerSample], tuple]:
         (x, log_weights), (index, t, s) = carry, now
@@ -305,10 +304,6 @@ def _frozen(x: Array, x_next: Array) -> Array:
     """Returns `x_next`, NaN in each sample that is not finite there or in x: a network may map NaN to numbers."""
     finite = jnp.all(jnp.isfinite(x) & jnp.isfinite(x_next), axes(x), keepdims=True)
     return jnp.where(finite, x_next, jnp.nan).astype(x.dtype)
-
-
-def _conditional(sigma: Array, tau: Array) -> Array:
-    return sigma * tau / jnp.sqrt(sigma**2 + tau**2)
 
 
 def _misfit(measure: Measure, y: Array, x_0: Array) -> PerSample:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, or a batch of them
@@ -22,6 +23,10 @@ Denoiser: TypeAlias = Callable[[Array, Array], Array]
 
 # (denoiser, keys, x_t, memory, t, s) -> (x_s, memory); keys `(b,)`, one a sample; memory starts as `()`.
 Step: TypeAlias = Callable[[Denoiser, Key, Array, PyTree, Array, Array], tuple[Array, PyTree]]
+
+Measurement: TypeAlias = Float[Array, 'b *m']
+Measure: TypeAlias = Callable[[Array], Measurement]  # x (b, ...) -> A(x) (b, *m), row by row, differentiable
+Gain: TypeAlias = ArrayLike | Callable[[Array], Array]  # |A|^2: a number, or a function of the noise level
 
 # (params, frozen, key, batch, *, train) -> (scalar, named terms)
 Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]

@@ -4,7 +4,7 @@ import base64
 import html
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from namm_jax.report.pictures import Picture
@@ -108,7 +108,6 @@ def _each(runs: Mapping[str, tuple[Results, Any]], part: Any) -> str:
 
 def _table(runs: Mapping[str, tuple[Results, Any]]) -> str:
     """Returns one table with a block of rows a run."""
-    heads = ''.join(f'<th scope="col">{_text(_joined(column))}</th>' for column in COLUMNS)
     blocks, ratios = [], []
     for label, (results, _) in runs.items():
         rows = results.metrics['rows']
@@ -116,10 +115,7 @@ def _table(runs: Mapping[str, tuple[Results, Any]]) -> str:
             f'<tr><th colspan="{len(COLUMNS) + 1}" scope="rowgroup">{_text(label)}: {_text(_title(results))}</th></tr>'
         )
         lines = [
-            f'<tr><th scope="row">{_text(row_name(row))} <code>{_text(row)}</code></th>'
-            + ''.join(f'<td>{_text(cell)}</td>' for cell in cells(rows[row]))
-            + '</tr>'
-            for row in in_order(list(rows))
+            _line(f'{_text(row_name(row))} <code>{_text(row)}</code>', cells(rows[row])) for row in in_order(list(rows))
         ]
         blocks.append(f'<tbody>{head if len(runs) > 1 else ""}{"".join(lines)}</tbody>')
         ratios.append((f'{label}: ' if len(runs) > 1 else '') + (ratio_of_medians(rows) or ''))
@@ -127,7 +123,7 @@ def _table(runs: Mapping[str, tuple[Results, Any]]) -> str:
         f'<p class="result">{"<br>".join(map(_text, ratios))}</p>'
         + _scrolled(
             'table of results',
-            f'<table><thead><tr><th scope="col">row</th>{heads}</tr></thead>{"".join(blocks)}</table>',
+            f'<table>{_head("row", COLUMNS)}{"".join(blocks)}</table>',
         )
         + f'<p>{_TABLE_NOTE}</p>'
     )
@@ -155,14 +151,8 @@ def _assimilation(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> 
     for label, (results, pictures) in runs.items():
         for operator in results.posteriors:
             title, entries = operator.replace('_', ' '), results.metrics['assimilation'][operator]
-            heads = ''.join(f'<th scope="col">{_text(_joined(column))}</th>' for column in ASSIMILATION_COLUMNS)
-            lines = ''.join(
-                f'<tr><th scope="row"><code>{_text(row)}</code></th>'
-                + ''.join(f'<td>{_text(cell)}</td>' for cell in assimilation_cells(entry))
-                + '</tr>'
-                for row, entry in entries.items()
-            )
-            table = f'<table><thead><tr><th scope="col">sampler</th>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+            lines = (_line(f'<code>{_text(row)}</code>', assimilation_cells(entry)) for row, entry in entries.items())
+            table = f'<table>{_head("sampler", ASSIMILATION_COLUMNS)}<tbody>{"".join(lines)}</tbody></table>'
             parts += [
                 f'{_labelled(runs, label)}<h3>{_text(title)}</h3>',
                 _scrolled(f'posterior samplers, {title}', table),
@@ -179,9 +169,16 @@ _ASSIMILATION_NOTE = (
 )
 
 
-def _joined(column: str) -> str:
-    """Returns the head of a column on one line."""
-    return column.replace('-' + chr(10), '').replace(chr(10), ' ')
+def _head(first: str, columns: Sequence[str]) -> str:
+    """Returns the head of a table, each column's on one line."""
+    joined = (column.replace('-' + chr(10), '').replace(chr(10), ' ') for column in (first, *columns))
+    heads = ''.join(f'<th scope="col">{_text(column)}</th>' for column in joined)
+    return f'<thead><tr>{heads}</tr></thead>'
+
+
+def _line(head: str, cells: Sequence[str]) -> str:
+    """Returns a row of a table; its head is HTML, its cells are texts."""
+    return f'<tr><th scope="row">{head}</th>' + ''.join(f'<td>{_text(cell)}</td>' for cell in cells) + '</tr>'
 
 
 def _image(picture: Picture) -> str:

@@ -4,7 +4,6 @@ Each measurement's samples are a file, so a run goes on where it was stopped.
 """
 
 import functools
-import io
 import itertools
 import time
 from collections.abc import Callable
@@ -18,16 +17,17 @@ from jaxtyping import Array
 
 from namm_jax import inverse_problems
 from namm_jax.evaluation import distance_statistics
-from namm_jax.inverse_problems import Measure
 from namm_jax.operator_checks import check_operator
 from namm_jax.per_sample import normal
 from namm_jax.posterior_statistics import posterior_moments, posterior_statistics
-from namm_jax.train.evaluate import save_arrays, shown
+from namm_jax.train.dataset import read_array
+from namm_jax.train.evaluate import SHOWN, save_arrays, shown
 from namm_jax.train.experiment import Experiment
-from namm_jax.train.files import read_checked, read_json, write_json
+from namm_jax.train.files import read_json, write_json
 from namm_jax.train.measurements import make_config_operator, operator_name
-from namm_jax.train.posteriors import ROWS, rows_of, samples_of, with_noise_floor
+from namm_jax.train.posteriors import ROWS, Draw, Row, measured_gains, rows_of, samples_of, with_noise_floor
 from namm_jax.train.progress import Bar, say
+from namm_jax.types import Measure
 
 
 def assimilate(experiment: Experiment) -> dict[str, Any]:
@@ -44,14 +44,18 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     long = min(section.measurements, section.long_measurements)
     numbers = {row: long if ROWS[row].long else section.measurements for row in rows}
     done = itertools.count(1)
+    # Rows of one model share what is measured of it.
+    gains = functools.cache(functools.partial(measured_gains, experiment, operator))
+    noise_floor = functools.cache(functools.partial(_noise_floor, experiment))
+    draw_of = lambda row: row.draw(experiment, operator, gains)
     with Bar('assimilate', sum(numbers.values()), unit='measurement') as bar:
         advance = lambda: bar.update(next(done))
         for row in rows:
-            samples, seconds = _row(experiment, folder, row, operator, y[: numbers[row]], advance)
+            samples, seconds = _row(experiment, folder, row, draw_of, y[: numbers[row]], advance)
             entry = _entry(experiment, operator, truth[: numbers[row]], y[: numbers[row]], samples)
             entry |= {'calls': ROWS[row].calls(section), 'seconds_per_sample': seconds}
             if ROWS[row].noisy:
-                entry['noise_floor'] = _noise_floor(experiment, ROWS[row].noisy)
+                entry['noise_floor'] = noise_floor(ROWS[row].noisy)
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
     save_arrays(folder / 'arrays.npz', _arrays(experiment, folder, operator, truth[:1], y[:1]))
     _draw(experiment, name)
@@ -78,11 +82,11 @@ def _arrays(experiment: Experiment, folder: Path, operator: Measure, truth: np.n
     for row in ROWS:
         if not (folder / row / '0.npy').exists():
             continue
-        x = _read(experiment, folder / row / '0.npy')
+        x = experiment.packed(read_array(folder / row / '0.npy'))
         images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], shown(experiment, x[:1])
         mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
         arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}
-        arrays |= {f'{row}/samples': images[0, :6, ..., 0], f'{row}/residual': residuals[0]}
+        arrays |= {f'{row}/samples': images[0, :SHOWN, ..., 0], f'{row}/residual': residuals[0]}
     return arrays
 
 
@@ -90,9 +94,10 @@ def _draw(experiment: Experiment, name: str) -> None:
     """Draws the figure of an operator, and the report again if there is one."""
     from namm_jax.report.writing import write_assimilation, write_report  # matplotlib takes a second to import
 
-    write_assimilation(experiment.run.directory, name)
     if (experiment.run.directory / 'report.html').exists():
-        write_report(experiment.run.directory)
+        write_report(experiment.run.directory)  # with this figure
+    else:
+        write_assimilation(experiment.run.directory, name)
 
 
 def _tell(experiment: Experiment, name: str) -> None:
@@ -105,11 +110,12 @@ def _tell(experiment: Experiment, name: str) -> None:
 
 
 def _row(
-    experiment: Experiment, folder: Path, name: str, operator: Measure, y: Array, advance: Callable[[], None]
+    experiment: Experiment, folder: Path, name: str, draw_of: Callable[[Row], Draw], y: Array,
+    advance: Callable[[], None],
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its map's included."""
     row = ROWS[name]
-    draw = functools.cache(lambda: row.draw(experiment, operator))
+    draw = functools.cache(lambda: draw_of(row))
     make = lambda i: samples_of(experiment, draw(), i, y[i])
     samples, seconds = _kept(experiment, folder / (row.draws or name), len(y), make, advance)
     if row.way is None:
@@ -137,13 +143,9 @@ def _kept(
             warm = True
             experiment.save(path, x)
             write_json(clock, seconds)
-        parts.append(_read(experiment, path))
+        parts.append(experiment.packed(read_array(path)))
         advance()
     return np.stack(parts), float(np.median(seconds))
-
-
-def _read(experiment: Experiment, path: Path) -> np.ndarray:
-    return experiment.packed(np.load(io.BytesIO(read_checked(path)), allow_pickle=False))
 
 
 def statistics_of(experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from namm_jax import flows, inverse_problems, layout, variational
 from namm_jax.choices import choose
-from namm_jax.inverse_problems import Length, Measure, Potential, gain_at, measured_gain
+from namm_jax.inverse_problems import Length, Potential, gain_at, measured_gain
 from namm_jax.per_sample import normal
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
@@ -28,9 +28,10 @@ from namm_jax.train.measurements import make_config_operator
 from namm_jax.train.rows import polish, projection
 from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import minimise
-from namm_jax.types import Constraint, Denoiser, Key, Params
+from namm_jax.types import Constraint, Denoiser, Key, Measure, Params
 
 Draw = Callable[[Key, Array], Array]
+Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`
 GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
 
 
@@ -149,7 +150,8 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-        draw: `(experiment, operator) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks see them.
+        draw: `(experiment, operator, gains) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks
+            see them.
         calls: section -> network calls a sample.
         long: whether it takes `steps` steps, and gets `long_measurements`, rather than few.
         applies: config -> whether an experiment has it.
@@ -158,7 +160,7 @@ class Row(NamedTuple):
         noisy: the model, `dm` or `mdm`, whose last step's noise it leaves in; none where empty.
     """
 
-    draw: Callable[[Experiment, Measure], Draw]
+    draw: Callable[[Experiment, Measure, Gains], Draw]
     calls: Callable[[ConfigDict], int]
     long: bool = False
     applies: Callable[[ConfigDict], bool] = lambda config: True
@@ -194,38 +196,56 @@ TRAJECTORIES = {
 }
 
 
-def _diffusion(model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure) -> Draw:
-    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
-    config, network, record = experiment.config, tasks.make_score(experiment.config), experiment.run.record(model)
-    to_model, to_data = _maps(experiment, model)
-    score, moments = score_parameters(experiment, model), jnp.asarray([record['mean'], record['std']], jnp.float32)
-
-    def in_space(score: Params, to_data: Partial, operator: Any, moments: Array) -> tuple[Denoiser, Measure]:
-        denoiser = tasks.make_parameterisation(config, *moments).denoiser(tasks.bind_score(network, score))
-        return denoiser, lambda z: operator(to_data(z))
+def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
+    """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out fields."""
+    record, maps = experiment.run.record(model), _maps(experiment, model)
+    levels = make_sampler('ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std']).levels()
+    keys = jax.random.split(experiment.key('assimilate'), len(levels))
+    x, moments = jnp.asarray(experiment.split('validation')[:GAIN_FIELDS]), _moments(experiment, model)
 
     @jax.jit
     def gains(score: Params, maps: tuple, operator: Any, moments: Array, keys: Key, x: Array, levels: Array) -> Array:
-        denoiser, measure = in_space(score, maps[1], operator, moments)
+        denoiser, measure = _in_space(experiment, score, maps[1], operator, moments)
         return measured_gain(keys, denoiser, measure, maps[0](x), levels, prior_std=moments[1])
+
+    return levels, gains(score_parameters(experiment, model), maps, operator, moments, keys, x, levels)
+
+
+def _diffusion(
+    model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure, gains: Gains
+) -> Draw:
+    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
 
     @jax.jit
     def draw(
         score: Params, to_data: Partial, constraint: Constraint, operator: Any, moments: Array, gain: tuple,
         keys: Key, y: Array,
     ) -> Array:  # fmt: skip
-        denoiser, measure = in_space(score, to_data, operator, moments)
+        denoiser, measure = _in_space(experiment, score, to_data, operator, moments)
         problem = Problem(
             denoiser, measure, lambda z: constraint.distance(to_data(z)), y, *moments, gain_at(*gain),
-            experiment.family.shape, config.assimilate,
+            experiment.family.shape, experiment.config.assimilate,
         )  # fmt: skip
         return to_data(sample(problem, keys))
 
-    sampler = make_sampler('ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std'])
-    levels, x = sampler.levels(), jnp.asarray(experiment.split('validation')[:GAIN_FIELDS])
-    keys = jax.random.split(experiment.key('assimilate'), len(levels))
-    gain = levels, gains(score, (to_model, to_data), operator, moments, keys, x, levels)
-    return functools.partial(draw, score, to_data, experiment.constraint, operator, moments, gain)
+    _, to_data = _maps(experiment, model)
+    score, moments = score_parameters(experiment, model), _moments(experiment, model)
+    return functools.partial(draw, score, to_data, experiment.constraint, operator, moments, gains(model))
+
+
+def _moments(experiment: Experiment, model: str) -> Array:
+    """Returns mean and standard deviation of a model's training set."""
+    record = experiment.run.record(model)
+    return jnp.asarray([record['mean'], record['std']], jnp.float32)
+
+
+def _in_space(
+    experiment: Experiment, score: Params, to_data: Partial, operator: Any, moments: Array
+) -> tuple[Denoiser, Measure]:
+    """Returns the denoiser of a model's space, and the measurement of its points."""
+    network = tasks.bind_score(tasks.make_score(experiment.config), score)
+    denoiser = tasks.make_parameterisation(experiment.config, *moments).denoiser(network)
+    return denoiser, lambda z: operator(to_data(z))
 
 
 def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
@@ -253,7 +273,7 @@ def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
     return maps[model]()
 
 
-def _variational(experiment: Experiment, operator: Measure) -> Draw:
+def _variational(experiment: Experiment, operator: Measure, gains: Gains) -> Draw:
     """Returns 4D-Var's draw: the trajectory that best explains a perturbed measurement, from a perturbed prior mean."""
     section, problem = experiment.config.assimilate, experiment.family.problem
     trajectories = TRAJECTORIES[experiment.config.data.family]

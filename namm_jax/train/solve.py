@@ -1,5 +1,6 @@
 """`launch/solve.py`: posterior samples given a user's own measurements, with the models of a finished run."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     from namm_jax.operator_checks import check_measurement
     from namm_jax.train.assimilate import statistics_of
     from namm_jax.train.measurements import make_config_operator, operator_name
-    from namm_jax.train.posteriors import ROWS, check_assimilation, samples_of
+    from namm_jax.train.posteriors import ROWS, check_assimilation, measured_gains, samples_of
     from namm_jax.train.progress import Bar
     from namm_jax.train.ranges import check_ranges
 
@@ -65,7 +66,8 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     one = operator(jnp.zeros((1, *shape))).ndim - 1
     y = check_measurement(operator, y[None] if y.ndim == one else y, section.noise_std, shape)
     row = choose('sampler', section.sampler, ROWS)
-    draw, way, parts = row.draw(experiment, operator), row.way(experiment) if row.way else lambda x: x, []
+    draw = row.draw(experiment, operator, functools.partial(measured_gains, experiment, operator))
+    way, parts = row.way(experiment) if row.way else lambda x: x, []
     with Bar('solve', len(y), unit='measurement') as bar:
         for i, measured in enumerate(y):
             parts.append(np.asarray(way(samples_of(experiment, draw, i, measured))))
