@@ -43,7 +43,7 @@ def main() -> None:
         score = score_parameters(experiment, 'mdm')
         _, f = experiment.mirror.bind(finetuned_parameters(experiment))
         distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
-        keys = jax.device_put(experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.mesh))
+        keys = jax.device_put(experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh))
         seconds, rows = {}, []
         for choice in arguments.samplers.split(','):
             name, steps = choice.split(':')

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from namm_jax.train.config import field_names, nearest, schema
 from namm_jax.train.fields import FIELDS
 from namm_jax.train.files import UserError
+from namm_jax.train.roll_call import Place
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +31,13 @@ def main_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_list('stages', None, 'Stages to run, in any order; all when absent.', flag_values=values)
     flags.DEFINE_list('redo', [], 'Stages to discard first, with all that was built on them.', flag_values=values)
     flags.DEFINE_list('seeds', [], 'Seeds; each has its own folder, and the table aggregates them.', flag_values=values)
+    flags.DEFINE_boolean(
+        'distributed', False, 'One of several processes: on TPU pods, SLURM and Open MPI no more is needed; elsewhere '
+        'the three flags below.', flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT at which process 0 listens.', flag_values=values)
+    flags.DEFINE_integer('num_processes', None, 'Number of processes.', flag_values=values)
+    flags.DEFINE_integer('process_index', None, 'Which of them this is, from 0.', flag_values=values)
     return values
 
 
@@ -120,6 +128,19 @@ def _explain(error: Exception, arguments: list[str]) -> str:
 def overrides_of(values: flags.FlagValues) -> dict[str, Any]:
     """Returns what the command line changes, dotted field -> value."""
     return dict(config_flags.get_override_values(values['config'])) if values['config'].present else {}
+
+
+def place_of(values: flags.FlagValues) -> Place | None:
+    """Returns where this process meets the others; None where the machine is to say.
+
+    Raises:
+        UserError: if some of the flags that say so are missing.
+    """
+    given = {name: values[name].value for name in ('coordinator', 'num_processes', 'process_index')}
+    missing = [f'--{name}' for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(f'{", ".join(missing)} missing; expected all of {", ".join(f"--{name}" for name in given)}')
+    return None if missing else Place(*given.values())
 
 
 def preset_of(values: flags.FlagValues) -> ConfigDict:

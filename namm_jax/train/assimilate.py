@@ -26,6 +26,7 @@ from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_json, write_json
 from namm_jax.train.measurements import make_config_operator, operator_name
 from namm_jax.train.posteriors import ROWS, Draw, Row, measured_gains, rows_of, samples_of, with_noise_floor
+from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.progress import Bar, say
 from namm_jax.types import Measure
 
@@ -34,7 +35,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     """Measures test fields with noise, draws posterior samples of each by every row, and fills their table."""
     config, section, name = experiment.config, experiment.config.assimilate, operator_name(experiment.config)
     folder = experiment.run.directory / 'assimilate' / name
-    folder.mkdir(parents=True, exist_ok=True)
+    from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     truth = experiment.split('test')[: section.measurements]
     operator = make_config_operator(config, experiment.family.shape)
     check_operator(operator, experiment.family.shape, x=truth[:3])
@@ -58,8 +59,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
                 entry['noise_floor'] = noise_floor(ROWS[row].noisy)
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
     save_arrays(folder / 'arrays.npz', _arrays(experiment, folder, operator, truth[:1], y[:1]))
-    _draw(experiment, name)
-    _tell(experiment, name)
+    from_first(lambda: (_draw(experiment, name), _tell(experiment, name)) and None)
     return {'operator': name, 'rows': rows}
 
 
@@ -129,22 +129,26 @@ def _kept(
     experiment: Experiment, folder: Path, n: int, make: Callable[[int], np.ndarray], advance: Callable[[], None]
 ) -> tuple[np.ndarray, float]:  # fmt: skip
     """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they are there."""
-    folder.mkdir(exist_ok=True)
+    from_first(lambda: folder.mkdir(exist_ok=True))
     warm, clock, parts = False, folder / 'seconds.json', []
-    seconds = read_json(clock) if clock.exists() else []
-    for i in range(n):
-        path = folder / f'{i}.npy'
-        if not path.exists():
+    seconds = read_json(clock) if from_first(clock.exists) else []
+    paths, processes = [folder / f'{i}.npy' for i in range(n)], jax.process_count()
+    for first in range(0, n, processes):  # one measurement for each process
+        together = paths[first : first + processes]
+        if not from_first(lambda paths=together: all(path.exists() for path in paths)):
             experiment.pause()
             begun = time.perf_counter()
-            x = make(i)
+            x = make(min(first + jax.process_index(), n - 1))
             # The first one compiles: it counts only where there is no other.
-            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or i + 1 < n) else []
+            last = first + processes >= n
+            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or not last) else []
             warm = True
-            experiment.save(path, x)
-            write_json(clock, seconds)
-        parts.append(experiment.packed(read_array(path)))
-        advance()
+            for path, samples in zip(together, gather_rows(x[None]), strict=False):
+                experiment.save(path, samples)
+            from_first(functools.partial(write_json, clock, seconds))
+        for path in together:
+            parts.append(experiment.packed(read_array(path)))
+            advance()
     return np.stack(parts), float(np.median(seconds))
 
 

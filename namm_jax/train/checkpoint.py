@@ -22,6 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from namm_jax.train.sharding import whole
+
 # Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's records only. Its
 # errors are there with their tracebacks, and raised as well.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
@@ -45,12 +47,10 @@ def _path_leaves(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _crc(leaf: Any) -> int | None:
-    """Returns the CRC-32 of an array's bytes; None where no process holds the whole array."""
+def _crc(leaf: Any) -> int:
+    """Returns the CRC-32 of an array's bytes, those of all processes: each calls it."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if not leaf.is_fully_replicated:
-            return None
-        leaf = leaf.addressable_data(0)
+        leaf = whole(leaf, leaf.sharding.mesh)
     return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
 
 
@@ -247,7 +247,7 @@ class Checkpoints:
         shardings = ocp.checkpoint_utils.construct_restore_args(target)
         state = self._read(step, 'state', ocp.args.PyTreeRestore(target, shardings, partial_restore=True))
         for path, leaf in _path_leaves(state).items():
-            if None not in (crc := _crc(leaf), expected := saved[path]['crc32']) and crc != expected:
+            if (crc := _crc(leaf)) != (expected := saved[path]['crc32']):
                 raise _Damaged(f'the checksum of {path} is {crc}, expected {expected}')
         return state
 

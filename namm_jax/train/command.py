@@ -20,13 +20,16 @@ from namm_jax.train.arguments import (
     main_flags,
     overrides_of,
     parse,
+    place_of,
     preset_of,
     tell,
 )
 from namm_jax.train.config import schema
 from namm_jax.train.files import UserError, finite, read_json, write_json
-from namm_jax.train.progress import say
+from namm_jax.train.progress import complain, say, silence
+from namm_jax.train.provenance import provenance
 from namm_jax.train.resolve import flatten, override
+from namm_jax.train.roll_call import Place
 from namm_jax.train.run import Run, aggregate
 
 
@@ -43,6 +46,8 @@ def configure_jax() -> None:
 
 def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Runs a command; returns its exit status."""
+    import jax
+
     from namm_jax.train.loop import Diverged, Stopped
 
     try:
@@ -56,17 +61,30 @@ def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     except ValueError as error:  # raised where an object is built or a file is read: the values came from the user
         if os.environ.get('NAMM_JAX_TRACEBACK'):
             raise
-        say(f'error: {error}')
+        complain(f'error: {error}')
         return 2
     except (Diverged, OSError) as error:
-        say(f'error: {error}')
+        complain(f'error: {error}')
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first = str(error).splitlines()[0]
+        complain(f'error: another process has gone; start all of them again, and the run goes on: {first}')
         return 1
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `launch/main.py` with these arguments, the program's name first; returns the exit status."""
-    return guarded(_main, arguments)
+    """Runs `launch/main.py` with these arguments, the program's name first; returns the exit status.
+
+    Of several processes, one that fails ends at once: JAX would have it wait for the others, which wait for it.
+    """
+    status = guarded(_main, arguments)
+    if status and (alone := sys.modules.get('jax')) and alone.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -78,13 +96,16 @@ def _main(arguments: list[str]) -> None:
     values = main_flags(arguments)
     config = parse(values, arguments, sys.modules['__main__'].__doc__)
     configure_jax()
+    if values.distributed or place_of(values):
+        _join(place_of(values), config, values.redo + (values.stages or []))
+    from namm_jax.train.processes import agreed, from_first
     from namm_jax.train.stages import STAGES, check_stages
 
     check_stages([*(values.stages or []), *values.redo], STAGES)
     name, overrides = experiment_name(values), overrides_of(values)
     workdir = Path(values.workdir or f'runs/{name.replace(":", "-")}')
     with _listening() as asked_to_stop:
-        asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, asked_to_stop)
+        asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, agreed(asked_to_stop))
         if not values.seeds:
             _run(workdir, config, asked)
             return
@@ -92,7 +113,22 @@ def _main(arguments: list[str]) -> None:
             with config.unlocked():
                 config.seed = seed
             _run(workdir / f'seed{seed}', config, asked._replace(overrides=overrides | {'seed': seed}))
-        _aggregate(workdir, _seeds(values.seeds))
+        from_first(lambda: _aggregate(workdir, _seeds(values.seeds)))
+
+
+def _join(place: Place | None, config: ConfigDict, asked: list[str]) -> None:
+    """Joins this process to the others; raises unless all are of one version, and asked to do the same."""
+    import jax
+
+    from namm_jax.train.processes import check_same, is_first, start
+
+    start(place)
+    if not is_first():
+        silence()
+    origin = provenance()
+    check_same('versions', origin['versions'] | {'git': origin['git'], 'python': origin['python']})
+    check_same('configs', flatten(override(config.to_dict(), {})) | {'stages': asked})
+    say(f'{jax.process_count()} processes, {jax.device_count()} devices')
 
 
 def _seeds(texts: Iterable[str]) -> list[int]:
@@ -136,16 +172,15 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     """Returns the `Experiment` of an open run folder."""
-    import jax
-
     from namm_jax.train import tasks
     from namm_jax.train.experiment import Experiment
     from namm_jax.train.families import make_family
-    from namm_jax.train.sharding import make_mesh
+    from namm_jax.train.sharding import first_devices, local_mesh, make_mesh
 
     config = ConfigDict(run.config)
-    mesh = make_mesh(jax.devices()[: config.train.devices or None])
-    return Experiment(config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop)
+    mesh = make_mesh(first_devices(config.train.devices))
+    mirror = tasks.make_mirror(config)
+    return Experiment(config, run, mesh, local_mesh(mesh), make_family(config), mirror, asked_to_stop)
 
 
 @contextlib.contextmanager
@@ -158,9 +193,11 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
     Raises:
         UserError: if it is no run folder, or in use.
     """
+    from namm_jax.train.shared_run import SharedRun
+
     saved = read_json(workdir / 'config.json')
     defaults = schema(saved['config']['data']['family']).to_dict()  # of fields that are newer than the folder
-    with Run(workdir, defaults, experiment=saved['experiment'], depends=_needs) as run:
+    with SharedRun(lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)) as run:
         yield _build(run, lambda: 0)
 
 
@@ -197,6 +234,8 @@ class Asked(NamedTuple):
 def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.train.experiment import check
     from namm_jax.train.families import measured
+    from namm_jax.train.processes import from_first
+    from namm_jax.train.shared_run import SharedRun
     from namm_jax.train.stages import STAGES
 
     def check_all(resolved: Mapping[str, Any]) -> None:
@@ -204,14 +243,15 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
         for check_one in (check, *(STAGES[stage].check for stage in stages)):
             check_one(resolved)
 
-    if not (workdir / 'config.json').exists():
+    if not from_first((workdir / 'config.json').exists):
         config = measured(config)
-    with Run(
+    open_run = lambda: Run(
         workdir, config.to_dict(), experiment=asked.name, depends=_needs, overrides=asked.overrides,
         redo=asked.redo, check=check_all,
-    ) as run:  # fmt: skip
+    )  # fmt: skip
+    with SharedRun(open_run) as run:
         _say_config(run.config, asked.name, asked.preset)
-        write_json(run.directory / 'preset.json', asked.preset.to_dict())
+        from_first(lambda: write_json(run.directory / 'preset.json', asked.preset.to_dict()))
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
         experiment = _build(run, asked.to_stop)

@@ -59,7 +59,8 @@ def _mirror() -> dict[str, Any]:
         fold=2,  # of f: factor by which pixels are folded into channels
         head=16,  # of f: channels at full resolution, before the output
         norm='none',  # of f: group or none
-        attention=False,  # of f, at the lowest resolution: for rules of the whole image, such as its sum
+        attention=False,  # of f, at the lowest resolution
+        global_mean=False,  # of f: whether its output is also linear in means over pixels: for rules of a sum
         dropout=0.0,  # of f; 0 to 1
         output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
         sigma_max=0.1,  # largest noise in mirror space, in its units
@@ -85,6 +86,7 @@ def _score() -> dict[str, Any]:
         head=16,  # channels at full resolution, before the output
         norm='group',  # group or none
         attention=False,  # at the lowest resolution
+        global_mean=False,  # whether its output is also linear in means over pixels
         dropout=0.0,
         batch_size=16,
         optimizer=optimizer_section(),
@@ -180,12 +182,20 @@ def _report() -> dict[str, Any]:
     )
 
 
+def _sharding() -> dict[str, Any]:
+    """What of the training state lies where, when there are several devices; it may change when a run goes on."""
+    return dict(
+        parameters='replicated',  # and averages, and the optimizer's state: replicated, or fsdp, split over the devices
+        rules=(),  # PATTERN=AXES for paths of the state, the first match wins, such as .*Dense.*/kernel=-,data
+    )
+
+
 def _train() -> dict[str, Any]:
     """What all training stages share."""
     return dict(
         budget=1.0,  # multiplies the steps of every training stage; > 0
         compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
-        devices=0,  # how many devices to use; 0 for all
+        devices=0,  # how many devices of each process to use; 0 for all
         parts=2,  # of a batch, whose gradients are computed side by side, at most; 2 for a CPU, elsewhere 1
         log_every=100,  # steps
         validate_every=500,  # steps; also between checkpoints
@@ -209,6 +219,7 @@ SECTIONS = (
     _evaluate,
     _report,
     _assimilate,
+    _sharding,
     _train,
 )
 

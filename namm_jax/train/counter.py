@@ -20,6 +20,7 @@ from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
 from namm_jax.train.families import make_family
+from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
 from namm_jax.train.state import per_network
 from namm_jax.types import Key, Metrics, Params, Task
@@ -84,7 +85,7 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """Returns training and held-out images and their numbers of sources `(n, 1, 1, 1)`, from disk if they are there."""
     config, folder = experiment.config, experiment.run.directory / 'counter'
     section, paths = config.counter, [folder / 'images.npy', folder / 'counts.npy']
-    if not all(path.exists() for path in paths):
+    if not from_first(lambda: all(path.exists() for path in paths)):
         problem = GalaxyProblem(points=config.data.points, count=(0, section.most))
         sample = jax.jit(lambda keys: sample_galaxies_with_counts(keys, problem=problem))
         parts, n = [], section.samples + section.held_out
@@ -110,7 +111,9 @@ def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
     nets, shapes = tasks.make_counters(experiment.config), jax.eval_shape(_init(experiment.config), jax.random.key(0))
     params = restore(experiment, 'counter', {'ema': shapes})['ema']
     count = {name: jax.jit(lambda x, name=name: nets[name].apply({'params': params[name]}, x)) for name in nets}
-    counts = {name: in_batches(function, x, min(len(x), 256), experiment.mesh) for name, function in count.items()}
+    counts = {
+        name: in_batches(function, x, min(len(x), 256), experiment.local_mesh) for name, function in count.items()
+    }
     return counts | {'classical': classical_count(np.nan_to_num(x, posinf=0, neginf=0))}
 
 

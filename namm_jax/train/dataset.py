@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from namm_jax.train.files import UserError, read_checked, read_json, write_bytes, write_json
+from namm_jax.train.processes import from_first, gather
 
 SPLITS = ('train', 'validation', 'test')
 PARTIAL = 'manifest.partial.json'  # the manifest while shards are being written
@@ -50,22 +51,44 @@ def write_dataset(
     """
     directory = Path(directory)
     plan = _plan(sizes, shard_size, provenance)
-    manifest, done = _begun(directory, plan), 0
+    manifest, done = from_first(lambda: _begun(directory, plan)), 0
     if manifest is None:
         return
-    for name, split, indices in _shards(plan):
-        path, kept = directory / name, manifest['shards'][split].get(name)
-        if kept:
-            _read_shard(path, kept, manifest['shape'])
-        else:
-            data, manifest['shape'] = _encode(fields_of(indices), indices, manifest['shape'])
-            write_bytes(path, data)
-            manifest['shards'][split][name] = {'n': len(indices), 'crc32': zlib.crc32(data)}
-            write_json(directory / PARTIAL, manifest)
-        done += len(indices)
+    shards, processes = list(_shards(plan)), jax.process_count()
+    for first in range(0, len(shards), processes):  # one shard for each process
+        together = shards[first : first + processes]
+        mine = together[jax.process_index()] if jax.process_index() < len(together) else None
+        for (name, split, _), entry in zip(
+            together, gather(_shard(directory, manifest, fields_of, mine)), strict=False
+        ):
+            manifest['shape'] = entry.pop('shape')
+            manifest['shards'][split][name] = entry
+        from_first(lambda: write_json(directory / PARTIAL, manifest))
+        done += sum(len(indices) for _, _, indices in together)
         progress(done, sum(plan['sizes'].values()))
-    write_json(directory / 'manifest.json', manifest)
-    (directory / PARTIAL).unlink()
+
+    def finish() -> None:
+        write_json(directory / 'manifest.json', manifest)
+        (directory / PARTIAL).unlink()
+
+    from_first(finish)
+
+
+def _shard(
+    directory: Path, manifest: Mapping[str, Any], fields_of: Callable[..., Any],
+    shard: tuple[str, str, np.ndarray] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the manifest's entry of a shard, and the shape of a field: of one that is there, or is written now."""
+    if shard is None:
+        return {}
+    name, split, indices = shard
+    path, kept, shape = directory / name, manifest['shards'][split].get(name), manifest['shape']
+    if kept:
+        _read_shard(path, kept, shape)
+        return {**kept, 'shape': shape}
+    data, shape = _encode(fields_of(indices), indices, shape)
+    write_bytes(path, data)
+    return {'n': len(indices), 'crc32': zlib.crc32(data), 'shape': shape}
 
 
 def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +265,20 @@ def batch_indices(seed: int, step: int, *, n: int, batch_size: int) -> Int[np.nd
     return _permutation(seed, epoch, n)[position * batch_size : (position + 1) * batch_size]
 
 
+def local_rows(batch_size: int, *, process_index: int, process_count: int) -> slice:
+    """Returns which rows of a global batch are a process's; those of the processes, in order, make up the batch.
+
+    Raises:
+        ValueError: if the batch does not split evenly over the processes.
+    """
+    if batch_size % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            f'got batch_size {batch_size} for process {process_index} of {process_count}, expected a multiple of the '
+            'number of processes and an index below it; change the batch size'
+        )
+    return slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+
+
 def batches(
     data: Num[np.ndarray, 'n ...'],
     *,
@@ -268,11 +305,6 @@ def batches(
     Raises:
         ValueError: if the batch is larger than the data or does not split evenly over the processes.
     """
-    if batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
-            f'got batch_size {batch_size} for process {process_index} of {process_count}, expected a multiple of the '
-            'number of processes and an index below it; change the batch size'
-        )
+    local = local_rows(batch_size, process_index=process_index, process_count=process_count)
     batch_indices(seed, start, n=len(data), batch_size=batch_size)  # raise now, not at the first batch
-    local = slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
     return (data[batch_indices(seed, step, n=len(data), batch_size=batch_size)[local]] for step in range(start, steps))

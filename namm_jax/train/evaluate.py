@@ -24,6 +24,7 @@ from namm_jax.train.experiment import (
     score_parameters,
 )
 from namm_jax.train.files import write_checked
+from namm_jax.train.processes import from_first
 from namm_jax.train.rows import Row, rows_of
 from namm_jax.types import Constraint, Key, Params
 
@@ -36,7 +37,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     read = lambda row: experiment.packed(dataset.read_fields(run.directory / 'sample' / f'{row}.npy'))
     samples = {'data': experiment.split('test')} | {row: read(row) for row in rows}
     distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
-    distances = {row: in_batches(distance, x, min(len(x), 256), experiment.mesh) for row, x in samples.items()}
+    distances = {row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh) for row, x in samples.items()}
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
@@ -145,4 +146,4 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes what the report draws, as float32, in the place of what is there."""
     file = io.BytesIO()
     np.savez(file, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
-    write_checked(path, file.getvalue())
+    from_first(lambda: write_checked(path, file.getvalue()))

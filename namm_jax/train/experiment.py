@@ -22,10 +22,20 @@ from namm_jax.train.config import steps_of
 from namm_jax.train.families import Family, make_family
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
+from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.run import Run
-from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from namm_jax.train.sharding import (
+    batch_sharding,
+    check_batch_size,
+    first_devices,
+    make_mesh,
+    replicated,
+    rules_of,
+)
 from namm_jax.types import Constraint, Denoiser, Key, MirrorMap, Params, Task
+
+POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
 
 # A key each; append, never reorder.
 STREAMS = (
@@ -50,7 +60,8 @@ class Experiment(NamedTuple):
     Attributes:
         config: the resolved config.
         run: the run folder.
-        mesh: the devices.
+        mesh: the devices of all processes, on which models train.
+        local_mesh: those of this process, for all else: no sample needs another's process.
         family: the data.
         mirror: the mirror map.
         asked_to_stop: returns the number of a signal that asks the run to stop, else 0.
@@ -59,6 +70,7 @@ class Experiment(NamedTuple):
     config: ConfigDict
     run: Run
     mesh: Mesh
+    local_mesh: Mesh
     family: Family
     mirror: MirrorMap
     asked_to_stop: Callable[[], int]
@@ -111,7 +123,8 @@ def check(config: ConfigDict) -> None:
         ValueError: by the function that takes the bad value.
     """
     check_ranges(config)
-    shape, mesh = make_family(config).shape, make_mesh(jax.devices()[: config.train.devices or None])
+    shape, mesh = make_family(config).shape, make_mesh(first_devices(config.train.devices))
+    rules_of(config.sharding.parameters, config.sharding.rules)
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
     constraint = tasks.make_constraint(config, counter_shapes(config))
@@ -164,14 +177,16 @@ def train(
         }
         return (dict(zip(iterators, parts, strict=True)) for parts in zip(*iterators.values(), strict=True))
 
-    size = min(len(array) for array in held_out.values())
+    size, local = min(len(array) for array in held_out.values()), dataset.local_rows(batch_size, **processes)
     held = [
-        {name: array[start : start + batch_size] for name, array in held_out.items()}
+        {name: array[start : start + batch_size][local] for name, array in held_out.items()}
         for start in range(0, min(size, 8 * batch_size) - batch_size + 1, batch_size)
     ]
     every = (config.train.log_every, config.train.validate_every)
     parts = math.gcd(batch_size // experiment.mesh.size, config.train.parts)
-    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema, parts)
+    rules = rules_of(config.sharding.parameters, config.sharding.rules)
+    poll_every = 1 if jax.process_count() == 1 else POLL_EVERY
+    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema, parts, rules, poll_every)
     with experiment.checkpoints(stage) as checkpoints:
         return fit(
             task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,
@@ -191,7 +206,7 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     Raises:
         ValueError: naming the folder, if there is no intact checkpoint.
     """
-    whole = replicated(experiment.mesh)
+    whole = replicated(experiment.local_mesh)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target)
     with experiment.checkpoints(stage) as checkpoints:
         restored = checkpoints.restore(target, part=True)
@@ -283,22 +298,24 @@ def in_batches(
     Args:
         function: `(size, ...) -> (size, ...)`.
         inputs: `(n, ...)`.
-        size: samples a batch, rounded up to a multiple of the number of devices; the last batch is filled up.
-        mesh: the devices.
+        size: samples a batch of all processes, rounded up to a multiple of the number of devices; the last batch is
+            filled up.
+        mesh: the devices of this process, which takes its share of each batch; every process has as many.
         between: called before each batch; may raise.
     """
-    n, parts = len(inputs), []
-    size += -size % mesh.size
+    n, parts, processes = len(inputs), [], jax.process_count()
+    size += -size % (mesh.size * processes)
+    local = dataset.local_rows(size, process_index=jax.process_index(), process_count=processes)
     for start in range(0, n, size):
         between()
-        indices = np.arange(start, start + size) % n
+        indices = (np.arange(start, start + size) % n)[local]
         chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
-        parts.append(np.asarray(function(chunk))[: n - start])
+        parts.append(gather_rows(np.asarray(function(chunk)))[: n - start])
     return np.concatenate(parts)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes a float32 `.npy` file, whole or not at all, and its checksum."""
+    """Writes a float32 `.npy` file, whole or not at all, and its checksum; process 0 does."""
     file = io.BytesIO()
     np.save(file, np.asarray(array, np.float32), allow_pickle=False)
-    write_checked(path, file.getvalue())
+    from_first(lambda: write_checked(path, file.getvalue()))

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.progress import Bar
-from namm_jax.train.sharding import put_batch, replicated
+from namm_jax.train.progress import Bar, say
+from namm_jax.train.sharding import describe, put, put_batch, replicated, shardings_of, whole
 from namm_jax.train.state import TrainState, init_state, make_train_step, make_validation
 from namm_jax.types import Key, Params, Task
 
@@ -40,6 +40,8 @@ class Plan(NamedTuple):
         probes: number of probes, equally spaced; the last at the last step. 0 for none.
         ema: decay of the moving average of the parameters.
         parts: of the batch, whose gradients are computed side by side.
+        rules: what of the state is split over the devices, as of `sharding.rules_of`.
+        poll_every: steps between two looks for a signal to stop; several processes have to agree on it.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Plan(NamedTuple):
     probes: int
     ema: float
     parts: int = 1
+    rules: tuple[str, ...] = ()
+    poll_every: int = 1
 
     def stops(self) -> list[int]:
         """Returns the steps at which the loop pauses, in ascending order, the last step among them."""
@@ -128,22 +132,25 @@ def fit(
         Stopped: once everything is saved, if asked to stop.
     """
     key_init, stream, key_held_out = jax.random.split(key, 3)
-    state, seconds, history = _start(task, key_init, mesh, checkpoints)
+    state = init_state(task, key_init)
+    shardings = shardings_of(state, mesh, plan.rules)
+    state, seconds, history = _start(put(state, shardings), checkpoints)
     step = int(state.step)
     forget(step)
     if step == plan.steps:
         return Fitted(state, seconds)
     source = (jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in batches(step))
     held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
-    frozen = jax.device_put(task.frozen, replicated(mesh))
-    train_step = make_train_step(task, ema=plan.ema, mesh=mesh, parts=plan.parts)
+    say(f'{plan.name}: {describe(state, shardings)}')
+    frozen = put(task.frozen, replicated(mesh))
+    train_step = make_train_step(task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings)
     train_step = train_step.lower(state, frozen, stream, held_out[0]).compile()  # outside the clock
-    validate = make_validation(task, mesh=mesh)
+    validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
 
     with Bar(plan.name, plan.steps, start=step) as bar:
         for stop in (s for s in plan.stops() if s > step):
             begun = time.perf_counter()
-            while step < stop and not asked_to_stop():
+            while step < stop and not (step % plan.poll_every == 0 and asked_to_stop()):
                 state, terms = train_step(state, frozen, stream, next(source))
                 history.append(terms)
                 step += 1
@@ -160,7 +167,7 @@ def fit(
                 measured = [_floats(validate(state.ema, frozen, key_held_out, batch)) for batch in held_out]
                 record |= {f'heldout/{name}': value for name, value in _mean(measured).items()}
             if probe is not None and step in plan.probed():
-                record |= probe(state.ema)
+                record |= probe(whole(state.ema, mesh))
             log({'stage': plan.name, 'step': step, 'seconds': seconds} | record)
             bar.update(step, {name.removeprefix('train/'): value for name, value in record.items()})
             if plan.validated(step):
@@ -174,8 +181,7 @@ def _floats(terms: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in terms.items()}
 
 
-def _start(task: Task, key: Key, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, float, list[Any]]:
+def _start(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, float, list[Any]]:
     """Returns the newest intact checkpoint's state, seconds, and terms since the last record; or those of the start."""
-    state = jax.device_put(init_state(task, key), replicated(mesh))
     restored = checkpoints.restore(state)
     return (restored.state, restored.meta['seconds'], restored.meta['history']) if restored else (state, 0.0, [])

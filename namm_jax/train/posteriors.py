@@ -339,7 +339,7 @@ def samples_of(experiment: Experiment, draw: Draw, index: int, y: Array) -> np.n
 
     They are split over the devices, unless their number is no multiple of them.
     """
-    k, mesh = experiment.config.assimilate.samples, experiment.mesh
+    k, mesh = experiment.config.assimilate.samples, experiment.local_mesh
     sharding = replicated(mesh) if k % mesh.size else batch_sharding(mesh)
     inputs = experiment.keys('posterior', index * k, k), jnp.broadcast_to(y, (k, *y.shape))
     return np.asarray(draw(*jax.device_put(inputs, sharding)))

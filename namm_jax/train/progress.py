@@ -8,9 +8,23 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_silent = False
+
+
+def silence() -> None:
+    """Makes this process say no more: of several, one speaks."""
+    global _silent
+    _silent = True
+
 
 def say(text: str) -> None:
     """Writes a line for the user, on standard error."""
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Writes a line for the user, silent or not: an error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -29,7 +43,7 @@ class Bar:
         self._title, self._total, self._unit, self._every = title, total, unit, every
         self._begun, self._start, self._written, self._terms = time.monotonic(), start, time.monotonic(), ''
         self._live = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             columns = (TextColumn('{task.description}'), BarColumn(20), TextColumn('{task.completed}/{task.total}'))
             columns += (
                 TimeElapsedColumn(),

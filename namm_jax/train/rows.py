@@ -32,6 +32,7 @@ from namm_jax.train.experiment import (
     score_parameters,
 )
 from namm_jax.train.files import read_json, write_json
+from namm_jax.train.processes import from_first
 from namm_jax.types import Constraint, Denoiser, Key, Params
 
 Way = Callable[[Array], Array]
@@ -161,7 +162,7 @@ def _guidance(experiment: Experiment) -> Around:
     config, constraint, keys = experiment.config, experiment.constraint, experiment.keys('probe', 0, 32)
     path = experiment.run.directory / 'sample' / 'guidance.json'
     guide = functools.partial(_guide, experiment.run.record('dm')['std'])  # a step is no longer than the data are wide
-    if not path.exists():
+    if not from_first(path.exists):
         medians = []
         for scale in config.sample.guidance_scales:
             around = Partial(guide, constraint, jnp.float32(scale))
@@ -169,7 +170,8 @@ def _guidance(experiment: Experiment) -> Around:
             medians.append(float(jnp.median(constraint.distance(x))))
         best = int(np.nanargmin(medians)) if np.isfinite(medians).any() else 0
         scales = dict(zip(map(str, config.sample.guidance_scales), medians, strict=True))
-        write_json(path, {'scale': config.sample.guidance_scales[best], 'median_distances': scales})
+        result = {'scale': config.sample.guidance_scales[best], 'median_distances': scales}
+        from_first(lambda: write_json(path, result))
     return Partial(guide, constraint, jnp.float32(read_json(path)['scale']))
 
 
@@ -219,9 +221,9 @@ def drawn(
         keys: `(n,)`, one a sample.
     """
     clock = path.with_suffix('.json')
-    if not path.exists():
+    if not from_first(path.exists):
         x, seconds = timed(experiment, draw(), keys)
-        write_json(clock, {'seconds_per_sample': seconds})
+        from_first(lambda: write_json(clock, {'seconds_per_sample': seconds}))
         experiment.save(path, x)
     return experiment.packed(dataset.read_fields(path)), read_json(clock)['seconds_per_sample']
 
@@ -242,7 +244,7 @@ def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarra
         times.append((time.perf_counter() - begun) / size)
         return result
 
-    run = functools.partial(in_batches, clocked, inputs, size, experiment.mesh, between=experiment.pause)
+    run = functools.partial(in_batches, clocked, inputs, size, experiment.local_mesh, between=experiment.pause)
     result = run()
     while len(times) < 4:
         run()

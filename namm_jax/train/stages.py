@@ -23,6 +23,7 @@ from namm_jax.train.experiment import (
     train,
 )
 from namm_jax.train.posteriors import check_assimilation
+from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
 from namm_jax.train.state import adam_moments
@@ -80,9 +81,13 @@ def _draw_data(experiment: Experiment) -> None:
     from namm_jax.report import figures, pictures
 
     folder, x = experiment.run.directory / 'figures', experiment.split('test')[:SHOWN]
-    folder.mkdir(exist_ok=True)
     style = pictures.style(experiment.config.data.family)._asdict()
-    figures.save(figures.samples_with_residuals({'data': shown(experiment, x)}, **style), folder / 'data.png')
+
+    def draw() -> None:
+        folder.mkdir(exist_ok=True)
+        figures.save(figures.samples_with_residuals({'data': shown(experiment, x)}, **style), folder / 'data.png')
+
+    from_first(draw)
 
 
 def mirror(experiment: Experiment) -> dict[str, Any]:
@@ -106,7 +111,8 @@ def _train_diffusion(
     keys, constraint = experiment.keys('probe', 0, config.train.probe_samples), experiment.constraint
 
     def probe(params: Params) -> dict[str, float]:
-        return _spread(constraint.distance(to_data(draw(params, keys))))
+        distances = lambda keys: constraint.distance(to_data(draw(params, keys)))
+        return _spread(in_batches(distances, keys, len(keys), experiment.local_mesh))
 
     fitted = train(
         experiment, stage, tasks.denoising_task(config, steps_of(config, stage), mean, std), {'x': x}, {'x': held_out},
@@ -115,7 +121,7 @@ def _train_diffusion(
     return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
 
 
-def _spread(distances: jax.Array) -> dict[str, float]:
+def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
     return {'distance_mean': float(distances.mean()), 'distance_std': float(distances.std())}
 
 
@@ -128,7 +134,7 @@ def mdm(experiment: Experiment) -> dict[str, Any]:
     """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
     g, f = experiment.mirror.bind(mirror_parameters(experiment))
     splits = (experiment.split('train'), experiment.split('validation'))
-    z, held_out = (in_batches(jax.jit(g), split, 256, experiment.mesh) for split in splits)
+    z, held_out = (in_batches(jax.jit(g), split, 256, experiment.local_mesh) for split in splits)
     return _train_diffusion(experiment, 'mdm', z, held_out, jax.jit(f))
 
 
@@ -180,7 +186,7 @@ def sample(experiment: Experiment) -> dict[str, Any]:
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for row, (draw, way, _) in rows.items():
             x, mapping = timed(experiment, way(experiment), models[draw][0])
-            if not (folder / f'{row}.npy').exists():
+            if not from_first((folder / f'{row}.npy').exists):
                 experiment.save(folder / f'{row}.npy', x)
             seconds[row] = models[draw][1] + mapping
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[row]})
@@ -191,7 +197,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
     """Draws the figures, and the page that holds them all."""
     from namm_jax.report.writing import write_report  # matplotlib takes a second to import
 
-    write_report(experiment.run.directory)
+    from_first(lambda: write_report(experiment.run.directory))
     return {}
 
 

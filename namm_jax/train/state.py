@@ -61,7 +61,9 @@ def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., tuple[tuple[Array
     return gradient
 
 
-def make_train_step(task: Task, *, ema: float, mesh: Mesh, parts: int = 1) -> TrainStep:
+def make_train_step(
+    task: Task, *, ema: float, mesh: Mesh, parts: int = 1, shardings: TrainState | None = None
+) -> TrainStep:
     """Returns the jitted step `(state, frozen, stream, batch) -> (state, named terms)`; the state is donated.
 
     Step k's key is `fold_in(stream, k)`: a resumed run needs no saved key. The terms are those of the loss, the loss
@@ -70,8 +72,9 @@ def make_train_step(task: Task, *, ema: float, mesh: Mesh, parts: int = 1) -> Tr
     Args:
         task: what is trained.
         ema: decay of the moving average of the parameters, in [0, 1).
-        mesh: the devices; the batch is split over them and everything else replicated.
+        mesh: the devices; the batch is split over them, and what `shardings` does not say is replicated.
         parts: of the batch, see `gradient_in_parts`.
+        shardings: of the state, as of `sharding.shardings_of`; replicated unless given.
     """
     gradient_of = gradient_in_parts(task.loss, parts)
 
@@ -85,18 +88,28 @@ def make_train_step(task: Task, *, ema: float, mesh: Mesh, parts: int = 1) -> Tr
         return TrainState(state.step + 1, params, average, opt_state), terms
 
     whole, split = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, whole, split), out_shardings=whole, donate_argnums=0)
+    kept = whole if shardings is None else shardings
+    return jax.jit(step, in_shardings=(kept, whole, whole, split), out_shardings=(kept, whole), donate_argnums=0)
 
 
-def make_validation(task: Task, *, mesh: Mesh) -> Callable[[Params, PyTree, Key, PyTree], Metrics]:
-    """Returns the jitted `(params, frozen, key, batch) -> named terms` of the loss without dropout."""
+def make_validation(
+    task: Task, *, mesh: Mesh, shardings: PyTree = None
+) -> Callable[[Params, PyTree, Key, PyTree], Metrics]:
+    """Returns the jitted `(params, frozen, key, batch) -> named terms` of the loss without dropout.
+
+    Args:
+        task: what is trained.
+        mesh: the devices.
+        shardings: of the parameters; replicated unless given.
+    """
 
     def validate(params: Params, frozen: PyTree, key: Key, batch: PyTree) -> Metrics:
         loss, terms = task.loss(params, frozen, key, batch, train=False)
         return terms | {'loss': loss}
 
     whole, split = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(validate, in_shardings=(whole, whole, whole, split), out_shardings=whole)
+    kept = whole if shardings is None else shardings
+    return jax.jit(validate, in_shardings=(kept, whole, whole, split), out_shardings=whole)
 
 
 def per_network(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:

@@ -34,7 +34,7 @@ def off_the_mirror(experiment: Experiment, params: Params, z: np.ndarray) -> np.
     """
     g, f = experiment.mirror.bind(params)
     error = jax.jit(lambda z: jnp.sqrt(jnp.mean((z - g(f(z))) ** 2, (1, 2, 3))))
-    return in_batches(error, z, min(len(z), 64), experiment.mesh)
+    return in_batches(error, z, min(len(z), 64), experiment.local_mesh)
 
 
 def gradient_norms(experiment: Experiment, constraint: Constraint, params: Params, x: np.ndarray) -> dict[str, float]:
@@ -71,7 +71,8 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     """
     config, params, constraint = experiment.config, mirror_parameters(experiment), experiment.constraint
     g = Partial(jax.jit(experiment.mirror.forward), params)
-    z, held_out = (in_batches(g, experiment.split(name), 256, experiment.mesh) for name in ('train', 'validation'))
+    splits = (experiment.split(name) for name in ('train', 'validation'))
+    z, held_out = (in_batches(g, split, 256, experiment.local_mesh) for split in splits)
     mean, std = float(z.mean()), float(z.std())
     fitted = train(
         experiment, 'tune', tasks.denoising_task(config, steps_of(config, 'tune'), mean, std), {'x': z},
@@ -79,7 +80,7 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     )  # fmt: skip
     draw = functools.partial(make_draw(config, config.train.sample, mean, std), fitted.state.ema)
     keys = experiment.keys('probe', 0, config.tune.samples)
-    drawn = in_batches(draw, keys, min(len(keys), 64), experiment.mesh)
+    drawn = in_batches(draw, keys, min(len(keys), 64), experiment.local_mesh)
     errors = {'samples': off_the_mirror(experiment, params, drawn)}
     errors['mirrored_data'] = off_the_mirror(experiment, params, held_out[: len(drawn)])
     x = experiment.split('train')[: config.tune.batches * config.mirror.batch_size]
