@@ -1,0 +1,183 @@
+"""Several processes: they find each other or say who is missing, and do what one process does."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from worker import RULES, STOP, draw, train, write_data
+
+from namm_jax.train import dataset, processes
+from namm_jax.train.roll_call import Place, roll_call
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def start_all(program, count, *, devices=2):
+    """Starts the processes of a run; `program` takes coordinator, count and index."""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
+    place = f'127.0.0.1:{free_port()}'
+    return [
+        subprocess.Popen(
+            [sys.executable, *program(place, count, index)], env=environment, cwd=ROOT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def end_all(started, seconds=240):
+    """Returns the exit statuses and what was said."""
+    said = [process.communicate(timeout=seconds)[1] for process in started]
+    return [process.returncode for process in started], said
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    """Returns the folder in which two processes of two devices each have worked, and what they found."""
+    folder = tmp_path_factory.mktemp('two')
+    program = lambda place, count, index: map(str, (ROOT / 'tests/worker.py', folder, place, count, index))
+    status, said = end_all(start_all(program, 2))
+    assert status == [0, 0], said
+    return folder, json.loads((folder / 'facts.json').read_text())
+
+
+def test_they_agree(two):
+    _, facts = two
+    assert facts['devices'] == 4 and facts['indices'] == [0, 1]
+    first, second = facts['refused']
+    assert first == second and 'got 1 differences between the configs of the 2 processes' in first
+    assert 'seed: [0, 1]' in first and 'steps' not in first
+    assert facts['failed'] == ['no room', 'process 0: no room']
+
+
+def test_their_batches_make_up_the_global_one(two):
+    halves = zip(*two[1]['batches'], strict=True)
+    for step, (first, second) in enumerate(halves):
+        assert first + second == dataset.batch_indices(0, step, n=32, batch_size=8).tolist()
+
+
+def test_their_samples_are_those_of_one_process(two):
+    assert np.array_equal(np.float32(two[1]['draw']), draw())
+
+
+def test_their_data_set_is_that_of_one_process(two, tmp_path):
+    write_data(tmp_path)
+    files = lambda folder: {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    ours, theirs = files(tmp_path), files(two[0] / 'data')
+    assert ours.keys() == theirs.keys() and len(ours) == 4 + 2 + 1 + 2
+    for name in ours:
+        assert name == 'crc32.json' or ours[name] == theirs[name], name  # it also holds checksums of before
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('name', RULES)
+def test_one_process_goes_on_as_if_it_had_been_alone(two, tmp_path, name, devices):
+    folder, facts = two
+    assert facts[f'stopped/{name}'] == [15, 15]
+    theirs = tmp_path / 'theirs'
+    subprocess.run(['cp', '-r', folder / name, theirs], check=True)
+    assert [int(path.name) for path in theirs.iterdir() if path.name.isdecimal()] == [STOP]
+    state, records = train(theirs, rules=RULES[name], devices=devices)
+    alone, expected = train(tmp_path / 'alone', rules=RULES['replicated'], devices=1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state, alone)
+    assert len(records) == len(expected) - 1  # the one of step 3 was theirs
+    for record, other in zip(records, expected[1:], strict=True):
+        assert record.keys() == other.keys()
+        timeless = [name for name in record if name not in ('stage', 'seconds')]
+        np.testing.assert_allclose([record[n] for n in timeless], [other[n] for n in timeless], rtol=1e-4)
+
+
+def call_in_threads(*places, seconds):
+    """Returns what each process of a roll call is told, '' where all is well."""
+    told = [None] * len(places)
+
+    def call(i, place):
+        told[i] = ''
+        try:
+            roll_call(place, seconds=seconds)
+        except ValueError as error:
+            told[i] = str(error)
+
+    threads = [threading.Thread(target=call, args=both) for both in enumerate(places)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_roll_call():
+    at = f'127.0.0.1:{free_port()}'
+    assert call_in_threads(*[Place(at, 3, index) for index in (2, 0, 1)], seconds=20) == ['', '', '']
+
+
+def test_missing_process_is_named():
+    at = f'127.0.0.1:{free_port()}'
+    for told in call_in_threads(Place(at, 4, 0), Place(at, 4, 2), seconds=1):
+        assert f'got the processes [0, 2] at {at} within 1 s, expected 4: [1, 3] are missing' in told
+
+
+@pytest.mark.parametrize('second', [(3, 1), (2, 0)])
+def test_wrong_count_or_index_is_named(second):
+    at = f'127.0.0.1:{free_port()}'
+    count, index = second
+    if index == 0:
+        told = call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=1)
+        assert any('Address already in use' in one for one in told) and any('[1] are missing' in one for one in told)
+    else:
+        for one in call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=20):
+            assert f'got process {index} of {count} at {at}, expected one of [1] of 2' in one
+
+
+def test_unreachable_coordinator_is_named():
+    at = f'127.0.0.1:{free_port()}'
+    (told,) = call_in_threads(Place(at, 2, 1), seconds=0.5)
+    assert f'process 1 of 2 found no process 0 at {at} within 0.5 s' in told and 'refused' in told
+
+
+def test_strangers_are_passed_over():
+    port = free_port()
+    at, stop = f'127.0.0.1:{port}', threading.Event()
+
+    def knock():
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=1) as s:
+                s.sendall(b'GET / HTTP/1.1\r\n\n')
+            stop.wait(0.05)
+
+    stranger = threading.Thread(target=knock)
+    stranger.start()
+    assert call_in_threads(Place(at, 2, 0), Place(at, 2, 1), seconds=20) == ['', '']
+    stop.set()
+    stranger.join()
+
+
+@pytest.mark.parametrize(
+    'place', [Place('nowhere', 2, 0), Place(':80', 2, 0), Place('a:b', 2, 0), Place('a:80', 2, 2), Place('a:80', 2, -1)]
+)
+def test_bad_places_are_refused(place):
+    with pytest.raises(ValueError, match='expected HOST:PORT'):
+        roll_call(place, seconds=1)
+
+
+def test_one_process_is_the_identity():
+    array = np.arange(3)
+    assert processes.gather({'a': 1}) == [{'a': 1}] and processes.gather_rows(array) is array
+    assert processes.from_first(lambda: 'x') == 'x' and processes.agreed(lambda: 9)() == 9
+    processes.check_same('configs', {'seed': 1})
+    with pytest.raises(OSError, match='disk'):
+        processes.from_first(lambda: (_ for _ in ()).throw(OSError('disk')))
