@@ -174,7 +174,7 @@ def test_unet_commutes_with_rolls_of_periodic_axes_only():
 
 
 def test_global_mean_puts_a_rule_of_the_sum_within_reach():
-    """With the other weights as they are: x less its mean, exactly, from one matrix; without it no weights give that."""
+    """One weight takes the mean off x, exactly, whatever the others are."""
     network = UNet(channels=(8,), global_mean=True)
     x = normal(0, 2, 8, 8, 1)
     params = jax.jit(network.init)(jax.random.key(0), x)['params']

@@ -10,6 +10,8 @@ import pytest
 
 from configs.burgers import get_config
 from namm_jax.networks.icnn import nonnegative_mask
+from namm_jax.networks.resnet import ResNet
+from namm_jax.networks.unet import UNet
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.sharding import make_mesh, put_batch, replicated
@@ -33,6 +35,11 @@ def tiny(**changes):
     small = {'data.points': 8, 'data.states': 8, 'constraint.stepper': 'forward_euler', 'mirror.filters': 2}
     with (config := get_config('tiny')).unlocked():
         return override(config, small | changes)
+
+
+def noisy(params, frozen, key, batch, *, train):
+    """The loss of a mean, with noise that depends on the step."""
+    return jnp.mean((params['w'] - batch['x'] - jax.random.normal(key, batch['x'].shape)) ** 2), {}
 
 
 def square(target=0.0):
@@ -220,3 +227,50 @@ def test_validation_is_the_loss_without_dropout():
         task.init(STREAM), task.frozen, STREAM, put_batch_tree(mesh, {'x': jnp.ones((8, 2))})
     )
     assert {name: float(value) for name, value in terms.items()} == {'loss': 1.5, 'term': 3.0}
+
+
+@pytest.mark.parametrize('network', ['unet', 'resnet'])
+def test_remat_changes_no_value_and_no_name(network):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    build = {'unet': functools.partial(UNet, channels=(8,), norm='none'), 'resnet': functools.partial(ResNet, 4, 1)}
+    found = []
+    for remat in (False, True):
+        net = build[network](remat=remat)
+        params = jax.jit(net.init)(jax.random.key(1), x)
+        params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+        loss = lambda params, net=net: jnp.mean((net.apply(params, x, train=True, rngs={'dropout': STREAM}) - 1) ** 2)
+        found.append(jax.jit(jax.value_and_grad(loss))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
+
+
+def test_accumulated_batches_are_one_large_batch():
+    """Twice the batches of 4 with their gradients averaged, and half as many batches of 8: the same parameters."""
+    data = np.random.default_rng(0).normal(size=(6, 8, 3)).astype(np.float32)
+    found = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        config = tiny(**{'score.optimizer.accumulate': accumulate}).score.optimizer
+        batches = data.reshape(-1, size, 3)
+        optimizer = tasks.make_optimizer(config, len(batches))
+        loss = lambda params, frozen, key, batch, *, train: (jnp.mean((params['w'] - batch['x']) ** 2), {})
+        task = Task(lambda key: {'w': jnp.zeros(3)}, loss, optimizer)
+        state, mesh = init_state(task, jax.random.key(0)), make_mesh(jax.devices()[:1])
+        step = make_train_step(task, ema=0.5 ** (1 / accumulate), mesh=mesh)
+        for batch in batches:
+            state, _ = step(state, (), jax.random.key(1), {'x': batch})
+        found.append(state.params['w'])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert float(jnp.abs(found[0]).max()) > 1e-4
+
+
+def test_steps_in_one_call_are_those_of_many_calls():
+    task = Task(lambda key: {'w': jax.random.normal(key, (3,))}, noisy, optax.adam(0.1))
+    mesh, data, results = make_mesh(), np.random.default_rng(0).normal(size=(6, 8, 3)).astype(np.float32), []
+    for steps in (1, 3):
+        step, history = make_train_step(task, ema=0.9, mesh=mesh, steps=steps), []
+        state = jax.device_put(init_state(task, jax.random.key(0)), replicated(mesh))
+        for batches in data.reshape(-1, steps, 8, 3):
+            batch = put_batch(mesh, batches if steps > 1 else batches[0], stacked=steps > 1)
+            state, terms = step(state, (), STREAM, {'x': batch})
+            history += np.atleast_1d(terms['loss']).tolist()
+        results.append((jax.device_get(state), history))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)

@@ -56,6 +56,7 @@ class ResNet(nn.Module):
         blocks: residual blocks at the lowest resolution.
         dropout: probability of dropping a feature in training, in each residual block.
         periodic: which of the two spatial axes wrap.
+        remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
     """
 
@@ -63,6 +64,7 @@ class ResNet(nn.Module):
     blocks: int = 6
     dropout: float = 0.5
     periodic: tuple[bool, bool] = (False, False)
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def _conv(self, features: int, size: int = 3, stride: int = 1) -> Conv:
@@ -79,8 +81,9 @@ class ResNet(nn.Module):
         h = nn.relu(_norm(self._conv(self.filters, size=7)(x), self.dtype))
         for factor in (2, 4):
             h = nn.relu(_norm(self._conv(factor * self.filters, stride=2)(h), self.dtype))
+        block = nn.remat(ResNet._block, static_argnums=2) if self.remat else ResNet._block
         for _ in range(self.blocks):
-            h = self._block(h, train)
+            h = block(self, h, train)
         for factor in (2, 1):
             h = nn.relu(_norm(Up(factor * self.filters, self.periodic, self.dtype)(h), self.dtype))
         return self._conv(x.shape[-1], size=7)(h).astype(jnp.float32)

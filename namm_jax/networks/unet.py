@@ -80,6 +80,7 @@ class UNet(nn.Module):
         global_mean: whether the output also takes the same in every pixel, linear in the means over pixels of the
             input and of the last features: with it a rule of the image's sum is within the network's reach.
         dropout: probability of dropping a feature in training.
+        remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
     """
 
@@ -92,12 +93,17 @@ class UNet(nn.Module):
     attention: bool = False
     global_mean: bool = False
     dropout: float = 0.0
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
+    def _block(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
+        return ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(h, embedding)
+
     def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
+        block = nn.remat(UNet._block, static_argnums=3) if self.remat else UNet._block
         # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times slower.
         for _ in range(self.blocks):
-            h = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(h, embedding)
+            h = block(self, h, embedding, train)
         return h
 
     def _embed(self, label: jax.Array) -> jax.Array:

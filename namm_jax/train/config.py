@@ -196,6 +196,8 @@ def _train() -> dict[str, Any]:
         budget=1.0,  # multiplies the steps of every training stage; > 0
         compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
         devices=0,  # how many devices of each process to use; 0 for all
+        remat=False,  # whether the networks' blocks are computed again backwards: less memory, a third more work
+        steps_per_call=1,  # steps that a device takes before it is asked again: for models that are faster than Python
         parts=2,  # of a batch, whose gradients are computed side by side, at most; 2 for a CPU, elsewhere 1
         log_every=100,  # steps
         validate_every=500,  # steps; also between checkpoints

@@ -74,7 +74,7 @@ def train_counters(experiment: Experiment) -> dict[str, Any]:
     fitted = train(
         experiment, 'counter', counter_task(config, steps_of(config, 'counter')),
         {'x': x[: section.samples], 'count': count[: section.samples]}, {'x': x[held], 'count': count[held]},
-        batch_size=section.batch_size, ema=section.optimizer.ema,
+        batch_size=section.batch_size, optimizer=section.optimizer,
     )  # fmt: skip
     counts = counted(experiment, x[held])
     errors = {name: float(np.abs(values - count[held].ravel()).mean()) for name, values in counts.items()}

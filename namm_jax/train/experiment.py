@@ -145,7 +145,7 @@ def check(config: ConfigDict) -> None:
 
 def train(
     experiment: Experiment, stage: str, task: Task, arrays: dict[str, Any], held_out: dict[str, Any], *,
-    batch_size: int, ema: float, probe: Callable[[Params], dict[str, float]] | None = None,
+    batch_size: int, optimizer: ConfigDict, probe: Callable[[Params], dict[str, float]] | None = None,
 ) -> Fitted:  # fmt: skip
     """Runs `fit` for a stage on named arrays; those of one length have one order, a function of (seed, step).
 
@@ -156,7 +156,7 @@ def train(
         arrays: name -> training samples `(n, ...)`; they may differ in n.
         held_out: name -> held-out samples.
         batch_size: size of the global batch.
-        ema: decay of the moving average.
+        optimizer: its section of the config, which also has the decay of the moving average.
         probe: see `fit`.
     """
     config, run, steps = experiment.config, experiment.run, steps_of(experiment.config, stage)
@@ -186,7 +186,11 @@ def train(
     parts = math.gcd(batch_size // experiment.mesh.size, config.train.parts)
     rules = rules_of(config.sharding.parameters, config.sharding.rules)
     poll_every = 1 if jax.process_count() == 1 else POLL_EVERY
-    plan = Plan(stage, steps, *every, config.train.probes if probe else 0, ema, parts, rules, poll_every)
+    ema = optimizer.ema ** (1 / optimizer.accumulate)  # the parameters change on every so many steps
+    plan = Plan(
+        stage, steps, *every, config.train.probes if probe else 0, ema, parts, rules, poll_every,
+        config.train.steps_per_call,
+    )  # fmt: skip
     with experiment.checkpoints(stage) as checkpoints:
         return fit(
             task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,

@@ -17,6 +17,7 @@ def optimizer_section(**changes: Any) -> dict[str, Any]:
         warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
         b1=0.9,  # Adam's decay of the first moment
         b2=0.999,  # Adam's decay of the second moment
+        accumulate=1,  # batches whose mean gradient makes one update: a larger batch in the memory of a small one
         clip=1.0,  # largest norm of each network's gradient; 0 for no clipping
         ema=0.999,  # decay of the average of the weights, reached after a warm-up; 0 for the last weights themselves
     )

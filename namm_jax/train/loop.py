@@ -1,5 +1,6 @@
 """The one training loop: restore, step, log, validate, probe, save."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
         parts: of the batch, whose gradients are computed side by side.
         rules: what of the state is split over the devices, as of `sharding.rules_of`.
         poll_every: steps between two looks for a signal to stop; several processes have to agree on it.
+        together: steps taken in one call, where no stop comes between.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Plan(NamedTuple):
     parts: int = 1
     rules: tuple[str, ...] = ()
     poll_every: int = 1
+    together: int = 1
 
     def stops(self) -> list[int]:
         """Returns the steps at which the loop pauses, in ascending order, the last step among them."""
@@ -139,24 +142,36 @@ def fit(
     forget(step)
     if step == plan.steps:
         return Fitted(state, seconds)
-    source = (jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in batches(step))
+    source = batches(step)
     held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
-    say(f'{plan.name}: {describe(state, shardings)}')
+    if mesh.size > 1:
+        say(f'{plan.name}: {describe(state, shardings)}')
     frozen = put(task.frozen, replicated(mesh))
-    train_step = make_train_step(task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings)
-    train_step = train_step.lower(state, frozen, stream, held_out[0]).compile()  # outside the clock
+    stops = [stop for stop in plan.stops() if stop > step]
+    gaps = [later - earlier for earlier, later in itertools.pairwise([step, *stops])]
+    together = {size for gap in gaps for size in _calls(gap, plan.together)}
+    train_steps = {
+        size: make_train_step(
+            task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings, steps=size
+        ).lower(state, frozen, stream, _stacked(held_out[0], size)).compile()  # outside the clock
+        for size in together
+    }  # fmt: skip
     validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
 
     with Bar(plan.name, plan.steps, start=step) as bar:
-        for stop in (s for s in plan.stops() if s > step):
+        for stop in stops:
             begun = time.perf_counter()
-            while step < stop and not (step % plan.poll_every == 0 and asked_to_stop()):
-                state, terms = train_step(state, frozen, stream, next(source))
+            for size in _calls(stop - step, plan.together):
+                if step % plan.poll_every == 0 and asked_to_stop():
+                    break
+                # Put while the device is still at work on those before.
+                batch = jax.tree.map(lambda *a: _put(mesh, a), *(next(source) for _ in range(size)))
+                state, terms = train_steps[size](state, frozen, stream, batch)
                 history.append(terms)
-                step += 1
+                step += size
             jax.block_until_ready(state)
             seconds += time.perf_counter() - begun
-            history = [_floats(terms) for terms in jax.device_get(history)]
+            history = [each for terms in jax.device_get(history) for each in _unstacked(terms)]
             _check_finite(plan.name, step - len(history), history, checkpoints)
             if step < stop:
                 checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
@@ -175,6 +190,28 @@ def fit(
             history = []
     checkpoints.wait()
     return Fitted(state, seconds)
+
+
+def _calls(steps: int, together: int) -> list[int]:
+    """Returns how so many steps are taken: as many as may be in calls of `together`, the others one by one."""
+    return [together] * (steps // together) + [1] * (steps % together)
+
+
+def _put(mesh: Mesh, batches: tuple[np.ndarray, ...]) -> jax.Array:
+    """Returns one batch on the mesh, or several stacked."""
+    return put_batch(mesh, batches[0]) if len(batches) == 1 else put_batch(mesh, np.stack(batches), stacked=True)
+
+
+def _stacked(batch: PyTree, size: int) -> PyTree:
+    """Returns the shapes of so many batches stacked; the batch itself where it is one."""
+    stack = lambda a: jax.ShapeDtypeStruct((size, *a.shape), a.dtype)
+    return batch if size == 1 else jax.tree.map(stack, batch)
+
+
+def _unstacked(terms: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Returns the terms of each step of a call."""
+    columns = {name: np.atleast_1d(values) for name, values in terms.items()}
+    return [_floats(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def _floats(terms: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ AT_LEAST = {
     'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.parts train.log_every '
     'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps tune.steps '
     'tune.batches evaluate.noise_fields evaluate.frames assimilate.measurements assimilate.long_measurements '
+    'mirror.optimizer.accumulate score.optimizer.accumulate finetune.optimizer.accumulate train.steps_per_call '
     'assimilate.steps assimilate.few_steps assimilate.langevin_steps assimilate.iterations',
     # a variance needs two, and so does a curve
     2: 'assimilate.samples tune.samples sample.n evaluate.resamples evaluate.noise_levels',

@@ -48,9 +48,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that splits the first axis evenly over the devices."""
-    return NamedSharding(mesh, PartitionSpec('data'))
+def batch_sharding(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
+    """Returns the sharding that splits the first axis evenly over the devices; the second one of stacked batches."""
+    return NamedSharding(mesh, PartitionSpec(None, 'data') if stacked else PartitionSpec('data'))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
@@ -68,19 +68,20 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
-def put_batch(mesh: Mesh, array: Shaped[np.ndarray, 'local ...']) -> Shaped[Array, 'b ...']:
+def put_batch(mesh: Mesh, array: Shaped[np.ndarray, '...'], *, stacked: bool = False) -> Shaped[Array, '...']:
     """Returns the global batch, split over the mesh, of which `array` is this process's slice.
 
     Args:
         mesh: the mesh of `make_mesh`.
         array: `(b / processes, ...)`, this process's slice, as `dataset.batches` yields it.
+        stacked: whether it is several of them, along a first axis.
 
     Raises:
         ValueError: if the global batch does not split evenly over the devices.
     """
     processes = len({device.process_index for device in mesh.devices.flat})
-    check_batch_size(mesh, array.shape[0] * processes)
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), array)
+    check_batch_size(mesh, array.shape[stacked] * processes)
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, stacked=stacked), array)
 
 
 def put(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:

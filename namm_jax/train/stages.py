@@ -97,7 +97,7 @@ def mirror(experiment: Experiment) -> dict[str, Any]:
     task = tasks.mirror_task(config, steps_of(config, 'mirror'), experiment.constraint)
     fitted = train(
         experiment, 'mirror', task, {'x': x}, {'x': held_out}, batch_size=config.mirror.batch_size,
-        ema=config.mirror.optimizer.ema,
+        optimizer=config.mirror.optimizer,
     )  # fmt: skip
     return {'training_seconds': fitted.seconds}
 
@@ -116,7 +116,7 @@ def _train_diffusion(
 
     fitted = train(
         experiment, stage, tasks.denoising_task(config, steps_of(config, stage), mean, std), {'x': x}, {'x': held_out},
-        batch_size=config.score.batch_size, ema=config.score.optimizer.ema, probe=probe,
+        batch_size=config.score.batch_size, optimizer=config.score.optimizer, probe=probe,
     )  # fmt: skip
     return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
 
@@ -158,7 +158,7 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     fitted = train(
         experiment, 'finetune', tasks.finetune_task(config, steps, constraint, params, moments),
         {'x': x, 'z': z[: len(z) - len(held_z)]}, {'x': held_out, 'z': held_z},
-        batch_size=config.finetune.batch_size, ema=config.finetune.optimizer.ema, probe=probe,
+        batch_size=config.finetune.batch_size, optimizer=config.finetune.optimizer, probe=probe,
     )  # fmt: skip
     return {'training_seconds': fitted.seconds + drawing, 'drawing_seconds': drawing}
 

@@ -62,7 +62,7 @@ def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., tuple[tuple[Array
 
 
 def make_train_step(
-    task: Task, *, ema: float, mesh: Mesh, parts: int = 1, shardings: TrainState | None = None
+    task: Task, *, ema: float, mesh: Mesh, parts: int = 1, shardings: TrainState | None = None, steps: int = 1
 ) -> TrainStep:
     """Returns the jitted step `(state, frozen, stream, batch) -> (state, named terms)`; the state is donated.
 
@@ -75,6 +75,7 @@ def make_train_step(
         mesh: the devices; the batch is split over them, and what `shardings` does not say is replicated.
         parts: of the batch, see `gradient_in_parts`.
         shardings: of the state, as of `sharding.shardings_of`; replicated unless given.
+        steps: taken in one call; of more than one, batches and terms have a first axis, one entry a step.
     """
     gradient_of = gradient_in_parts(task.loss, parts)
 
@@ -87,9 +88,17 @@ def make_train_step(
         terms = terms | {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, average, opt_state), terms
 
-    whole, split = replicated(mesh), batch_sharding(mesh)
+    def scanned(state: TrainState, frozen: PyTree, stream: Key, batches: PyTree) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, frozen, stream, batch), state, batches)
+
+    whole, split = replicated(mesh), batch_sharding(mesh, stacked=steps > 1)
     kept = whole if shardings is None else shardings
-    return jax.jit(step, in_shardings=(kept, whole, whole, split), out_shardings=(kept, whole), donate_argnums=0)
+    return jax.jit(
+        step if steps == 1 else scanned,
+        in_shardings=(kept, whole, whole, split),
+        out_shardings=(kept, whole),
+        donate_argnums=0,
+    )
 
 
 def make_validation(

@@ -105,6 +105,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         attention=section.attention,
         global_mean=section.global_mean,
         dropout=section.dropout,
+        remat=config.train.remat,
         dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
@@ -119,6 +120,7 @@ def _resnet(config: ConfigDict, padding: str) -> ResNet:
         blocks=config.mirror.blocks,
         dropout=config.mirror.dropout,
         periodic=choose('mirror padding', padding, PADDINGS)(make_family(config).periodic),
+        remat=config.train.remat,
         dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
     )
 
@@ -191,7 +193,8 @@ def make_parameterisation(config: ConfigDict, mean: Array | float, std: Array | 
 
 
 def learning_rate(section: ConfigDict, steps: int) -> optax.Schedule:
-    """Returns the warm-up and decay of an optimizer section over so many steps."""
+    """Returns the warm-up and decay of an optimizer section over so many steps, as a function of the update."""
+    steps = -(-steps // section.accumulate)
     warmup = round(section.warmup * steps)
     decays = {
         'cosine': lambda: optax.cosine_decay_schedule(section.learning_rate, max(1, steps - warmup)),
@@ -203,6 +206,8 @@ def learning_rate(section: ConfigDict, steps: int) -> optax.Schedule:
 
 def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyTree] | None = None) -> Any:
     """Returns clipping, Adam, the learning rate, and last the projection that keeps masked parameters non-negative.
+
+    All act on the mean gradient of `accumulate` steps, and only on every so many.
 
     Args:
         section: an optimizer section of the config.
@@ -224,7 +229,10 @@ def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyT
     chain += [optax.scale_by_adam(section.b1, section.b2), optax.scale_by_learning_rate(learning_rate(section, steps))]
     if mask is not None:
         chain.append(optax.masked(optax.keep_params_nonnegative(), mask))
-    return optax.chain(*chain)
+    optimizer = optax.chain(*chain)
+    if section.accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, section.accumulate).gradient_transformation()
 
 
 def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple[Array, Metrics]]:

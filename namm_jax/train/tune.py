@@ -76,7 +76,7 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     mean, std = float(z.mean()), float(z.std())
     fitted = train(
         experiment, 'tune', tasks.denoising_task(config, steps_of(config, 'tune'), mean, std), {'x': z},
-        {'x': held_out}, batch_size=config.score.batch_size, ema=config.score.optimizer.ema,
+        {'x': held_out}, batch_size=config.score.batch_size, optimizer=config.score.optimizer,
     )  # fmt: skip
     draw = functools.partial(make_draw(config, config.train.sample, mean, std), fitted.state.ema)
     keys = experiment.keys('probe', 0, config.tune.samples)
