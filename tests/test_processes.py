@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -181,3 +183,61 @@ def test_one_process_is_the_identity():
     processes.check_same('configs', {'seed': 1})
     with pytest.raises(OSError, match='disk'):
         processes.from_first(lambda: (_ for _ in ()).throw(OSError('disk')))
+
+
+TINY = '--config=configs/burgers.py:tiny', '--stages=data,mirror,mdm', '--config.train.log_every=2'
+
+
+def pipeline(folder, count):
+    """Starts so many processes, of one device each, on a run folder; returns them."""
+    program = lambda place, count, index: (
+        'launch/main.py', *TINY, f'--workdir={folder}', f'--coordinator={place}', f'--num_processes={count}',
+        f'--process_index={index}',
+    )  # fmt: skip
+    return start_all(program, count, devices=1)
+
+
+def wait_for(path, started):
+    """Waits until a file is there; raises if a process ends before."""
+    begun = time.monotonic()
+    while not path.exists():
+        assert all(process.poll() is None for process in started) and time.monotonic() < begun + 120
+        time.sleep(0.05)
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return {(r['stage'], r['step'], name): r[name] for r in records for name in r if name.endswith('loss')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_pipeline_outlives_a_process_and_goes_on_with_another_number(tmp_path, number):
+    ours, alone = tmp_path / 'ours', tmp_path / 'alone'
+    started = pipeline(ours, 2)
+    wait_for(ours / 'mirror/checkpoints/4', started)
+    started[1].send_signal(number)
+    begun = time.monotonic()
+    status, said = end_all(started)
+    assert time.monotonic() < begun + processes.HEARTBEAT + 30
+    if number == signal.SIGTERM:
+        assert status == [143, 143], said
+    else:
+        assert status[0] in (1, -signal.SIGABRT) and 'another process has gone' in said[0] + said[1]
+    for folder, count in ((ours, 4), (alone, 1)):
+        status, said = end_all(pipeline(folder, count))
+        assert status == [0] * count, said
+    theirs, expected = losses(ours), losses(alone)
+    assert theirs.keys() == expected.keys()
+    np.testing.assert_allclose(list(theirs.values()), list(expected.values()), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_asked_for_different_things_are_refused(tmp_path):
+    program = lambda place, count, index: (
+        'launch/main.py', *TINY, f'--workdir={tmp_path / "run"}', f'--coordinator={place}',
+        f'--num_processes={count}', f'--process_index={index}', f'--config.seed={index}',
+    )  # fmt: skip
+    status, said = end_all(start_all(program, 2, devices=1))
+    assert status == [2, 2] and all('seed: [0, 1]' in one for one in said)
+    assert not (tmp_path / 'run').exists()

@@ -103,6 +103,11 @@ def _main(arguments: list[str]) -> None:
 
     check_stages([*(values.stages or []), *values.redo], STAGES)
     name, overrides = experiment_name(values), overrides_of(values)
+    if '://' in (values.workdir or ''):
+        raise UserError(
+            f'got --workdir={values.workdir}, expected a folder; mount the bucket, for instance with gcsfuse, and give '
+            'the folder where it is mounted'
+        )
     workdir = Path(values.workdir or f'runs/{name.replace(":", "-")}')
     with _listening() as asked_to_stop:
         asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, agreed(asked_to_stop))
