@@ -6,7 +6,7 @@
 
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
 `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME:OPERATOR` has the
-posterior samplers of a measurement operator. The table `summary` has the median constraint distances of all constraints
+posterior samplers of a measurement operator; `NAME+LABEL` has the further rows of `NAME-LABEL` too. The table `summary` has the median constraint distances of all constraints
 at the preset quick, a line a constraint; `ablations` has a line a file whose label begins with `ablation`. Tables are
 those of README.md and of results/README.md.
 """
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from namm_jax.report.reading import Results, find_runs, read_run
 from namm_jax.report.table import in_order, row_name, three_digits
+from namm_jax.train.posteriors import ROWS
 from namm_jax.train.resolve import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +114,11 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 
 def table(name: str, folder: Path = ROOT / 'results') -> str:
     """Returns the table of all seeds of a name, in Markdown."""
+    name, *labels = name.split('+')
     runs = _runs(name, folder)
+    for label in labels:
+        more = {run['seed']: run['rows'] for run in _runs(f'{name}-{label}', folder)}
+        runs = [run | {'rows': more.get(run['seed'], {}) | run['rows']} for run in runs]
     seeds = ', '.join(str(run['seed']) for run in runs)
     names = {row: row_name(row) for row in in_order(list(runs[0]['rows']))}
     lines = _lines('row', COLUMNS, names, [run['rows'] for run in runs])
@@ -129,7 +134,7 @@ def posterior_table(name: str, operator: str, folder: Path = ROOT / 'results') -
     """Returns the table of the posterior samplers of an operator, in Markdown."""
     files = [run for run in _runs(name, folder) if operator in run.get('assimilation', {})]
     runs = [run['assimilation'][operator] for run in files]
-    lines = _lines('sampler', POSTERIOR_COLUMNS, {row: f'`{row}`' for row in runs[0]}, runs)
+    lines = _lines('sampler', POSTERIOR_COLUMNS, {row: f'`{row}`' for row in ROWS if row in runs[0]}, runs)
     of = lambda row, path: statistics.mean(_at(run[row], path) for run in runs)
     best = lambda path: min(of(row, path) for row in ('dps', 'cg_dps'))
     ratios = [of('mirror_dps', path) / best(path) for path in (('distance', 'median'), ('rmse',))]
