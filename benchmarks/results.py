@@ -5,10 +5,10 @@
     python benchmarks/results.py --readme          # the tables between <!-- table: NAME --> and <!-- end -->
 
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
-`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME:OPERATOR` has the
-posterior samplers of a measurement operator; `NAME+LABEL` has the further rows of `NAME-LABEL` too. The table `summary` has the median constraint distances of all constraints
-at the preset quick, a line a constraint; `ablations` has a line a file whose label begins with `ablation`. Tables are
-those of README.md and of results/README.md.
+`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME+LABEL` has the further
+rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of a measurement operator. The table `summary` has
+the median constraint distances of all constraints at the preset quick, a line a constraint; `ablations` has a line a file
+whose label begins with `ablation`. Tables are those of README.md and of results/README.md.
 """
 
 import argparse

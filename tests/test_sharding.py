@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from namm_jax.train.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, replicated
+from namm_jax.train.sharding import (
+    batch_sharding,
+    check_batch_size,
+    describe,
+    make_mesh,
+    put,
+    put_batch,
+    replicated,
+    rules_of,
+    shardings_of,
+    spec_of,
+    whole,
+)
 
 FOUR_DEVICES = """
 import jax
@@ -58,3 +70,61 @@ def test_bad_input_is_refused():
         make_mesh([])
     with pytest.raises(ValueError, match='got batch size 0 for 1 devices'):
         check_batch_size(make_mesh(jax.devices()[:1]), 0)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'rules', 'expected'),
+    [
+        ((8, 6), ('.*=whole',), ()),
+        ((3, 256, 128), ('.*=largest',), (None, 'data', None)),
+        ((3, 129, 512), ('.*=largest',), (None, None, 'data')),
+        ((127, 129), ('.*=largest',), ()),  # nothing that 4 divides
+        ((4, 8), ('.*=largest',), ()),  # small
+        ((4, 6), ('other=data,-', 'kernel$=data,-', '.*=whole'), ('data', None)),  # the first that is found
+        ((4, 6), ('^ema/=-,data', '.*=whole'), ()),
+        ((4, 6), (), ()),
+    ],
+)
+def test_rules_say_what_is_split(shape, rules, expected):
+    assert tuple(spec_of('params/Conv_0/kernel', shape, rules, 4)) == expected
+
+
+@pytest.mark.parametrize('rule', ['kernel=data', 'kernel=-,data'])
+def test_rule_that_does_not_fit_is_refused(rule):
+    with pytest.raises(ValueError, match=r'for params/kernel of shape \(4, 6\) on 4 devices'):
+        spec_of('params/kernel', (4, 6), (rule,), 4)
+
+
+@pytest.mark.parametrize('rule', ['kernel', '=whole', 'kernel=model', 'kernel=data,data', 'kernel=-,-', '(=whole'])
+def test_malformed_rules_are_refused(rule):
+    with pytest.raises(ValueError, match='sharding.rules'):
+        rules_of('fsdp', (rule,))
+
+
+def test_rules_of_a_config():
+    assert rules_of('fsdp', ('a=whole',)) == ('a=whole', '.*=largest')
+    with pytest.raises(ValueError, match='replicated'):
+        rules_of('zero', ())
+
+
+def test_description_counts_bytes():
+    mesh = make_mesh(jax.devices()[:4])
+    tree = {'a': np.zeros((8, 250), np.float32), 'b': np.zeros(500, np.float32)}
+    told = describe(tree, shardings_of(tree, mesh, ('a=data,-', '.*=whole')))
+    assert told == '0.004 of 0.01 MB of the state on each of 4 devices, 1 of its 2 arrays split'
+
+
+def test_split_arrays_come_back_whole():
+    mesh = make_mesh(jax.devices()[:4])
+    tree = {'a': np.arange(24, dtype=np.float32).reshape(8, 3), 'b': np.float32(2)}
+    places = shardings_of(tree, mesh, ('a=data,-', '.*=whole'))
+    there = put(tree, places)
+    assert [shard.data.shape for shard in there['a'].addressable_shards] == [(2, 3)] * 4
+    back = whole(there, mesh)
+    assert all((np.asarray(back[name]) == tree[name]).all() for name in tree)
+    assert back['a'].is_fully_replicated
+
+
+def test_batch_that_does_not_divide_names_the_nearest():
+    with pytest.raises(ValueError, match='got batch size 6 for 4 devices.* the nearest are 4 or 8;'):
+        check_batch_size(make_mesh(jax.devices()[:4]), 6)

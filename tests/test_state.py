@@ -12,9 +12,9 @@ from configs.burgers import get_config
 from namm_jax.networks.icnn import nonnegative_mask
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
-from namm_jax.train import tasks
+from namm_jax.train import sharding, tasks
 from namm_jax.train.config import override
-from namm_jax.train.sharding import make_mesh, put_batch, replicated
+from namm_jax.train.sharding import make_mesh, put_batch, replicated, shardings_of
 from namm_jax.train.state import (
     adam_moments,
     continued,
@@ -130,15 +130,19 @@ def make_tasks():
 
 
 @pytest.mark.parametrize('name', ['mirror', 'denoising'])
-def test_eight_devices_take_the_steps_of_one(name):
+def test_eight_devices_take_the_steps_of_one(name, monkeypatch):
+    monkeypatch.setattr(sharding, 'SMALL', 0)
     assert len(jax.devices()) == 8
     # Gradient descent: Adam would make whole steps out of the rounding of gradients that are 0.
     task = make_tasks()[name]._replace(optimizer=optax.sgd(0.1))
     batch, results = batch_of((8, 8, 1)), []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(devices)
-        step = make_train_step(task, ema=0.9, mesh=mesh)
-        state = jax.device_put(init_state(task, jax.random.key(0)), replicated(mesh))
+        shardings = shardings_of(init_state(task, jax.random.key(0)), mesh, ('kernel$=largest',))
+        split = [place for place in jax.tree.leaves(shardings) if not place.is_fully_replicated]
+        assert len(split) >= (2 if mesh.size > 1 else 0)  # of parameters and their average
+        step = make_train_step(task, ema=0.9, mesh=mesh, shardings=shardings)
+        state = jax.device_put(init_state(task, jax.random.key(0)), shardings)
         frozen = jax.device_put(task.frozen, replicated(mesh))
         history = []
         for _ in range(2):
