@@ -7,7 +7,7 @@
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
 `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME+LABEL` has the further
 rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of a measurement operator. The table `summary` has
-the median constraint distances of all constraints at the preset quick, a line a constraint; `ablations` has a line a file
+the median constraint distances of all constraints at preset quick, a line a constraint; `ablations` has a line a file
 whose label begins with `ablation`. Tables are those of README.md and of results/README.md.
 """
 

@@ -24,9 +24,11 @@ from namm_jax.networks.icnn import gradient_map
 from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 
 # From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part, which a network of
-# normalised features can only approximate; the others are the paper's.
+# normalised features can only approximate. `centred` does so but for each sample's mean, which is y's alone, as of such
+# a network: what noise does to a sample's sum is gone before anything is learned. The others are the paper's.
 OUTPUTS = {
     'residual': lambda z, y, a: z / a + y,
+    'centred': lambda z, y, a: (z - z.mean((1, 2, 3), keepdims=True)) / a + y,
     'plain': lambda z, y, a: y,
     'softplus': lambda z, y, a: jax.nn.softplus(y),
     'residual_softplus': lambda z, y, a: jax.nn.softplus(z + y),

@@ -128,6 +128,11 @@ def test_outputs():
     z, y = fields(0), fields(1)
     assert (OUTPUTS['plain'](z, y, 0.9) == y).all()
     assert (OUTPUTS['residual'](z, jnp.zeros_like(z), 1.0) == z).all()
+    centred = OUTPUTS['centred'](z + 3.0, y, 0.9)  # no constant that is added to z changes it
+    np.testing.assert_allclose(centred, OUTPUTS['centred'](z, y, 0.9), atol=1e-5)
+    np.testing.assert_allclose(centred.mean((1, 2, 3)), y.mean((1, 2, 3)), atol=1e-5)
+    deviation = lambda a: a - a.mean((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(deviation(centred), deviation(OUTPUTS['residual'](z, y, 0.9)), atol=1e-5)
     np.testing.assert_allclose(jnp.exp(OUTPUTS['residual_softplus'](z, y, 0.9)), 1 + jnp.exp(z + y), rtol=1e-5)
     np.testing.assert_allclose(jnp.exp(OUTPUTS['softplus'](z, y, 0.9)), 1 + jnp.exp(y), rtol=1e-5)
 

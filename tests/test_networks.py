@@ -173,18 +173,6 @@ def test_unet_commutes_with_rolls_of_periodic_axes_only():
         assert difference < 1e-4 if wraps else difference > 0.01
 
 
-def test_global_mean_puts_a_rule_of_the_sum_within_reach():
-    """One weight takes the mean off x, exactly, whatever the others are."""
-    network = UNet(channels=(8,), global_mean=True)
-    x = normal(0, 2, 8, 8, 1)
-    params = jax.jit(network.init)(jax.random.key(0), x)['params']
-    last = max((name for name in params if name.startswith('Dense')), key=lambda name: int(name.split('_')[1]))
-    params[last]['kernel'] = params[last]['kernel'].at[-1].set(-1.0)  # the input's mean is the last feature
-    restored = x + network.apply({'params': params}, x)
-    np.testing.assert_allclose(restored.sum((1, 2, 3)), 0, atol=1e-4)
-    np.testing.assert_allclose(restored - x, jnp.broadcast_to(-x.mean((1, 2, 3), keepdims=True), x.shape), atol=1e-5)
-
-
 def test_resnet_keeps_the_shape_and_drops_features_in_training_only():
     network = ResNet(filters=4, blocks=1, periodic=(True, False))
     x = normal(0, 2, 8, 16, 1)

@@ -77,8 +77,6 @@ class UNet(nn.Module):
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
-        global_mean: whether the output also takes the same in every pixel, linear in the means over pixels of the
-            input and of the last features: with it a rule of the image's sum is within the network's reach.
         dropout: probability of dropping a feature in training.
         remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
@@ -91,7 +89,6 @@ class UNet(nn.Module):
     head: int = 16
     norm: str = 'group'
     attention: bool = False
-    global_mean: bool = False
     dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -136,7 +133,4 @@ class UNet(nn.Module):
         h = depth_to_space(Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold)
         h = nn.swish(Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1)))
         out = Conv(x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(h)
-        if self.global_mean:
-            means = jnp.concatenate([h, x], -1).mean((1, 2), keepdims=True)
-            out += nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(means)
         return out.astype(jnp.float32)

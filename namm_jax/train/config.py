@@ -60,9 +60,8 @@ def _mirror() -> dict[str, Any]:
         head=16,  # of f: channels at full resolution, before the output
         norm='none',  # of f: group or none
         attention=False,  # of f, at the lowest resolution
-        global_mean=False,  # of f: whether its output is also linear in means over pixels: for rules of a sum
         dropout=0.0,  # of f; 0 to 1
-        output='residual',  # of f: residual, plain, softplus or residual_softplus (published)
+        output='residual',  # of f: residual, centred (for a rule on a sum), plain, softplus, residual_softplus
         sigma_max=0.1,  # largest noise in mirror space, in its units
         sigma_power=2.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
         lambda_cycle=1.0,  # weight of both cycle terms
@@ -86,7 +85,6 @@ def _score() -> dict[str, Any]:
         head=16,  # channels at full resolution, before the output
         norm='group',  # group or none
         attention=False,  # at the lowest resolution
-        global_mean=False,  # whether its output is also linear in means over pixels
         dropout=0.0,
         batch_size=16,
         optimizer=optimizer_section(),
