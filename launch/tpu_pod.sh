@@ -34,7 +34,7 @@ acquire() { # waits until the pod is there; one that was preempted is asked for 
     mountpoint -q ~/runs || { mkdir -p ~/runs; gcsfuse --implicit-dirs '$BUCKET' ~/runs; }
     test -d namm_jax || git clone --quiet '$REPOSITORY' namm_jax
     cd namm_jax && git fetch --quiet && git checkout --quiet '$REVISION'
-    pip install --quiet -e . 'jax[tpu]'"
+    pip install --quiet -e '.[tpu]'"
 }
 
 # TPU workers know each other: --distributed needs no address. The same command goes on where the last one stopped.

@@ -28,6 +28,7 @@ def folder(tiny_run, tmp_path):
 
 def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     command = (TINY, f'--workdir={folder}', '--stages=assimilate')
+    page = (folder / 'report.html').rename(folder.parent / 'report.html')  # to be drawn once, with both
     assert launch(*command, '--config.assimilate.sampler=dps') == 0
     entry = read_json(folder / 'metrics.json')['assimilation']['first_states']['dps']
     assert entry['n'] == 2 and entry['calls'] == 3 and entry['diverged'] == 0
@@ -41,6 +42,7 @@ def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     assert np.isfinite(kept['truth/measured'][:, :2]).all() and np.isnan(kept['truth/measured'][:, 2:]).all()
     assert (folder / 'figures' / 'assimilation_first_states.png').exists()
     # Another sampler of the same operator has its own entry beside the first.
+    page.rename(folder / 'report.html')
     assert launch(*command, '--config.assimilate.sampler=variational') == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
     assert set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
