@@ -24,7 +24,6 @@ from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
 from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.ranges import check_ranges
-from namm_jax.train.run import Run
 from namm_jax.train.sharding import (
     batch_sharding,
     check_batch_size,
@@ -33,6 +32,7 @@ from namm_jax.train.sharding import (
     replicated,
     rules_of,
 )
+from namm_jax.train.shared_run import SharedRun
 from namm_jax.types import Constraint, Denoiser, Key, MirrorMap, Params, Task
 
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
@@ -68,7 +68,7 @@ class Experiment(NamedTuple):
     """
 
     config: ConfigDict
-    run: Run
+    run: SharedRun
     mesh: Mesh
     local_mesh: Mesh
     family: Family

@@ -1,5 +1,6 @@
 """The one training loop: restore, step, log, validate, probe, save."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +63,11 @@ class Plan(NamedTuple):
         every = {*range(0, self.steps, self.log_every), *range(0, self.steps, self.validate_every), self.steps}
         return sorted((every | self.probed()) - {0})
 
+    def sizes(self, step: int) -> set[int]:
+        """Returns how many steps a call takes, of all calls from this step on."""
+        stops = [step, *(stop for stop in self.stops() if stop > step)]
+        return {size for one, next in itertools.pairwise(stops) for size in _calls(next - one, self.together)}
+
     def probed(self) -> set[int]:
         """Returns the steps after which a probe is taken."""
         return {max(1, round(self.steps * k / self.probes)) for k in range(1, self.probes + 1)}
@@ -115,7 +121,7 @@ def fit(
 
     Args:
         task: what is trained.
-        batches: `first step -> iterator over this process's batches`.
+        batches: `first step -> iterator over this process's batches`, each put while devices work on those before.
         held_out: batches on which the loss of the averaged parameters is measured.
         plan: what happens when.
         key: a PRNG key; initialisation, steps and validation each have a stream of their own.
@@ -135,37 +141,26 @@ def fit(
         Stopped: once everything is saved, if asked to stop.
     """
     key_init, stream, key_held_out = jax.random.split(key, 3)
-    state = init_state(task, key_init)
-    shardings = shardings_of(state, mesh, plan.rules)
-    state, seconds, history = _start(put(state, shardings), checkpoints)
+    (state, seconds, history), shardings = _start(task, key_init, plan, mesh, checkpoints)
     step = int(state.step)
     forget(step)
     if step == plan.steps:
         return Fitted(state, seconds)
     source = batches(step)
     held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
-    if mesh.size > 1:
-        say(f'{plan.name}: {describe(state, shardings)}')
     frozen = put(task.frozen, replicated(mesh))
-    stops = [stop for stop in plan.stops() if stop > step]
-    gaps = [later - earlier for earlier, later in itertools.pairwise([step, *stops])]
-    together = {size for gap in gaps for size in _calls(gap, plan.together)}
-    train_steps = {
-        size: make_train_step(
-            task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings, steps=size
-        ).lower(state, frozen, stream, _stacked(held_out[0], size)).compile()  # outside the clock
-        for size in together
-    }  # fmt: skip
+    make = functools.partial(make_train_step, task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings)
+    arguments = lambda size: (state, frozen, stream, _stacked(held_out[0], size))
+    train_steps = {size: make(steps=size).lower(*arguments(size)).compile() for size in plan.sizes(step)}  # not timed
     validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
 
     with Bar(plan.name, plan.steps, start=step) as bar:
-        for stop in stops:
+        for stop in (s for s in plan.stops() if s > step):
             begun = time.perf_counter()
             for size in _calls(stop - step, plan.together):
                 if step % plan.poll_every == 0 and asked_to_stop():
                     break
-                # Put while the device is still at work on those before.
-                batch = jax.tree.map(lambda *a: _put(mesh, a), *(next(source) for _ in range(size)))
+                batch = jax.tree.map(lambda *a: _put(mesh, a), *itertools.islice(source, size))
                 state, terms = train_steps[size](state, frozen, stream, batch)
                 history.append(terms)
                 step += size
@@ -218,7 +213,18 @@ def _floats(terms: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in terms.items()}
 
 
-def _start(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, float, list[Any]]:
-    """Returns the newest intact checkpoint's state, seconds, and terms since the last record; or those of the start."""
+def _start(
+    task: Task, key: Key, plan: Plan, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[tuple[TrainState, float, list[Any]], TrainState]:
+    """Returns state, seconds, and terms since the last record, of the newest intact checkpoint or of the start.
+
+    And the shardings of the state.
+    """
+    state = init_state(task, key)
+    shardings = shardings_of(state, mesh, plan.rules)
+    if mesh.size > 1:
+        say(f'{plan.name}: {describe(state, shardings)}')
+    state = put(state, shardings)
     restored = checkpoints.restore(state)
-    return (restored.state, restored.meta['seconds'], restored.meta['history']) if restored else (state, 0.0, [])
+    found = (restored.state, restored.meta['seconds'], restored.meta['history']) if restored else (state, 0.0, [])
+    return found, shardings
