@@ -13,6 +13,7 @@ from namm_jax.train.sharding import (
     batch_sharding,
     check_batch_size,
     describe,
+    first_devices,
     make_mesh,
     put,
     put_batch,
@@ -123,6 +124,13 @@ def test_split_arrays_come_back_whole():
     back = whole(there, mesh)
     assert all((np.asarray(back[name]) == tree[name]).all() for name in tree)
     assert back['a'].is_fully_replicated
+
+
+def test_devices_of_each_process():
+    assert first_devices(0) == jax.devices() and first_devices(3) == jax.devices()[:3]
+    for each in (-1, 9):
+        with pytest.raises(ValueError, match=f'got {each} with 8 devices, process by process, expected 1 to 8, or 0'):
+            first_devices(each)
 
 
 def test_batch_that_does_not_divide_names_the_nearest():

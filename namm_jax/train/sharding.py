@@ -33,9 +33,19 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def first_devices(each: int) -> list[jax.Device]:
-    """Returns the first so many devices of each process, those of a process next to each other; 0 for all."""
-    processes = range(jax.process_count())
-    return [device for process in processes for device in jax.local_devices(process)[: each or None]]
+    """Returns the first so many devices of each process, those of a process next to each other; 0 for all.
+
+    Raises:
+        ValueError: if a process has not so many, or they have not all the same number.
+    """
+    by_process = [jax.local_devices(process) for process in range(jax.process_count())]
+    numbers = [len(devices) for devices in by_process]
+    if not 0 <= each <= min(numbers) or (not each and len(set(numbers)) > 1):
+        raise ValueError(
+            f'train.devices: got {each} with {", ".join(map(str, numbers))} devices, process by process, expected 1 to '
+            f'{min(numbers)}' + (', or 0 for all' if len(set(numbers)) == 1 else '')
+        )
+    return [device for devices in by_process for device in devices[: each or None]]
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
