@@ -7,6 +7,7 @@ batches of step k depend on (seed, k) alone: a resumed run needs the step and no
 
 import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -107,14 +108,19 @@ def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     for name in ('manifest.json', PARTIAL):
         if (directory / name).exists():
             manifest = read_json(directory / name)
-            changed = [field for field in plan if plan[field] != manifest[field]]
+            found = {field: manifest.get(field) for field in plan} if isinstance(manifest, dict) else {}
+            changed = [field for field in plan if plan[field] != found.get(field)]
             if changed:
                 raise ValueError(
-                    f'{directory / name} describes another data set: got {[manifest[field] for field in changed]} '
+                    f'{directory / name} describes another data set: got {[found.get(field) for field in changed]} '
                     f'for {changed}, expected {[plan[field] for field in changed]}; '
                     'choose another folder, or generate the data again with --redo=data'
                 )
-            return None if name == 'manifest.json' else manifest
+            if name == 'manifest.json':
+                return None
+            for split in SPLITS:
+                _checked_manifest(directory / name, manifest, split, partial=True)
+            return manifest
     return {**plan, 'dtype': 'float32', 'shape': None, 'shards': {split: {} for split in SPLITS}}
 
 
@@ -177,20 +183,39 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
     if not (directory / 'manifest.json').exists():
         raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
     manifest = read_json(directory / 'manifest.json')
-    try:
-        sizes, shape, shards = manifest['sizes'], manifest['shape'], manifest['shards'][split]
-        total = sum(entry['n'] for entry in shards.values())
-        fields = np.empty((sizes[split], *shape), np.float32)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{directory / "manifest.json"}: got {error!r}, expected a manifest; {REMEDY}') from error
-    if total != sizes[split]:
-        fault = f'got {total} samples in the shards of {split}, expected {sizes[split]}'
-        raise ValueError(f'{directory / "manifest.json"}: {fault}; {REMEDY}')
-    start = 0
+    shape, shards = _checked_manifest(directory / 'manifest.json', manifest, split)
+    held = sum((directory / name).stat().st_size for name in shards if (directory / name).is_file())
+    needed = 4 * math.prod(shape) * sum(entry['n'] for entry in shards.values())
+    if held < needed:  # asked before room is made for it
+        raise ValueError(f'{directory}: got {held} bytes of {split}, expected at least {needed}; {REMEDY}')
+    fields, start = np.empty((manifest['sizes'][split], *shape), np.float32), 0
     for name, entry in shards.items():
         fields[start : start + entry['n']] = _read_shard(directory / name, entry, shape)
         start += entry['n']
     return fields
+
+
+def _checked_manifest(
+    path: Path, manifest: Any, split: str, *, partial: bool = False
+) -> tuple[list[int], dict[str, Any]]:
+    """Returns the shape of a field and the entries of a split's shards; raises unless they are such as are written."""
+    counts = lambda values: all(isinstance(value, int) and value > 0 for value in values)
+    try:
+        size, of, shape = manifest['sizes'][split], manifest['shard_size'], manifest['shape']
+        shards = manifest['shards'][split]
+        if not counts([size, of, *(shape or [])]) or (shape is None and shards):
+            raise ValueError(f'{size} fields of shape {shape} in shards of {of}')
+        missing = -(-size // of) - len(shards)
+        if missing < 0 or (missing and not partial):  # of a damaged size there may be more than can be listed
+            raise ValueError(f'{len(shards)} shards of {of} for {size} fields')
+        expected = {f'{split}-{k:05d}.npy': min(of, size - k * of) for k in range(-(-size // of))}
+        found = {name: entry['n'] for name, entry in shards.items()}
+        fits = found.items() <= expected.items() if partial else found == expected
+        if not fits or not all(isinstance(entry['crc32'], int) for entry in shards.values()):
+            raise ValueError(f'the shards {found}, expected {expected}, each with its checksum')
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f'{path}: got {error!r}, expected a manifest; {REMEDY}') from error
+    return shape, shards
 
 
 def read_fields(
@@ -231,7 +256,7 @@ def read_array(path: Path) -> np.ndarray:
         raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
     try:
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses a damaged header to SyntaxError, TokenError, MemoryError and more
         raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
 
 
