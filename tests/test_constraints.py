@@ -91,6 +91,16 @@ def test_projection_with_a_redundant_residual():
     assert float(info['residual'].max()) <= 1e-6
 
 
+def test_projection_gives_a_residual_without_gradient_up_at_once():
+    """The second sample's residual is 1 whatever x: a billion conjugate-gradient steps are allowed, none is of use."""
+    shape = jnp.array([[1.0], [0.0]])
+    residual = lambda x: shape * x.sum((1, 2, 3))[:, None] - 1
+    x = jnp.zeros((2, 2, 2, 1))
+    projected, info = gauss_newton_projection(residual, x, max_iterations=3, cg_iterations=10**9)
+    np.testing.assert_allclose(projected[0], 0.25, rtol=1e-6)
+    assert (projected[1] == 0).all() and info['residual'].tolist() == [0.0, 1.0]
+
+
 def test_projection_onto_a_sphere_is_radial():
     x = jnp.array([1.0, 2.0, 0.5])[:, None, None, None] * jax.random.normal(jax.random.key(3), (3, 2, 2, 1))
     norm = jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))

@@ -116,19 +116,19 @@ def _conjugate_gradients(
         return jnp.sum(w * w, 1, keepdims=True)
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
-        count, _, left, _ = carry
-        return (count < max_iterations) & jnp.any(square(left) > goal)
+        count, _, left, direction = carry
+        return (count < max_iterations) & jnp.any((square(left) > goal) & (square(direction) > 0))
 
     def improve(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         count, v, left, direction = carry
         image = apply(direction)
         curvature = jnp.sum(direction * image, 1, keepdims=True)
-        # No curvature: the residual does not depend on x this way, or the sample is done and its direction is zero.
+        # No curvature: the residual does not depend on x this way. Such a sample is done, as one at its goal is.
         active = (square(left) > goal) & (curvature > 0)
         length = jnp.where(active, square(left) / jnp.where(active, curvature, 1), 0)
         v, after = v + length * direction, left - length * image
         turn = square(after) / jnp.where(active, square(left), 1)
-        return count + 1, v, after, jnp.where(active, after + turn * direction, direction)
+        return count + 1, v, after, jnp.where(active, after + turn * direction, 0)
 
     goal = target[:, None] ** 2
     left = rhs - apply(v)
