@@ -177,7 +177,10 @@ class FlowProblem:
                 f'Got dt = {self.dt} at {self.points} points: max_velocity dt / dx = {courant:.3g} and '
                 f'4 viscosity / density dt / dx^2 = {diffusion:.3g}, expected at most 1 each: take a smaller dt.'
             )
-        if abs(self.burn_in - self.burn_in_steps * self.dt) > 1e-6 * self.dt:
+        if (
+            not math.isfinite(self.burn_in / self.dt)
+            or abs(self.burn_in - self.burn_in_steps * self.dt) > 1e-6 * self.dt
+        ):
             raise ValueError(f'Got burn_in = {self.burn_in}, expected a whole number of time steps, dt = {self.dt}.')
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax.operators import Shape, at_least_single, check_shape, checked_shape
+from namm_jax.operators import Shape, check_shape, checked_shape
 from namm_jax.types import Fields
 
 NOT_JAX = (  # what an operation raises that needs the numbers in an array, which a compiled function does not have
@@ -33,8 +33,12 @@ def check_measurement(operator: Callable[[Array], Array], y: ArrayLike, noise_st
         ValueError: If `y` has another shape or is not finite, or `noise_std` is not one positive number.
     """
     y = np.asarray(y)
-    if not np.issubdtype(y.dtype, np.number) or np.iscomplexobj(y):
+    if y.dtype.kind not in 'fiu':
         raise ValueError(f'y: got {y.dtype}, expected real numbers; of complex ones stack both parts on a last axis')
+    # JAX takes neither long doubles nor another machine's order of bytes.
+    held = np.float64 if y.dtype.itemsize > 8 else y.dtype.newbyteorder('=')
+    with np.errstate(over='ignore', invalid='ignore'):  # what its precision cannot hold is counted below
+        y = y.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(held, jnp.float32)))
     b = max(1, len(y)) if y.ndim else 1
     check_shape(y.shape, jax.eval_shape(operator, jax.ShapeDtypeStruct((b, *shape), jnp.float32)).shape)
     bad = ~np.isfinite(y).reshape(b, -1).all(1)
@@ -48,7 +52,7 @@ def check_measurement(operator: Callable[[Array], Array], y: ArrayLike, noise_st
             f'noise_std: got {noise_std}, expected one finite number > 0, in the unit of y; if y has no noise, give '
             'the misfit that you would accept'
         )
-    return at_least_single(y)
+    return jnp.asarray(y)
 
 
 def check_operator(operator: Callable[[Array], Array], shape: Shape, *, x: ArrayLike | None = None) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The arguments of the two commands: flags, and from them the config, its preset and the overrides."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,9 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _flags(arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        'config', None, 'Config file and preset: FILE.py[:preset].', flag_values=values, sys_argv=arguments
-    )
+    try:
+        config_flags.DEFINE_config_file(
+            'config', None, 'Config file and preset: FILE.py[:preset].', flag_values=values, sys_argv=arguments
+        )
+    except flags.Error as error:  # of a file of flags, which is read here already
+        raise UserError(str(error)) from error
     flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<preset> when absent.', flag_values=values)
     return values
 
@@ -73,9 +77,9 @@ def _find_config(arguments: list[str]) -> list[str]:
     found = []
     for argument in _join_config(arguments):
         name, _, value = argument.partition('=')
-        if name.lstrip('-') == 'config' and value:
+        if name.lstrip('-') == 'config' and '=' in argument:
             path, _, preset = value.partition(':')
-            places = [place for place in (Path(path), ROOT / path) if place.is_file()]
+            places = [place for place in (Path(path), ROOT / path) if os.path.isfile(place)]
             if not places:
                 known = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*.py'))
                 raise UserError(f'--config: no such file; {nearest(path, known)}')
@@ -104,12 +108,17 @@ def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> 
         raise SystemExit(0)
     try:
         rest = values(_find_config(arguments))
-    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (flags.Error, ValueError, TypeError, AttributeError, LookupError, RecursionError, MemoryError) as error:
         raise UserError(_explain(error, arguments)) from error
     if rest[1:]:
         raise UserError(f'got the arguments {rest[1:]}, expected flags only, as --name=value')
     if values.config is None:
         raise UserError('--config is missing; expected --config=FILE.py[:preset], such as --config=configs/burgers.py')
+    for name, value in overrides_of(values).items():
+        try:
+            json.dumps(value)
+        except TypeError as error:  # a tuple is parsed as Python, which has complex numbers, sets and bytes
+            raise UserError(f'{name}: got {value!r}, expected numbers, texts and booleans') from error
     return values.config
 
 
@@ -122,7 +131,9 @@ def _explain(error: Exception, arguments: list[str]) -> str:
             return f'config field: {nearest(name.removeprefix("config."), fields)}'
     *before, last = str(error).strip().splitlines() or [repr(error)]
     # An error inside the config file, such as an unknown preset, comes as the text of a traceback: its end says it.
-    return last.removeprefix('ValueError: ') if any('Traceback' in line for line in before) else str(error)
+    return (
+        last.removeprefix('ValueError: ') if any('Traceback' in line for line in before) else str(error) or repr(error)
+    )
 
 
 def overrides_of(values: flags.FlagValues) -> dict[str, Any]:

@@ -6,7 +6,6 @@ batches of step k depend on (seed, k) alone: a resumed run needs the step and no
 """
 
 import io
-import json
 import math
 import os
 import zlib
@@ -19,12 +18,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from namm_jax.train.files import UserError, read_checked, read_json, write_bytes, write_json
+from namm_jax.train.files import UserError, read_checked, write_bytes, write_json
+from namm_jax.train.manifest import PARTIAL, REMEDY, SPLITS, plan_of, read_manifest, shards_of
 from namm_jax.train.processes import from_first, gather
-
-SPLITS = ('train', 'validation', 'test')
-PARTIAL = 'manifest.partial.json'  # the manifest while shards are being written
-REMEDY = 'restore the file from a copy, or generate the data again with --redo=data'
 
 
 def write_dataset(
@@ -51,11 +47,11 @@ def write_dataset(
             returns wrong shapes or non-finite numbers.
     """
     directory = Path(directory)
-    plan = _plan(sizes, shard_size, provenance)
+    plan = plan_of(sizes, shard_size, provenance)
     manifest, done = from_first(lambda: _begun(directory, plan)), 0
     if manifest is None:
         return
-    shards, processes = list(_shards(plan)), jax.process_count()
+    shards, processes = list(shards_of(plan)), jax.process_count()
     for first in range(0, len(shards), processes):  # one shard for each process
         together = shards[first : first + processes]
         mine = together[jax.process_index()] if jax.process_index() < len(together) else None
@@ -77,7 +73,7 @@ def write_dataset(
 
 def _shard(
     directory: Path, manifest: Mapping[str, Any], fields_of: Callable[..., Any],
-    shard: tuple[str, str, np.ndarray] | None,
+    shard: tuple[str, str, range] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the manifest's entry of a shard, and the shape of a field: of one that is there, or is written now."""
     if shard is None:
@@ -87,19 +83,10 @@ def _shard(
     if kept:
         _read_shard(path, kept, shape)
         return {**kept, 'shape': shape}
+    indices = np.asarray(indices)
     data, shape = _encode(fields_of(indices), indices, shape)
     write_bytes(path, data)
     return {'n': len(indices), 'crc32': zlib.crc32(data), 'shape': shape}
-
-
-def _plan(sizes: Mapping[str, int], shard_size: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    if set(sizes) != set(SPLITS) or min(sizes.values()) < 1 or shard_size < 1:
-        raise ValueError(
-            f'got sizes {dict(sizes)} and shard_size {shard_size}, expected at least one sample of each of {SPLITS} '
-            'and at least one a shard; change the sizes in the config'
-        )
-    sizes = {split: int(sizes[split]) for split in SPLITS}
-    return json.loads(json.dumps({'sizes': sizes, 'shard_size': shard_size, 'provenance': provenance}))
 
 
 def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,31 +94,16 @@ def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     directory.mkdir(parents=True, exist_ok=True)
     for name in ('manifest.json', PARTIAL):
         if (directory / name).exists():
-            manifest = read_json(directory / name)
-            found = {field: manifest.get(field) for field in plan} if isinstance(manifest, dict) else {}
-            changed = [field for field in plan if plan[field] != found.get(field)]
+            manifest = read_manifest(directory / name)
+            changed = [field for field in plan if plan[field] != manifest.get(field)]
             if changed:
                 raise ValueError(
-                    f'{directory / name} describes another data set: got {[found.get(field) for field in changed]} '
+                    f'{directory / name} describes another data set: got {[manifest.get(field) for field in changed]} '
                     f'for {changed}, expected {[plan[field] for field in changed]}; '
                     'choose another folder, or generate the data again with --redo=data'
                 )
-            if name == 'manifest.json':
-                return None
-            for split in SPLITS:
-                _checked_manifest(directory / name, manifest, split, partial=True)
-            return manifest
+            return None if name == 'manifest.json' else manifest
     return {**plan, 'dtype': 'float32', 'shape': None, 'shards': {split: {} for split in SPLITS}}
-
-
-def _shards(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields each shard's file name, its split, and its global sample indices."""
-    start = 0
-    for split, size in plan['sizes'].items():
-        indices = np.arange(start, start + size)
-        for k in range(0, size, plan['shard_size']):
-            yield f'{split}-{k // plan["shard_size"]:05d}.npy', split, indices[k : k + plan['shard_size']]
-        start += size
 
 
 def _encode(fields: Any, indices: np.ndarray, shape: list[int] | None) -> tuple[bytes, list[int]]:
@@ -159,7 +131,7 @@ def _read_shard(path: Path, entry: Mapping[str, Any], shape: list[int]) -> Float
     if zlib.crc32(data) != entry['crc32']:
         fault = f'got the checksum {zlib.crc32(data)} over {len(data)} bytes, expected {entry["crc32"]}'
         raise ValueError(f'{path} is damaged: {fault}; {REMEDY}')
-    fields = np.load(io.BytesIO(data), allow_pickle=False)
+    fields = _parsed(path, data, REMEDY)
     expected = (entry['n'], *shape)
     if fields.dtype != np.float32 or fields.shape != expected:
         fault = f'got {fields.dtype} of shape {fields.shape}, expected float32 of shape {expected}'
@@ -182,8 +154,8 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
         raise ValueError(f'got the split {split!r}, expected one of {SPLITS}')
     if not (directory / 'manifest.json').exists():
         raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
-    manifest = read_json(directory / 'manifest.json')
-    shape, shards = _checked_manifest(directory / 'manifest.json', manifest, split)
+    manifest = read_manifest(directory / 'manifest.json')
+    shape, shards = manifest['shape'], manifest['shards'][split]
     held = sum((directory / name).stat().st_size for name in shards if (directory / name).is_file())
     needed = 4 * math.prod(shape) * sum(entry['n'] for entry in shards.values())
     if held < needed:  # asked before room is made for it
@@ -193,29 +165,6 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
         fields[start : start + entry['n']] = _read_shard(directory / name, entry, shape)
         start += entry['n']
     return fields
-
-
-def _checked_manifest(
-    path: Path, manifest: Any, split: str, *, partial: bool = False
-) -> tuple[list[int], dict[str, Any]]:
-    """Returns the shape of a field and the entries of a split's shards; raises unless they are such as are written."""
-    counts = lambda values: all(isinstance(value, int) and value > 0 for value in values)
-    try:
-        size, of, shape = manifest['sizes'][split], manifest['shard_size'], manifest['shape']
-        shards = manifest['shards'][split]
-        if not counts([size, of, *(shape or [])]) or (shape is None and shards):
-            raise ValueError(f'{size} fields of shape {shape} in shards of {of}')
-        missing = -(-size // of) - len(shards)
-        if missing < 0 or (missing and not partial):  # of a damaged size there may be more than can be listed
-            raise ValueError(f'{len(shards)} shards of {of} for {size} fields')
-        expected = {f'{split}-{k:05d}.npy': min(of, size - k * of) for k in range(-(-size // of))}
-        found = {name: entry['n'] for name, entry in shards.items()}
-        fits = found.items() <= expected.items() if partial else found == expected
-        if not fits or not all(isinstance(entry['crc32'], int) for entry in shards.values()):
-            raise ValueError(f'the shards {found}, expected {expected}, each with its checksum')
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f'{path}: got {error!r}, expected a manifest; {REMEDY}') from error
-    return shape, shards
 
 
 def read_fields(
@@ -233,10 +182,10 @@ def read_fields(
     fields = read_array(Path(path))
     if fields.dtype.kind not in 'fiu':
         raise UserError(f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32')
-    if fields.ndim != 4 or not len(fields) or shape not in (None, fields.shape[1:]):
+    if fields.ndim != 4 or not fields.size or shape not in (None, fields.shape[1:]):
         expected = '(n, h, w, c)' if shape is None else f'(n, {", ".join(map(str, shape))})'
         raise UserError(f'{path}: got shape {fields.shape}, expected {expected} with n >= 1; reshape it before saving')
-    with np.errstate(over='ignore'):  # what float32 cannot hold is counted below
+    with np.errstate(over='ignore', invalid='ignore'):  # what float32 cannot hold is counted below
         fields = fields.astype(np.float32)
     bad = fields.size - int(np.isfinite(fields).sum())
     if bad:
@@ -254,10 +203,24 @@ def read_array(path: Path) -> np.ndarray:
     if data[:6] != b'\x93NUMPY':
         kind = 'a pickle, which is never opened' if data[:1] == b'\x80' else f'a file that begins with {data[:6]!r}'
         raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
+    return _parsed(path, data, 'write it with numpy.save')
+
+
+def _parsed(path: Path, data: bytes, remedy: str) -> np.ndarray:
+    """Returns the array in the bytes of a `.npy` file; raises a UserError naming it if they are no whole one."""
+    file = io.BytesIO(data)
     try:
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        major, _ = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        size, left = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if size > left and not dtype.hasobject:  # asked before NumPy makes room for it
+            raise ValueError(f'{left} bytes for {dtype} of shape {shape}, which takes {size}')
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # NumPy parses a damaged header to SyntaxError, TokenError, MemoryError and more
-        raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
+        got = str(error)[:300] or repr(error)
+        raise UserError(f'{path}: got {got}, expected a whole numeric array; {remedy}') from error
 
 
 @lru_cache(maxsize=4)

@@ -111,6 +111,8 @@ def burgers(config: ConfigDict) -> Family:
 def kolmogorov(config: ConfigDict) -> Family:
     """Kolmogorov flow: states packed as channels, each periodic along both axes; files hold a mosaic."""
     data = config.data
+    if not data.reynolds > 0:
+        raise ValueError(f'data.reynolds: got {data.reynolds}, expected a positive number')
     names = ('points', 'states', 'inner_steps', 'dt', 'burn_in', 'layout')
     problem = FlowProblem(**{name: data[name] for name in names}, viscosity=1 / data.reynolds)
     return Family(

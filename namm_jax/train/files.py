@@ -80,7 +80,7 @@ def read_checked(path: str | os.PathLike[str]) -> bytes:
     path = Path(path)
     data = path.read_bytes()
     got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
-    if isinstance(expected, list) and got not in expected:
+    if isinstance(expected, list) and expected and got not in expected:
         raise UserError(
             f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected {expected[0]} of {CHECKSUMS} '
             f'beside it; {REMEDY}'
@@ -92,7 +92,7 @@ def _checksums(folder: Path) -> dict[str, Any]:
     path = folder / CHECKSUMS
     try:
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f'{path} is damaged: got {error}, expected JSON; restore it from a copy, or delete it to go on unchecked'
         ) from error
@@ -115,7 +115,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f'{path} is missing; expected a JSON file: is this a run folder?') from None
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is damaged: got {error}, expected JSON; {REMEDY}') from error
 
 

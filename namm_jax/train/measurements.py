@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from namm_jax.operators import Operator, make_operator
+from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function
 
 # family -> the operator that it is measured by unless the config names one
@@ -14,6 +15,7 @@ OPERATOR_OF = {
     'galaxies': 'downsampling',
     'own': 'random_sensors',
 }
+NEEDS = {'states': 'indices', 'inpainting': 'occluded'}  # operators of arrays that no config holds
 STATE_OPERATORS = ('states', 'first_states', 'first_last')
 
 
@@ -25,6 +27,11 @@ def operator_name(config: ConfigDict) -> str:
 def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator:
     """Returns the measurement operator that a config names, for fields of a shape; errors as of `make_operator`."""
     name, options = operator_name(config), {}
+    if name in NEEDS:
+        raise UserError(
+            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a config can make; '
+            'write a function of your own, and take the operator own'
+        )
     if name in STATE_OPERATORS and config.data.family == 'kolmogorov':
         options = {'channels_per_state': 2}
     if name == 'own':

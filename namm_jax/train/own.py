@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from namm_jax.choices import nearest
-from namm_jax.train.dataset import read_fields
+from namm_jax.train.dataset import read_array, read_fields
 from namm_jax.train.files import UserError
 
 FORMS = 'package.module:function or path/to/file.py:function'
@@ -69,7 +69,7 @@ def _module_of_name(place: str) -> types.ModuleType:
 
 
 def _module_of_file(place: str, base: str | os.PathLike[str] | None) -> types.ModuleType:
-    path = (Path(base or '.') / Path(place).expanduser()).resolve()
+    path = (Path(base or '.') / os.path.expanduser(place)).resolve()
     if path.suffix != '.py' or not path.is_file():
         what, base = 'a file of another kind' if path.is_file() else 'no such file', Path(base or '.').resolve()
         raise UserError(f'{path}: got {what}, expected a Python file, *.py; a relative path starts from {base}')
@@ -115,8 +115,8 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
         UserError: naming the file that is missing, unreadable, pickled, not numeric, not finite, transparent, or of
             another shape than those before it.
     """
-    given, path = os.fspath(path), Path(path).expanduser()
-    if not given or not path.exists():
+    given, path = os.fspath(path), Path(os.path.expanduser(path))
+    if not given or not os.path.exists(path):
         raise UserError(
             f'data: got {given!r}, no such file or folder, expected a .npy file, or a folder of .npy files or images; '
             f'a relative path starts from {Path.cwd()}'
@@ -154,17 +154,13 @@ def _stacked(files: Sequence[Path], parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _read_array(path: Path) -> Float[np.ndarray, 'n h w c']:
-    try:
-        with open(path, 'rb') as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f'{path}: got {error}, expected a whole numeric array; write it with numpy.save') from error
+    array = read_array(path)
     if array.dtype.kind not in 'fiu':
         raise UserError(f'{path}: got dtype {array.dtype}, expected real numbers; save it as float32')
     if array.ndim not in (2, 3, 4) or not array.size:
         raise UserError(f'{path}: got shape {array.shape}, expected (h, w), (h, w, c) or (n, h, w, c), none of them 0')
     array = array[..., None] if array.ndim == 2 else array
-    with np.errstate(over='ignore'):  # what float32 cannot hold is counted below
+    with np.errstate(over='ignore', invalid='ignore'):  # what float32 cannot hold is counted below
         array = np.asarray(array if array.ndim == 4 else array[None], np.float32)
     bad = array.size - int(np.isfinite(array).sum())
     if bad:

@@ -1,8 +1,13 @@
 """The ranges of a config's numbers, so that a bad one fails before the first stage starts."""
 
+import math
+from collections.abc import Mapping
 from operator import attrgetter
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from namm_jax.train.resolve import flatten
 
 # Smallest value of the numbers that their own function does not check, or checks only when their stage runs.
 AT_LEAST = {
@@ -23,6 +28,16 @@ AT_LEAST = {
     30: 'report.dpi',  # below, no text can be read
 }
 
+# What the items of the fields that are lists have to be: the command line takes any.
+ITEMS = {
+    int: 'mirror.channels score.channels counter.channels counter.filters',
+    float: 'sample.guidance_scales constraint.weights',
+    str: 'sample.rows sharding.rules',
+    bool: 'data.periodic',
+}
+LARGEST = 2**31 - 1  # of integers: JAX counts steps in 32 bits
+LARGEST_SEED = 2**63 - 1
+
 
 def check_ranges(config: ConfigDict) -> None:
     """Raises unless numbers are in their ranges, each and together.
@@ -30,6 +45,8 @@ def check_ranges(config: ConfigDict) -> None:
     Raises:
         ValueError: naming the field, what was got and what was expected.
     """
+    fields = flatten(config.to_dict())
+    _check_items(fields)
     largest = max(config[section].batch_size for section in ('mirror', 'score', 'finetune'))
     wanted = [(name, low, '') for low, names in AT_LEAST.items() for name in names.split()]
     wanted += [(f'data.{split}', largest, ', the largest batch') for split in ('train', 'validation')]
@@ -45,3 +62,29 @@ def check_ranges(config: ConfigDict) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise ValueError(f'{name}: got {value}, expected a positive number')
+    _check_sizes(fields)
+    for stage in ('counter', 'mirror', 'tune', 'mdm', 'finetune', 'dm'):
+        if stage in config and not config[stage].steps * config.train.budget <= LARGEST:
+            raise ValueError(
+                f'train.budget: got {config.train.budget} for {stage}.steps = {config[stage].steps}, '
+                f'expected a product of at most {LARGEST}'
+            )
+
+
+def _check_items(fields: Mapping[str, Any]) -> None:
+    """Raises unless the items of each list are of its type."""
+    for kind, names in ITEMS.items():
+        for name in fields.keys() & set(names.split()):
+            if not all(type(item) is kind or (kind is float and type(item) is int) for item in fields[name]):
+                raise ValueError(f'{name}: got {fields[name]}, expected items of type {kind.__name__}')
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raises unless numbers are finite, and integers such as the machine can count to."""
+    for name, value in fields.items():
+        largest = LARGEST_SEED if name in ('seed', 'data.seed') else LARGEST
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f'{name}: got {value}, expected finite numbers')
+            if isinstance(item, int) and not abs(item) <= largest:
+                raise ValueError(f'{name}: got {value}, expected at most {largest}')

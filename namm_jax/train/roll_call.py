@@ -32,17 +32,22 @@ def roll_call(place: Place, *, seconds: float) -> None:
     Raises:
         UserError: on every process that can be told, naming the address and which of the expected processes are there.
     """
-    host, _, port = place.coordinator.rpartition(':')
-    if not host or not port.isdecimal() or not 0 <= place.index < place.count:
-        raise UserError(
-            f'got --coordinator={place.coordinator} --num_processes={place.count} --process_index={place.index}, '
-            'expected HOST:PORT, the number of processes, and an index from 0 below it'
-        )
-    address, deadline = (host, int(port)), time.monotonic() + seconds
+    address, deadline = address_of(place), time.monotonic() + seconds
     if place.index == 0:
         _call(place, address, deadline, seconds)
     else:
         _answer(place, address, deadline, seconds)
+
+
+def address_of(place: Place) -> tuple[str, int]:
+    """Returns host and port of process 0; raises a UserError unless they, the number and the index can be right."""
+    host, _, port = place.coordinator.rpartition(':')
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535 or not 0 <= place.index < place.count:
+        raise UserError(
+            f'got --coordinator={place.coordinator} --num_processes={place.count} --process_index={place.index}, '
+            'expected HOST:PORT, the number of processes, and an index from 0 below it'
+        )
+    return host, int(port)
 
 
 def _call(place: Place, address: tuple[str, int], deadline: float, seconds: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from namm_jax.choices import choose
@@ -15,8 +16,10 @@ from namm_jax.train.command import configure_jax, guarded, open_experiment
 from namm_jax.train.config import override
 from namm_jax.train.dataset import read_array
 from namm_jax.train.files import UserError, finite, read_json
+from namm_jax.train.resolve import FREE_SECTIONS, flatten
 
 SELECTED = {'operator': 'operator', 'sampler': 'sampler', 'noise_std': 'noise_std', 'num_samples': 'samples'}
+FREE = (*FREE_SECTIONS, 'seed')  # the models of a run know nothing of these
 
 
 def solve(arguments: list[str]) -> int:
@@ -39,32 +42,68 @@ def _solve(arguments: list[str]) -> None:
     if not out.parent.is_dir():
         raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
     configure_jax()
-    given = {field: values[name].value for name, field in SELECTED.items()}
-    changes = {f'assimilate.{field}': value for field, value in given.items() if value is not None}
     with open_experiment(workdir) as experiment:
-        config = override(ConfigDict(experiment.config.to_dict()), overrides_of(values) | changes)
+        config = asked_config(ConfigDict(experiment.config.to_dict()), values)
         posterior, told = _posterior(experiment._replace(config=config), y)
         np.save(out, np.asarray(experiment.family.unpack(posterior), np.float32), allow_pickle=False)
     print(json.dumps(told), flush=True)
 
 
-def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns posterior samples of each measurement, one after another, and what is told of them."""
-    import jax.numpy as jnp
+def asked_config(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
+    """Returns a run's config with what the command changes for itself, in place.
 
-    from namm_jax.operator_checks import check_measurement
-    from namm_jax.train.assimilate import statistics_of
+    Raises:
+        UserError: if it changes what the run's models are made for.
+    """
+    plain = lambda config: flatten(json.loads(json.dumps(config.to_dict())))  # tuples compare equal to lists
+    before = plain(config)
+    given = {field: values[name].value for name, field in SELECTED.items()}
+    changes = {f'assimilate.{field}': value for field, value in given.items() if value is not None}
+    after = plain(override(config, overrides_of(values) | changes))
+    if changed := [name for name in after if name.split('.')[0] not in FREE and after[name] != before[name]]:
+        raise UserError(
+            f'got {changed[0]} = {after[changed[0]]!r} for a run with {before[changed[0]]!r}, expected changes of '
+            f'{", ".join(FREE)} alone; leave the override out, or give the run that was made with it'
+        )
+    return config
+
+
+def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[Any, Any]:
+    """Returns a config's operator of fields of a shape, and measurements as `(n, *m)`, float32.
+
+    Args:
+        config: the config.
+        shape: `(h, w, c)`.
+        y: what a file holds, measurements `(n, *m)` or one `(*m)`.
+
+    Raises:
+        ValueError: if they do not fit each other, or the config has a value out of range.
+    """
+    import jax
+
+    from namm_jax.operator_checks import check_measurement, check_operator
     from namm_jax.train.measurements import make_config_operator, operator_name
-    from namm_jax.train.posteriors import ROWS, check_assimilation, measured_gains, samples_of
-    from namm_jax.train.progress import Bar
+    from namm_jax.train.posteriors import check_assimilation
     from namm_jax.train.ranges import check_ranges
 
-    config, section, shape = experiment.config, experiment.config.assimilate, experiment.family.shape
     check_ranges(config)
     check_assimilation(config)
     operator = make_config_operator(config, shape)
-    one = operator(jnp.zeros((1, *shape))).ndim - 1
-    y = check_measurement(operator, y[None] if y.ndim == one else y, section.noise_std, shape)
+    if operator_name(config) == 'own':  # a user's function may raise anything
+        check_operator(operator, shape)
+    one = len(jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), np.float32)).shape) - 1
+    return operator, check_measurement(operator, y[None] if y.ndim == one else y, config.assimilate.noise_std, shape)
+
+
+def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns posterior samples of each measurement, one after another, and what is told of them."""
+    from namm_jax.train.assimilate import statistics_of
+    from namm_jax.train.measurements import operator_name
+    from namm_jax.train.posteriors import ROWS, measured_gains, samples_of
+    from namm_jax.train.progress import Bar
+
+    config, section = experiment.config, experiment.config.assimilate
+    operator, y = checked(config, experiment.family.shape, y)
     row = choose('sampler', section.sampler, ROWS)
     draw = row.draw(experiment, operator, functools.partial(measured_gains, experiment, operator))
     way, parts = row.way(experiment) if row.way else lambda x: x, []
