@@ -1,0 +1,269 @@
+"""Random bad input to all that reads a user's arguments and files, for as long as one likes.
+
+    python tests/fuzz.py --cases=100000 [--seed=0] [--only=overrides] [--seconds=240]
+
+A fuzzer makes a case from random numbers (`fuzz_cases`) and checks what becomes of it: `check_<fuzzer>(case)` raises an
+AssertionError unless the case is taken with the right result, or refused by a ValueError, which the commands show as
+one message with exit status 2. Whatever happens, no text or pickle of the case is executed, no file is written, and no
+memory is taken that the case merely promises to fill. Case i of a seed is always the same. Exit status: 0, or 1 after
+failures, of which the first of each kind is shown.
+
+    overrides    the command line of launch/main.py, up to what would be trained
+    npy          .npy files of samples
+    manifest     folders of a data set: its manifest, its shards and their checksums
+    measurement  .npy files and options of launch/solve.py, up to where it loads models
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import numpy as np
+from fuzz_cases import (
+    SHAPE,
+    fields_of,
+    good_files,
+    make_manifest,
+    make_measurement,
+    make_npy,
+    make_overrides,
+    saved_config,
+    write,
+)
+from ml_collections import ConfigDict
+
+from namm_jax.train import command, dataset, solve, tasks
+from namm_jax.train.arguments import parse, solve_flags
+from namm_jax.train.config import steps_of
+from namm_jax.train.families import make_family, measured
+from namm_jax.train.own import read_user_data
+from namm_jax.train.ranges import check_ranges
+from namm_jax.train.resolve import flatten, override
+from namm_jax.train.roll_call import address_of
+from namm_jax.train.sharding import rules_of
+from namm_jax.train.stages import check_stages
+
+MEMORY = 2**26  # bytes: far more than any case holds
+
+
+class Fuzzer(NamedTuple):
+    """How a case is made, and what must hold of it."""
+
+    make: Callable[[Random], Any]
+    check: Callable[[Any], None]
+
+
+def outcome(call: Callable[[], Any], name: str = '') -> Any:
+    """Returns what a call returns, or the ValueError by which it refuses, whose message must hold `name`."""
+    try:
+        return call()
+    except ValueError as error:
+        told = str(error)
+        assert told and 'Traceback' not in told, f'got the message {told!r}'
+        assert name in told, f'got {error!r}, which does not name {name}'
+        return error
+    except (Exception, SystemExit) as error:
+        raise AssertionError(f'got {type(error).__name__}: {str(error)[:300]}') from error
+
+
+_opened: list[str] | None = None
+
+
+@functools.cache
+def _watch_files() -> None:
+    sys.addaudithook(lambda event, facts: event == 'open' and _opened is not None and _opened.append(str(facts[0])))
+
+
+@contextlib.contextmanager
+def sandbox(files: Mapping[str, bytes], outside: bytes = b'', traced: bool = True) -> Iterator[Path]:
+    """Yields a folder of these files; nothing may be written beside it, read outside of it, or promised to be large.
+
+    Args:
+        files: name -> content.
+        outside: of the file `../outside.npy`.
+        traced: whether memory is watched, which takes time.
+    """
+    global _opened
+    _watch_files()
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix='fuzz_') as root:
+        current, folder = Path(root) / 'current', Path(root) / 'files'
+        for path in (current, folder):
+            path.mkdir()
+        for name, data in {**files, '../outside.npy': outside}.items():
+            (folder / name).write_bytes(data)
+        os.chdir(current)
+        _opened = []
+        if traced:
+            tracemalloc.start()
+        try:
+            yield folder
+            opened, peak = _opened, tracemalloc.get_traced_memory()[1]
+        finally:
+            _opened = None
+            tracemalloc.stop()
+            os.chdir(before)
+        assert peak < MEMORY, f'took {peak} bytes'
+        assert not [path for path in opened if path.endswith(('outside.npy', 'passwd'))], f'opened {opened}'
+        written = [path.relative_to(root) for path in Path(root).rglob('*') if folder not in (path, *path.parents)]
+        assert sorted(written) == [Path('current'), Path('outside.npy')], f'wrote {written}'
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Runs launch/main.py up to what would make a run folder or wait for other processes."""
+    with (
+        sandbox({}, traced=False),
+        mock.patch.object(command, '_run', _up_to_training),
+        mock.patch.object(command, '_join', lambda place, config, asked: place and address_of(place)),
+        mock.patch.object(command, '_aggregate', lambda workdir, seeds: None),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        outcome(lambda: command._main(['launch/main.py', *arguments]))
+
+
+def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> None:
+    """Checks what opening a run folder checks, and all of `experiment.check` but the networks, which take seconds."""
+    resolved = override(measured(config).to_dict(), {})
+    override(resolved, asked.overrides)  # what the folder's next command does
+    assert flatten(resolved).keys() == flatten(asked.preset.to_dict()).keys()
+    check_stages(asked.redo, command._needs(resolved))
+    asked.stages_of(resolved)
+    config = ConfigDict(resolved)
+    check_ranges(config)
+    make_family(config)
+    rules_of(config.sharding.parameters, config.sharding.rules)
+    for stage, section in {'mirror': 'mirror', 'finetune': 'finetune', 'mdm': 'score', 'dm': 'score'}.items():
+        tasks.make_optimizer(config[section].optimizer, steps_of(config, stage))
+
+
+def check_npy(data: bytes) -> None:
+    """Reads a file, by itself and as the only one of a folder."""
+    with sandbox({'x.npy': data}) as folder:
+        path = folder / 'x.npy'
+        array = outcome(lambda: dataset.read_array(path), str(path))
+        for shape in (None, SHAPE):
+            fields = outcome(lambda shape=shape: dataset.read_fields(path, shape), str(path))
+            if not isinstance(fields, ValueError):
+                assert fields.dtype == np.float32 and np.isfinite(fields).all() and fields.size and fields.ndim == 4
+                assert shape in (None, fields.shape[1:]) and np.array_equal(fields, np.load(path).astype(np.float32))
+                assert np.array_equal(fields, array.astype(np.float32))
+        fields = outcome(lambda: read_user_data(folder), str(folder))
+        assert isinstance(fields, ValueError) or (fields.dtype == np.float32 and np.isfinite(fields).all())
+
+
+def check_manifest(files: Mapping[str, bytes]) -> None:
+    """Loads the data set, goes on writing it, and loads it again."""
+    with sandbox(files, outside=good_files()['test-00000.npy']) as folder:
+        _check_splits(folder)
+        if not isinstance(outcome(lambda: write(folder), str(folder)), ValueError):
+            _check_splits(folder)
+
+
+def _check_splits(folder: Path) -> None:
+    for split, (start, stop) in {'train': (0, 7), 'validation': (7, 10), 'test': (10, 12)}.items():
+        fields = outcome(lambda split=split: dataset.load_split(folder, split), str(folder))
+        if not isinstance(fields, ValueError):
+            assert fields.dtype == np.float32 and fields.shape == (stop - start, *SHAPE)
+            # A shard with other numbers is taken if its checksum is on record: nothing tells it from a good one.
+            manifest = (folder / 'manifest.json').read_bytes()
+            names = [name for name in good_files() if name.startswith(split)]
+            forged = [name for name in names if (folder / name).read_bytes() != good_files()[name]]
+            assert all(b'%d' % zlib.crc32((folder / name).read_bytes()) in manifest for name in forged)
+            assert forged or np.array_equal(fields, fields_of(np.arange(start, stop)))
+
+
+def check_measurement(case: tuple[bytes, list[str]]) -> None:
+    """Reads and checks measurements as launch/solve.py does before it loads models."""
+    data, arguments = case
+    run = saved_config(re.search(r'(\w+)\.py', arguments[0])[1])
+    with sandbox({'y.npy': data}) as folder, contextlib.redirect_stderr(io.StringIO()):
+        path = folder / 'y.npy'
+        config = outcome(lambda: _config_of(run, ['launch/solve.py', *arguments]))
+        y = outcome(lambda: dataset.read_array(path), str(path))
+        if isinstance(config, ValueError) or isinstance(y, ValueError):
+            return
+        shape = make_family(ConfigDict(run)).shape
+        taken = outcome(lambda: solve.checked(config, shape, y))
+        if not isinstance(taken, ValueError):
+            operator, y = taken
+            assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)
+            assert y.shape == jax.eval_shape(operator, jax.ShapeDtypeStruct((len(y), *shape), 'f4')).shape
+            assert 0 < config.assimilate.noise_std < np.inf and config.assimilate.samples >= 2
+
+
+def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
+    values = solve_flags(arguments)
+    parse(values, arguments, None)
+    return solve.asked_config(ConfigDict(run), values)
+
+
+FUZZERS = {
+    'overrides': Fuzzer(make_overrides, check_overrides),
+    'npy': Fuzzer(make_npy, check_npy),
+    'manifest': Fuzzer(make_manifest, check_manifest),
+    'measurement': Fuzzer(make_measurement, check_measurement),
+}
+
+
+def run(name: str, seed: int, index: int) -> None:
+    """Makes a case and checks it."""
+    make, check = FUZZERS[name]
+    case = make(Random(f'{seed} {index}'))
+    try:
+        check(case)
+    except AssertionError as error:
+        error.add_note(f'{name}, seed {seed}, case {index}: {case!r:.2000}')
+        raise
+
+
+def _place(error: BaseException) -> str:
+    """Returns where an error came from, so that failures of one kind are shown once."""
+    origin = error.__cause__ or error
+    frame = traceback.extract_tb(origin.__traceback__)[-1]
+    return f'{type(origin).__name__} at {frame.filename}:{frame.lineno}'
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the fuzzers; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--cases', type=int, default=100_000, help='of each fuzzer')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--only', choices=FUZZERS)
+    parser.add_argument('--seconds', type=float, default=float('inf'), help='after which each fuzzer stops, at most')
+    asked, failed = parser.parse_args(arguments), False
+    for name in [asked.only] if asked.only else FUZZERS:
+        begun, kinds, done = time.monotonic(), {}, 0
+        while done < asked.cases and time.monotonic() - begun < asked.seconds:
+            try:
+                run(name, asked.seed, done)
+            except AssertionError as error:
+                if not kinds.setdefault(_place(error), 0):
+                    traceback.print_exception(error)
+                kinds[_place(error)] += 1
+            done += 1
+        seconds = time.monotonic() - begun
+        print(f'{name}: {done} cases, {done / seconds:.0f} a second, failed: {kinds or "none"}', flush=True)
+        failed |= bool(kinds)
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The fuzzers of `fuzz.py`: 150 cases of each, and every case in which one of them has found a defect."""
+
+import json
+
+import fuzz
+import numpy as np
+import pytest
+from fuzz_cases import OTHERS, PICKLES, forge, good_files, headed, saved_array
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from namm_jax.train.dataset import PARTIAL
+from namm_jax.train.files import UserError
+from namm_jax.train.own import load_function
+from namm_jax.train.roll_call import Place, address_of
+
+QUIET = pytest.mark.filterwarnings('ignore:Reading `.npy`')  # of headers that look as if Python 2 wrote them
+
+
+@QUIET
+@pytest.mark.parametrize('name', fuzz.FUZZERS)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(random=st.randoms(use_true_random=False))
+def test_random_cases(name, random):
+    make, check = fuzz.FUZZERS[name]
+    check(make(random))
+
+
+def test_the_script_counts_its_cases(capsys):
+    assert fuzz.main(['--only=npy', '--cases=20', '--seed=3']) == 0
+    assert capsys.readouterr().out.startswith('npy: 20 cases, ')
+
+
+def test_the_script_shows_failures_of_one_kind_once(capsys, monkeypatch):
+    monkeypatch.setitem(
+        fuzz.FUZZERS, 'npy', fuzz.Fuzzer(lambda random: 'x.npy', lambda case: fuzz.outcome(lambda: 1 / 0))
+    )
+    assert fuzz.main(['--only=npy', '--cases=3']) == 1
+    told = capsys.readouterr()
+    assert told.err.count("npy, seed 0, case 0: 'x.npy'") == 1 and 'case 1' not in told.err
+    assert 'ZeroDivisionError' in told.out and ': 3}' in told.out
+
+
+BURGERS, FLOW, OWN = (f'--config=configs/{name}.py:tiny' for name in ('burgers', 'kolmogorov', 'own'))
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--config=' + 'a' * 300],
+        ['--config=', '--config.seed=1'],
+        [BURGERS, '--flagfile=/missing'],
+        [BURGERS, '--config.mirror.channels[0]=3'],
+        [BURGERS, '--config.constraint.name[99]=a'],
+        [BURGERS, '--config.data.seed[0]=1'],
+        [BURGERS, '--config.mirror.channels=' + '-' * 3000 + '1'],
+        [BURGERS, "--config.score.channels=(8, 'a')"],
+        [BURGERS, '--config.sample.rows=1j'],
+        [BURGERS, '--config.sharding.rules=(1,)'],
+        [BURGERS, '--config.train.budget=inf'],
+        [BURGERS, '--config.train.budget=1e300', '--config.dm.steps=1000000000000'],
+        [BURGERS, '--config.data.seed=654045052149284081562'],
+        [BURGERS, f'--config.mirror.steps={10**400}'],
+        [FLOW, '--config.data.burn_in=1e308', '--config.data.dt=1e-3'],
+        [FLOW, '--config.data.reynolds=0'],
+        [OWN, '--config.data.path=~nobody_of_this_name/x'],
+        [OWN, '--config.data.path=' + 'a' * 300],
+    ],
+)
+def test_command_lines_that_ended_in_a_traceback(arguments):
+    fuzz.check_overrides(arguments)
+
+
+def test_a_seed_of_more_than_64_bits_is_refused(launch, capsys, tmp_path):
+    assert launch(BURGERS, f'--seeds={10**20}', f'--workdir={tmp_path}') == 2
+    assert 'error: seed: got 100000000000000000000' in capsys.readouterr().err
+
+
+def described(shape, descr="'<f4'"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode()
+
+
+FILES = {
+    'terabytes': headed(described((2**40, 1, 1, 1)), 1, bytes(64)),
+    'terabytes_of_no_numbers': headed(described((2**40, 1, 1, 1), "'|V4'"), 1, bytes(64)),
+    'a_gigabyte_that_memory_has': headed(described((2**26, 2, 3, 1)), 1, bytes(64)),
+    'half_a_gigabyte_of_header': b'\x93NUMPY\x03\x00' + (2**29).to_bytes(4, 'little') + described((2, 2, 3, 1)),
+    'more_than_64_bits': headed(described((2**70, 2, 3, 1)), 3, bytes(64)),
+    'a_shape_of_a_boolean': headed(described((True, 2, 3, 1)), 1, bytes(48)),
+    'no_pixels': headed(described((1, 0, 3, 1)), 1, bytes(48)),
+    'depth': headed(b'-' * 9000 + b'1', 3, b''),
+    'an_open_string': headed(b"{'descr': '''", 1, b'k2.N'),
+    'an_open_bracket': headed(b'(', 1, b''),
+    'indentation': headed(b'1\n  2\n 3', 1, b''),
+    'no_key': headed(b'{[]: 1}', 2, b''),
+    'keys_that_do_not_compare': headed(described((2, 2, 3, 1))[:-1] + b', 1: 1}', 2, bytes(48)),
+    **{f'pickle_{i}': data for i, data in enumerate(PICKLES)},
+}
+
+
+@QUIET
+@pytest.mark.parametrize('data', FILES.values(), ids=FILES)
+def test_files_that_ended_in_a_traceback_or_took_memory(data):
+    fuzz.check_npy(data)
+
+
+def changed(change, *, calls=9, shards=()):
+    """Returns the files of the data set with a change of the manifest, and shards replaced; no checksum tells."""
+    files = good_files(calls) | {}
+    name = PARTIAL if PARTIAL in files else 'manifest.json'
+    for shard, data in shards:
+        forge(files, shard, data)
+    manifest = json.loads(files[name])
+    change(manifest)
+    del files['crc32.json']
+    return files | {name: json.dumps(manifest).encode()}
+
+
+def same(manifest):
+    pass
+
+
+def enlarge(manifest):
+    manifest['sizes']['test'] = manifest['shard_size'] = 2**33
+    manifest['shards']['test']['test-00000.npy']['n'] = 2**33
+
+
+def reorder(manifest):
+    shards = manifest['shards']['train']
+    shards['train-00000.npy'] = shards.pop('train-00000.npy')
+
+
+def redirect(manifest):
+    shards = manifest['shards']['test']
+    shards['../outside.npy'] = shards.pop('test-00000.npy')
+
+
+FOLDERS = {
+    'no_shard_size': changed(lambda m: m.pop('shard_size')),
+    'no_shape': changed(lambda m: m.pop('shape'), calls=3),
+    'shape_0': changed(lambda m: m.update(shape=0)),
+    'shape_false': changed(lambda m: m.update(shape=False), calls=1),
+    'shape_of_a_boolean': changed(lambda m: m.update(shape=[2, 3, True])),
+    'shape_of_no_shard': changed(lambda m: m.update(shape=[6], shards={s: {} for s in m['shards']}), calls=1),
+    'shards_nan': changed(lambda m: m['shards'].update(train=float('nan')), calls=3),
+    'shard_without_number': changed(lambda m: m['shards']['train']['train-00000.npy'].pop('n'), calls=3),
+    'shard_without_checksum': changed(lambda m: m['shards']['train']['train-00000.npy'].pop('crc32')),
+    'shard_of_3.0': changed(lambda m: m['shards']['train']['train-00000.npy'].update(n=3.0), calls=1),
+    'shard_missing_in_the_middle': changed(lambda m: m['shards']['train'].pop('train-00001.npy'), calls=3),
+    'shards_in_another_order': changed(reorder),
+    'file_outside': changed(redirect),
+    'infinite_number_of_no_use': changed(lambda m: m.update(dtype=float('inf')), calls=4),
+    'gigabytes': changed(enlarge),
+    'list': changed(same, calls=3) | {PARTIAL: b'[1]'},
+    'depth': good_files() | {'manifest.json': OTHERS[5], 'crc32.json': b'{}'},
+    'depth_of_checksums': good_files() | {'crc32.json': OTHERS[5]},
+    'no_checksum_of_several': good_files() | {'crc32.json': b'{"manifest.json": []}'},
+    **{
+        f'forged_{name}': changed(same, shards=[('train-00000.npy', data)])
+        for name, data in {
+            **FILES,
+            'empty': b'',
+            'zip': b'PK\x05\x06' + bytes(18),
+            'version': headed(b'', 0, b''),
+        }.items()
+    },
+}
+
+
+@QUIET
+@pytest.mark.parametrize('files', FOLDERS.values(), ids=FOLDERS)
+def test_folders_that_ended_in_a_traceback_or_were_misread(files):
+    fuzz.check_manifest(files)
+
+
+Y = np.zeros((1, 16, 2, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ('y', 'more'),
+    [
+        (Y.astype('>f4'), []),
+        (Y.astype('<f16'), []),
+        (Y.astype('<m8[s]'), []),
+        (np.full(Y.shape, 1e300), []),
+        (Y, ['--operator=inpainting']),
+        (Y, ['--operator=states']),
+        (Y, ['--config.data.points=2147483647']),  # an operator of 128 GB
+    ],
+)
+def test_measurements_that_ended_in_a_traceback_or_in_infinity(y, more):
+    fuzz.check_measurement((saved_array(y), [BURGERS, *more]))
+
+
+def test_a_function_that_is_not_jax_is_refused_by_solve(tmp_path):
+    (tmp_path / 'mine.py').write_text('import numpy\ndef mean(x):\n    return numpy.asarray(x).mean((1, 2))\n')
+    function = f'--config.assimilate.function={tmp_path}/mine.py:mean'
+    fuzz.check_measurement((saved_array(np.zeros((1, 1))), [BURGERS, '--operator=own', function]))
+
+
+def test_a_home_that_is_not_there_is_no_file():
+    with pytest.raises(UserError, match='no such file'):
+        load_function('~nobody_of_this_name/x.py:f')
+
+
+@pytest.mark.parametrize('port', ['65536', '99999', '9' * 5000, '', 'a'])
+def test_a_port_that_is_none_is_refused(port):
+    assert address_of(Place('host:65535', 2, 0)) == ('host', 65535)
+    with pytest.raises(UserError, match='expected HOST:PORT'):
+        address_of(Place(f'host:{port}', 2, 0))
