@@ -28,7 +28,7 @@ def test_program_runs_and_its_samples_are_finite():
 
 
 def test_files_that_the_readme_names_exist():
-    named = set(re.findall(r'`((?:namm_jax|tests|configs|launch|benchmarks)/[\w/]*(?:\.py)?)`?', README))
+    named = set(re.findall(r'`((?:namm_jax|tests|configs|launch|benchmarks)/[\w/]*(?:\.\w+)?)`?', README))
     assert len(named) > 5
     assert not [name for name in named if not (ROOT / name).exists()]
 
