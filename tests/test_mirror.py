@@ -195,5 +195,5 @@ def test_bad_settings_are_refused():
     for a in (0.0, 1.1):
         with pytest.raises(ValueError, match=rf'strong_convexity: got {a}, expected a number in \(0, 1\]'):
             neural_mirror_map(ICNN(), UNet(), strong_convexity=a)
-    with pytest.raises(ValueError, match="output: got 'sofplus', expected one of residual, plain, softplus"):
+    with pytest.raises(ValueError, match="output: got 'sofplus', expected one of residual, centred, plain, softplus"):
         neural_mirror_map(ICNN(), UNet(), output='sofplus')
