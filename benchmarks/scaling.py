@@ -14,7 +14,6 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,40 +21,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.train_step import Measured, step_of
 from configs.burgers import get_config
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import override
-from namm_jax.train.sharding import batch_sharding, make_mesh, put, put_batch, replicated
-from namm_jax.train.state import init_state, make_train_step
+from namm_jax.train.sharding import make_mesh, put_batch
 
 QUICK = get_config('quick')
 
 
-class Step(NamedTuple):
-    """A timed step: median milliseconds, XLA's count of its GFLOP, megabytes of temporaries, seconds to compile."""
-
-    milliseconds: float
-    gflop: float
-    megabytes: float
-    compilation: float
-
-
-def timed_step(config: ConfigDict, batch: int, devices: int, repeats: int) -> Step:
+def timed_step(config: ConfigDict, batch: int, devices: int, repeats: int) -> Measured:
     """Times the denoising step of a config on the first so many devices."""
-    task, mesh = tasks.denoising_task(config, 100, 0.0, 1.0), make_mesh(jax.devices()[:devices])
     x = np.random.default_rng(0).normal(size=(batch, config.data.points, config.data.states, 1)).astype(np.float32)
-    state, frozen = (put(tree, replicated(mesh)) for tree in (init_state(task, jax.random.key(0)), task.frozen))
-    step = make_train_step(task, ema=0.999, mesh=mesh, parts=config.train.parts if batch % 2 == 0 else 1)
-    arguments = (frozen, jax.random.key(1), {'x': jax.device_put(x, batch_sharding(mesh))})
-    lowered, begun = step.lower(state, *arguments), time.perf_counter()
-    compiled = lowered.compile()
-    compilation, times = time.perf_counter() - begun, []
-    for _ in range(repeats + 1):
-        begun = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, *arguments))
-        times.append(time.perf_counter() - begun)
-    temporaries = compiled.memory_analysis().temp_size_in_bytes / 1e6
-    return Step(1e3 * float(np.median(times[1:])), lowered.cost_analysis()['flops'] / 1e9, temporaries, compilation)
+    task, parts = tasks.denoising_task(config, 100, 0.0, 1.0), config.train.parts if batch % 2 == 0 else 1
+    return step_of(task, {'x': x}, repeats, parts, devices)
 
 
 def feeding(batch: int, side: int, repeats: int) -> float:

@@ -4,10 +4,10 @@
     python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--parts=2] [--repeats=5]
 
 One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written), their share of the
-peak of a float32 matmul in the same process, and seconds of compilation. For each preset the parts of the mirror step
-follow: g, f and the constraint, each with its gradient. Last, the published networks (ICNN of 3 layers of 32 filters,
-ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and separate network calls, and as
-this library runs it. Both have the same parameters, and their losses are checked to agree.
+peak of a float32 matmul in the same process, megabytes of temporaries and seconds of compilation. For each preset the
+parts of the mirror step follow: g, f and the constraint, each with its gradient. Last, the published networks (ICNN of
+3 layers of 32 filters, ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and
+separate network calls, and as this library runs it. Both have the same parameters, and their losses are checked to agree.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.families import make_family
-from namm_jax.train.sharding import make_mesh
+from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
 from namm_jax.train.state import adam_moments, init_state, make_train_step
 
 PUBLISHED_NETWORKS = {
@@ -41,11 +41,12 @@ PUBLISHED_NETWORKS = {
 
 
 class Measured(NamedTuple):
-    """Images a call, its median milliseconds, XLA's count of its GFLOP, and the seconds it took to compile."""
+    """Images a call, its median milliseconds, XLA's count of its GFLOP, MB of temporaries, seconds of compilation."""
 
     images: int
     milliseconds: float
     gflop: float
+    megabytes: float
     compilation: float
 
 
@@ -59,7 +60,8 @@ def measured(function: Callable, *arguments: Any, images: int, repeats: int, car
         result = jax.block_until_ready(compiled(*arguments))
         times.append(time.perf_counter() - begun)
         arguments = (result[0], *arguments[1:]) if carries else arguments
-    return Measured(images, 1e3 * float(np.median(times[1:])), lowered.cost_analysis()['flops'] / 1e9, compilation)
+    gflop, megabytes = lowered.cost_analysis()['flops'] / 1e9, compiled.memory_analysis().temp_size_in_bytes / 1e6
+    return Measured(images, 1e3 * float(np.median(times[1:])), gflop, megabytes, compilation)
 
 
 def matmul_peak(n: int = 4096) -> float:
@@ -81,13 +83,13 @@ def fields(config: Any) -> jax.Array:
     return family.pack(family.fields(np.arange(n)))
 
 
-def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1) -> Measured:
-    """Times the training step of a task."""
-    step = make_train_step(task, ema=0.999, mesh=make_mesh(jax.devices()[:1]), parts=parts)
-    state = init_state(task, jax.random.key(0))
-    return measured(
-        step, state, task.frozen, jax.random.key(1), batch, images=len(batch['x']), repeats=repeats, carries=True
-    )
+def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1, devices: int = 1) -> Measured:
+    """Times the training step of a task on the first so many devices."""
+    mesh = make_mesh(jax.devices()[:devices])
+    step = make_train_step(task, ema=0.999, mesh=mesh, parts=parts)
+    state, frozen = (put(tree, replicated(mesh)) for tree in (init_state(task, jax.random.key(0)), task.frozen))
+    arguments = state, frozen, jax.random.key(1), put(batch, batch_sharding(mesh))
+    return measured(step, *arguments, images=len(batch['x']), repeats=repeats, carries=True)
 
 
 def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
@@ -201,14 +203,14 @@ def main() -> None:
     arguments = parser.parse_args()
     peak = matmul_peak()
     print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 matmul\n')
-    print('| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | compilation, s |')
-    print('|---|---|---|---|---|---|---|---|', flush=True)
+    print('| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | MB | compilation, s |')
+    print('|---|---|---|---|---|---|---|---|---|', flush=True)
 
     def report(preset: str, rows: dict[str, Measured]) -> None:
         for name, row in rows.items():
             rate = row.gflop / row.milliseconds * 1e3
             cells = (preset, name, row.images, f'{row.milliseconds:.1f}', f'{row.milliseconds / row.images:.2f}')
-            cells += (f'{rate:.0f}', f'{rate / peak:.0%}', f'{row.compilation:.1f}')
+            cells += (f'{rate:.0f}', f'{rate / peak:.0%}', f'{row.megabytes:.0f}', f'{row.compilation:.1f}')
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
     for preset in filter(None, arguments.presets.split(',')):

@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,9 +32,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from test_kill import ROOT, STAGES, outcome
+from test_processes import free_port
 
 SIGNALS = {'kill': signal.SIGKILL, 'term': signal.SIGTERM, 'interrupt': signal.SIGINT}
-SAVED = {'term': 143, 'interrupt': 130}  # the status after the signal was seen and all was saved
 NEVER_READ = ('figures', 'tensorboard', '.html', 'lock', 'provenance.json', 'metrics.jsonl', '.tmp', 'preset.json')
 
 
@@ -82,9 +81,10 @@ def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes] | 
 
 def signalled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
     """Breaks a run off by a signal; returns what is wrong, '' where nothing is."""
-    status, said = broken_off(folder, rng, SIGNALS[kind], longest, redo)
-    good = {0, -SIGNALS[kind], SAVED.get(kind, 0)}  # before the handler is there, the signal itself ends the process
-    return '' if status in good | {128 + SIGNALS[kind]} else f'status {status} after {kind}: {said[-500:]}'
+    number = SIGNALS[kind]
+    status, said = broken_off(folder, rng, number, longest, redo)
+    # 128 + number once all was saved; -number where the signal came before its handler was there, or has none.
+    return '' if status in (0, -number, 128 + number) else f'status {status} after {kind}: {said[-500:]}'
 
 
 def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
@@ -96,12 +96,10 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
     path, before = hit
     process = start(folder)
     said = process.communicate(timeout=300)[1]
-    if process.returncode == 2 and 'Traceback' not in said and path.name.split('.')[0] in said:
+    named = path.name.split('.')[0], 'checkpoints', 'damaged'  # orbax names the checkpoint, not its file
+    if process.returncode == 2 and 'Traceback' not in said and any(name in said for name in named):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(before)
-        return ''
-    if process.returncode == 2 and any(word in said for word in ('checkpoints', 'damaged')) and 'Traceback' not in said:
-        path.write_bytes(before)  # orbax names the checkpoint, not its file
         return ''
     if process.returncode == 0:
         if path.exists() and path.read_bytes() != before and len(path.read_bytes()) <= len(before):
@@ -135,10 +133,7 @@ def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: st
 
 def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
     """Runs two processes and kills one of them; the other must end by itself."""
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    place = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
+    place = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2']
     pair = [start(folder, redo, *place, f'--process_index={index}') for index in range(2)]
     time.sleep(rng.uniform(0.5, 2 * longest))
     victim = rng.randrange(2)

@@ -81,9 +81,12 @@ def main(arguments: list[str]) -> int:
     Of several processes, one that fails ends at once: JAX would have it wait for the others, which wait for it.
     """
     status = guarded(_main, arguments)
-    if status and (alone := sys.modules.get('jax')) and alone.distributed.is_initialized():
-        sys.stderr.flush()
-        os._exit(status)
+    if status:
+        import jax
+
+        if jax.distributed.is_initialized():
+            sys.stderr.flush()
+            os._exit(status)
     return status
 
 
@@ -96,8 +99,8 @@ def _main(arguments: list[str]) -> None:
     values = main_flags(arguments)
     config = parse(values, arguments, sys.modules['__main__'].__doc__)
     configure_jax()
-    if values.distributed or place_of(values):
-        _join(place_of(values), config, values.redo + (values.stages or []))
+    if (place := place_of(values)) or values.distributed:
+        _join(place, config, values.redo + (values.stages or []))
     from namm_jax.train.processes import agreed, from_first
     from namm_jax.train.stages import STAGES, check_stages
 
@@ -180,12 +183,11 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     from namm_jax.train import tasks
     from namm_jax.train.experiment import Experiment
     from namm_jax.train.families import make_family
-    from namm_jax.train.sharding import first_devices, local_mesh, make_mesh
+    from namm_jax.train.sharding import first_devices, make_mesh
 
     config = ConfigDict(run.config)
     mesh = make_mesh(first_devices(config.train.devices))
-    mirror = tasks.make_mirror(config)
-    return Experiment(config, run, mesh, local_mesh(mesh), make_family(config), mirror, asked_to_stop)
+    return Experiment(config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop)
 
 
 @contextlib.contextmanager

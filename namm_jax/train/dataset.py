@@ -155,12 +155,12 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
     if not (directory / 'manifest.json').exists():
         raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
     manifest = read_manifest(directory / 'manifest.json')
-    shape, shards = manifest['shape'], manifest['shards'][split]
+    size, shape, shards = manifest['sizes'][split], manifest['shape'], manifest['shards'][split]
     held = sum((directory / name).stat().st_size for name in shards if (directory / name).is_file())
-    needed = 4 * math.prod(shape) * sum(entry['n'] for entry in shards.values())
+    needed = 4 * math.prod(shape) * size
     if held < needed:  # asked before room is made for it
         raise ValueError(f'{directory}: got {held} bytes of {split}, expected at least {needed}; {REMEDY}')
-    fields, start = np.empty((manifest['sizes'][split], *shape), np.float32), 0
+    fields, start = np.empty((size, *shape), np.float32), 0
     for name, entry in shards.items():
         fields[start : start + entry['n']] = _read_shard(directory / name, entry, shape)
         start += entry['n']

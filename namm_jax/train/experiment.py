@@ -28,6 +28,7 @@ from namm_jax.train.sharding import (
     batch_sharding,
     check_batch_size,
     first_devices,
+    local_mesh,
     make_mesh,
     replicated,
     rules_of,
@@ -61,7 +62,6 @@ class Experiment(NamedTuple):
         config: the resolved config.
         run: the run folder.
         mesh: the devices of all processes, on which models train.
-        local_mesh: those of this process, for all else: no sample needs another's process.
         family: the data.
         mirror: the mirror map.
         asked_to_stop: returns the number of a signal that asks the run to stop, else 0.
@@ -70,10 +70,14 @@ class Experiment(NamedTuple):
     config: ConfigDict
     run: SharedRun
     mesh: Mesh
-    local_mesh: Mesh
     family: Family
     mirror: MirrorMap
     asked_to_stop: Callable[[], int]
+
+    @property
+    def local_mesh(self) -> Mesh:
+        """The devices of this process, for all but training: no sample needs another's process."""
+        return local_mesh(self.mesh)
 
     def key(self, stream: str) -> Key:
         """Returns the key of a stream of random numbers, which depends on `seed` and the stream's name alone."""

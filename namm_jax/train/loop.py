@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     def sizes(self, step: int) -> set[int]:
         """Returns how many steps a call takes, of all calls from this step on."""
         stops = [step, *(stop for stop in self.stops() if stop > step)]
-        return {size for one, next in itertools.pairwise(stops) for size in _calls(next - one, self.together)}
+        return {size for a, b in itertools.pairwise(stops) for size in _calls(b - a, self.together)}
 
     def probed(self) -> set[int]:
         """Returns the steps after which a probe is taken."""

@@ -108,9 +108,18 @@ def put(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
 
 def whole(tree: PyTree, mesh: Mesh) -> PyTree:
     """Returns the arrays of a tree, which may be split over processes, whole on each of this process's devices."""
-    gathered = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    here = replicated(local_mesh(mesh))
-    return jax.tree.map(lambda array: jax.device_put(array.addressable_data(0), here), gathered)
+    gather, here = jax.jit(_same, out_shardings=replicated(mesh)), replicated(local_mesh(mesh))
+
+    def whole_one(array: Array) -> Array:
+        array = array if array.is_fully_replicated else gather(array)
+        return jax.device_put(array.addressable_data(0), here)
+
+    return jax.tree.map(whole_one, tree)
+
+
+def _same(array: Array) -> Array:
+    """Returns its argument; one function, so that what is compiled of it is found again."""
+    return array
 
 
 # What a rule says of an array: `whole`; `largest`, the largest axis that the devices divide, or else whole; or a name

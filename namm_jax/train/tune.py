@@ -15,7 +15,14 @@ from jaxtyping import Array
 
 from namm_jax.train import tasks
 from namm_jax.train.config import steps_of
-from namm_jax.train.experiment import Experiment, in_batches, make_draw, mirror_parameters, train
+from namm_jax.train.experiment import (
+    Experiment,
+    in_batches,
+    make_draw,
+    mirror_parameters,
+    score_parameters,
+    train,
+)
 from namm_jax.train.progress import say
 from namm_jax.types import Constraint, Key, Params
 
@@ -74,11 +81,11 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     splits = (experiment.split(name) for name in ('train', 'validation'))
     z, held_out = (in_batches(g, split, 256, experiment.local_mesh) for split in splits)
     mean, std = float(z.mean()), float(z.std())
-    fitted = train(
+    train(
         experiment, 'tune', tasks.denoising_task(config, steps_of(config, 'tune'), mean, std), {'x': z},
         {'x': held_out}, batch_size=config.score.batch_size, optimizer=config.score.optimizer,
     )  # fmt: skip
-    draw = functools.partial(make_draw(config, config.train.sample, mean, std), fitted.state.ema)
+    draw = functools.partial(make_draw(config, config.train.sample, mean, std), score_parameters(experiment, 'tune'))
     keys = experiment.keys('probe', 0, config.tune.samples)
     drawn = in_batches(draw, keys, min(len(keys), 64), experiment.local_mesh)
     errors = {'samples': off_the_mirror(experiment, params, drawn)}
