@@ -7,7 +7,8 @@ One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the 
 peak of a float32 matmul in the same process, megabytes of temporaries and seconds of compilation. For each preset the
 parts of the mirror step follow: g, f and the constraint, each with its gradient. Last, the published networks (ICNN of
 3 layers of 32 filters, ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and
-separate network calls, and as this library runs it. Both have the same parameters, and their losses are checked to agree.
+separate network calls, and as this library runs it. Both have the same parameters, and their losses are checked to
+agree.
 """
 
 import argparse

@@ -9,16 +9,18 @@ and while it is done again, does one of these:
     kill, term, interrupt   SIGKILL, SIGTERM or SIGINT at a random moment
     flip, truncate          as kill; then a bit of a random file is flipped, or its end cut off
     full                    a disk with a little room left, that fills at a random moment (needs root, for a tmpfs)
-    peer                    two processes; one of them is killed at a random moment
+    peer, hung              two processes; one of them is killed, or stopped by SIGSTOP, at a random moment
 
 Then the same command is given again. It must end with status 0 and the results of the run never broken, bit for bit (of
 two processes, to rounding: `test_processes.py`), or with one message that names the damaged file; put back from a copy,
-it must then end so. Anything else is a defect, which is printed at once; the exit status is their number, at most 1.
+it must then end so. What is left of two processes must end by itself within 100 seconds. Anything else is a defect,
+which is printed at once; the exit status is their number, at most 1.
 """
 
 import argparse
 import collections
 import json
+import math
 import os
 import random
 import shutil
@@ -54,6 +56,10 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command(folder, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+class Defect(Exception):
+    """What was done to a run made it do what it must not."""
+
+
 def broken_off(folder: Path, rng: random.Random, number: int, longest: float, *more: str) -> tuple[int, str]:
     """Starts a run and sends it a signal at a random moment; returns its exit status and what it said."""
     process = start(folder, *more)
@@ -65,8 +71,8 @@ def broken_off(folder: Path, rng: random.Random, number: int, longest: float, *m
     return process.returncode, said
 
 
-def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes] | None:
-    """Damages a random file that a later stage may read; returns it and what it held."""
+def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes, bytes] | None:
+    """Damages a random file that a later stage may read; returns it, what it held and what it holds."""
     files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.stat().st_size]
     files = [p for p in files if not any(part in str(p.relative_to(folder)) for part in NEVER_READ)]
     if not files:
@@ -75,16 +81,19 @@ def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes] | 
     data = path.read_bytes()
     where = rng.randrange(len(data))
     flipped = data[:where] + bytes([data[where] ^ 1 << rng.randrange(8)]) + data[where + 1 :]
-    path.write_bytes(flipped if kind == 'flip' else data[:where])
-    return path, data
+    after = flipped if kind == 'flip' else data[:where]
+    path.write_bytes(after)
+    return path, data, after
 
 
 def signalled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
-    """Breaks a run off by a signal; returns what is wrong, '' where nothing is."""
+    """Breaks a run off by a signal."""
     number = SIGNALS[kind]
     status, said = broken_off(folder, rng, number, longest, redo)
     # 128 + number once all was saved; -number where the signal came before its handler was there, or has none.
-    return '' if status in (0, -number, 128 + number) else f'status {status} after {kind}: {said[-500:]}'
+    if status not in (0, -number, 128 + number):
+        raise Defect(f'status {status} after {kind}: {said[-500:]}')
+    return 'ended before' if status == 0 else f'status {status}'
 
 
 def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
@@ -92,20 +101,22 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
     broken_off(folder, rng, signal.SIGKILL, longest, redo)
     hit = damage(folder, rng, kind)
     if hit is None:
-        return ''
-    path, before = hit
+        return 'no file'
+    path, before, after = hit
     process = start(folder)
     said = process.communicate(timeout=300)[1]
+    status, where = process.returncode, path.relative_to(folder)
+    if status == 0:
+        if path.exists() and path.read_bytes() == after:
+            path.write_bytes(before)
+            return 'not read again'
+        return 'made again'
     named = path.name.split('.')[0], 'checkpoints', 'damaged'  # orbax names the checkpoint, not its file
-    if process.returncode == 2 and 'Traceback' not in said and any(name in said for name in named):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(before)
-        return ''
-    if process.returncode == 0:
-        if path.exists() and path.read_bytes() != before and len(path.read_bytes()) <= len(before):
-            path.write_bytes(before)  # it was not read again
-        return ''
-    return f'status {process.returncode} after {kind} of {path.relative_to(folder)}: {said[-500:]}'
+    if status != 2 or 'Traceback' in said or not any(name in said for name in named):
+        raise Defect(f'status {status} after {kind} of {where}: {said[-500:]}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(before)
+    return f'refused: {where.parts[0]}'
 
 
 def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
@@ -119,53 +130,61 @@ def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: st
         try:
             copy = shutil.copytree(folder, disk / 'run')
         except shutil.Error:
-            return ''  # block sizes: full before the run began
+            return 'full before it began'
         process = start(copy, redo)
         said = process.communicate(timeout=300)[1]
-        wrong = process.returncode not in (0, 1) or 'Traceback' in said
+        if process.returncode not in (0, 1) or 'Traceback' in said:
+            raise Defect(f'status {process.returncode} on a full disk: {said[-500:]}')
         shutil.rmtree(folder)
         shutil.copytree(copy, folder)
-        return f'status {process.returncode} on a full disk: {said[-500:]}' if wrong else ''
+        return 'stopped: full' if process.returncode else 'room enough'
     finally:
         subprocess.run(['umount', disk], check=False)
         disk.rmdir()
 
 
 def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
-    """Runs two processes and kills one of them; the other must end by itself."""
+    """Runs two processes and kills or stops one of them; the other must end by itself."""
     place = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2']
     pair = [start(folder, redo, *place, f'--process_index={index}') for index in range(2)]
     time.sleep(rng.uniform(0.5, 2 * longest))
-    victim = rng.randrange(2)
-    pair[victim].kill()
-    pair[victim].communicate()
+    victim, other = rng.sample(pair, 2)
+    victim.send_signal(signal.SIGSTOP if kind == 'hung' else signal.SIGKILL)
     begun = time.monotonic()
-    said = pair[1 - victim].communicate(timeout=200)[1]
-    status, seconds = pair[1 - victim].returncode, time.monotonic() - begun
-    if status in (0, 1, 2, -signal.SIGABRT) and seconds < 100:
-        return ''
-    return f'status {status} {seconds:.0f} s after its peer was killed: {said[-500:]}'
+    try:
+        said = other.communicate(timeout=200)[1]
+    finally:
+        victim.kill()
+        victim.communicate()
+    status, seconds = other.returncode, time.monotonic() - begun
+    if status not in (0, 1, 2, -signal.SIGABRT) or seconds > 100:
+        raise Defect(f'status {status} {seconds:.0f} s after {kind}: {said[-500:]}')
+    return 'ended before' if status == 0 else f'status {status} within {10 * math.ceil(seconds / 10)} s'
 
 
-FAULTS = dict.fromkeys(SIGNALS, signalled) | {'flip': damaged, 'truncate': damaged, 'full': filled, 'peer': left_alone}
+FAULTS = dict.fromkeys(SIGNALS, signalled)
+FAULTS |= {'flip': damaged, 'truncate': damaged, 'full': filled, 'peer': left_alone, 'hung': left_alone}
 
 
-def cycle(reference: Path, rng: random.Random, kind: str, longest: float) -> dict[str, object]:
+def cycle(reference: Path, rng: random.Random, kind: str, longest: float) -> dict[str, str]:
     """Breaks a copy of the reference, has it mended, and compares; returns a record of the log."""
     stage = rng.choice(STAGES)
+    longest *= 1 - STAGES.index(stage) / len(STAGES)
+    record = {'kind': kind, 'stage': stage, 'seen': '', 'defect': ''}
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(shutil.copytree(reference, Path(parent) / 'run'))
-        wrong = FAULTS[kind](folder, rng, kind, longest, f'--redo={stage}')
-        if not wrong:
-            # What was broken off before it discarded anything is asked for once more.
+        try:
+            record['seen'] = FAULTS[kind](folder, rng, kind, longest, f'--redo={stage}')
             process = start(folder)
             said = process.communicate(timeout=300)[1]
             if process.returncode:
-                wrong = f'status {process.returncode} in the end: {said[-500:]}'
-        if not wrong and kind != 'peer':
+                raise Defect(f'status {process.returncode} in the end: {said[-500:]}')
             differ = [name for name in STAGES if outcome(folder, name) != outcome(reference, name)]
-            wrong = f'other results of {differ}' if differ else ''
-    return {'kind': kind, 'stage': stage, 'wrong': wrong}
+            if differ and FAULTS[kind] is not left_alone:
+                raise Defect(f'other results of {differ}')
+        except Defect as defect:
+            record['defect'] = str(defect)
+    return record
 
 
 def main() -> int:
@@ -176,7 +195,7 @@ def main() -> int:
     parser.add_argument('--kinds', default=','.join(FAULTS), help='of faults, separated by commas')
     parser.add_argument('--log', type=Path, help='a JSON object a cycle is appended to it')
     given = parser.parse_args()
-    kinds, counts, defects = given.kinds.split(','), collections.Counter(), 0
+    kinds, records = given.kinds.split(','), []
     os.environ |= {'JAX_PLATFORMS': 'cpu'}
     with tempfile.TemporaryDirectory() as parent:
         reference = Path(parent) / 'reference'
@@ -187,15 +206,20 @@ def main() -> int:
         longest = time.monotonic() - begun  # of a whole run, its programs compiled before
         for number in range(given.cycles):
             rng = random.Random(f'{given.seed}-{number}')
-            record = {'cycle': number} | cycle(reference, rng, kinds[number % len(kinds)], longest)
-            skipped = str(record['wrong']).startswith('skipped')
-            counts[f'{record["kind"]}{", skipped" if skipped else ""}'] += 1
-            defects += bool(record['wrong']) and not skipped
+            record = cycle(reference, rng, kinds[number % len(kinds)], longest)
+            records.append(record)
             if given.log:
                 with open(given.log, 'a') as file:
-                    file.write(json.dumps(record) + '\n')
+                    file.write(json.dumps({'cycle': number} | record) + '\n')
             print(f'{number + 1}/{given.cycles}', record, flush=True)
-    print(f'{given.cycles} cycles, {defects} defects; ' + ', '.join(f'{n} {kind}' for kind, n in counts.items()))
+    counts = collections.Counter(
+        (record['kind'], record['defect'] and 'DEFECT' or record['seen']) for record in records
+    )
+    print('\n| what was done | what was seen | cycles |\n|---|---|---|')
+    for (kind, seen), n in sorted(counts.items()):
+        print(f'| {kind} | {seen} | {n} |')
+    defects = sum(bool(record['defect']) for record in records)
+    print(f'\n{given.cycles} cycles, {defects} defects')
     return int(defects > 0)
 
 
