@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Breaks a run over and over, at random, and checks that it ends as if nothing had been, or says why it cannot.
 
-    python tests/torture.py --cycles=200 [--seed=0] [--log=torture.jsonl]
+    python tests/torture.py --cycles=200 [--seed=0] [--kinds=kill,full,hung] [--log=torture.jsonl]
 
 Each cycle takes a copy of a finished run of the preset `tiny`, discards a random stage with all that was built on it,
 and while it is done again, does one of these:
@@ -192,7 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cycles', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--kinds', default=','.join(FAULTS), help='of faults, separated by commas')
+    parser.add_argument('--kinds', default=','.join(FAULTS), help='of faults, in turn, separated by commas')
     parser.add_argument('--log', type=Path, help='a JSON object a cycle is appended to it')
     given = parser.parse_args()
     kinds, records = given.kinds.split(','), []
