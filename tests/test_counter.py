@@ -8,13 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from namm_jax.constraints.count import count
 from namm_jax.counting import classical_count
 from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
-from namm_jax.networks.counter import Counter, DensityCounter
-from namm_jax.train.counter import turned
+from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
+from namm_jax.train.counter import source_map, turned
 from namm_jax.types import Constraint
 
 PROBLEM = GalaxyProblem(points=8, count=2)
@@ -60,19 +61,48 @@ def test_density_counter_is_the_sum_of_its_density_at_any_size():
     params = init(network, 1, 8, 8, 1)
     zero = jax.tree.map(jnp.zeros_like, params)
     for height, width in ((8, 8), (4, 12)):
-        pixels = height * width // 4
+        cells = height * width // 16
         x = jax.random.normal(jax.random.key(1), (3, height, width, 1))
-        np.testing.assert_allclose(network.apply({'params': zero}, x), math.log(2) * pixels, rtol=1e-6)
+        np.testing.assert_allclose(network.apply({'params': zero}, x), math.log(2) * cells, rtol=1e-6)
         counts = network.apply({'params': params}, x)
         chex.assert_shape(counts, (3,))
         assert (counts > 0).all() and float(jnp.ptp(counts)) > 0
 
 
 def test_density_counter_starts_at_a_few_objects_an_image():
-    network = DensityCounter()
-    x = jnp.zeros((1, 16, 16, 1))
-    # Every feature of a black image is 0: softplus(-4) = 0.01815 at each of 4x4 pixels, so 4.6 at 64x64.
-    np.testing.assert_allclose(network.apply({'params': init(network, *x.shape)}, x), 16 * 0.01815, rtol=1e-3)
+    x = jnp.zeros((1, 16, 16, 1))  # every feature of a black image is 0
+    np.testing.assert_allclose(DensityCounter().apply({'params': init(DensityCounter(), *x.shape)}, x), 8, rtol=1e-4)
+
+
+def test_huber_is_that_of_optax():
+    count, sources = jnp.linspace(0, 4, 9), jnp.ones((9, 2, 1, 1))
+    np.testing.assert_allclose(huber(count, sources), optax.huber_loss(count, 2.0 + 0 * count, delta=0.5), atol=1e-6)
+
+
+def test_misplacement_is_least_at_the_mean_of_images_that_look_alike():
+    inside = jnp.asarray(np.random.default_rng(0).poisson(0.7, (50, 2, 3, 1)), jnp.float32)
+    loss = lambda density: misplacement(jnp.broadcast_to(density, inside.shape), inside).mean()
+    np.testing.assert_allclose(jax.grad(loss)(inside.mean(0)), 0, atol=1e-5)
+    assert (jnp.diag(jax.hessian(loss)(inside.mean(0)).reshape(6, 6)) > 0).all()
+
+
+def test_sources_teach_their_places():
+    """Moving an object to another cell changes the loss of the density, and not that of the count alone."""
+    x = jax.random.uniform(jax.random.key(0), (1, 8, 8, 1))
+    here, near, there = (jnp.zeros((1, 8, 8, 1)).at[0, i, 1].set(1) for i in (0, 3, 4))
+    for network, moves in ((Counter(filters=(2,), hidden=3), False), (DensityCounter(channels=(2, 2)), True)):
+        params = init(network, *x.shape)
+        loss = lambda sources, n=network, p=params: float(n.apply({'params': p}, x, sources, method='loss')[0])
+        assert loss(here) == loss(near)  # one cell
+        assert (loss(there) != loss(here)) == moves
+
+
+def test_source_map_holds_each_source_at_its_pixel():
+    centres = jnp.array([[[0, 3], [2, 1], [-1, -1]], [[2, 1], [2, 1], [3, 0]]], jnp.float32)[..., None]
+    expected = np.zeros((2, 4, 4, 1))
+    expected[0, 0, 3] = expected[0, 2, 1] = expected[1, 3, 0] = 1
+    expected[1, 2, 1] = 2
+    np.testing.assert_array_equal(source_map(centres, 4), expected)
 
 
 @pytest.mark.parametrize(('network', 'factor'), [(Counter(), 4), (DensityCounter(), 4), (Counter(filters=(1,)), 2)])

@@ -122,8 +122,8 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
 def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
     """Runs on a disk with little room left, until it is full; then there is room again."""
     disk = Path(tempfile.mkdtemp())
-    used = sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
-    size = used // 1024 + rng.randrange(64, 2048)
+    used = sum(4 * math.ceil(p.stat().st_size / 4096) if p.is_file() else 4 for p in folder.rglob('*'))
+    size = used + rng.randrange(16, 800)
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'tmpfs', disk], capture_output=True).returncode:
         return 'skipped: no leave to mount a tmpfs'
     try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from namm_jax.per_sample import broadcast
 from namm_jax.types import Fields, Metrics
@@ -76,7 +76,7 @@ def gauss_newton_projection(
     def improve(carry: tuple[Array, _Iterate]) -> tuple[Array, _Iterate]:
         count, now = carry
         active = _mean_abs(now.residual) > tolerance
-        new = _gauss_newton_step(flat, x_0, now, cg_iterations, cg_tolerance)
+        new = _gauss_newton_step(flat, x_0, now, active, cg_iterations, cg_tolerance)
         return count + 1, jax.tree.map(lambda a, b: jnp.where(broadcast(active, a), a, b), new, now)
 
     r = flat(x_0)
@@ -86,17 +86,23 @@ def gauss_newton_projection(
 
 
 def _gauss_newton_step(
-    flat: Callable[[Array], Array], x_0: Fields, now: _Iterate, cg_iterations: int, cg_tolerance: float
+    flat: Callable[[Array], Array],
+    x_0: Fields,
+    now: _Iterate,
+    active: Bool[Array, ' b'],
+    cg_iterations: int,
+    cg_tolerance: float,
 ) -> _Iterate:
-    """Returns the next iterate of `gauss_newton_projection`."""
+    """Returns the next iterate of `gauss_newton_projection` for the samples that are active; of others, anything."""
     value, jacobian = jax.linearize(flat, now.x)
     transpose = jax.linear_transpose(jacobian, now.x)
     multipliers = _conjugate_gradients(
         lambda v: jacobian(*transpose(v)),
         -(value + jacobian(x_0 - now.x)),
         now.multipliers,
-        target=cg_tolerance * jnp.linalg.norm(value, axis=1),
-        max_iterations=cg_iterations,
+        target=jnp.where(active, cg_tolerance * jnp.linalg.norm(value, axis=1), jnp.inf),
+        # They end after as many steps as there are unknowns; rounding may ask for more, but not without end.
+        max_iterations=min(cg_iterations, 2 * value.shape[1]),
     )
     x = x_0 + transpose(multipliers)[0]
     return _Iterate(x, flat(x), multipliers, now.iterations + 1)

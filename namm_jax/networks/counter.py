@@ -1,6 +1,7 @@
 """Networks that count: an image in, a number out. Two of them, unlike in build, so that one can check the other.
 
-Both compute in the type of their input, half precision raised to float32; parameters stay float32.
+Both compute in the type of their input, half precision raised to float32; parameters stay float32. Each has the `loss`
+that its output can be trained by: the positions of the objects teach more than their number, if the output has a place.
 """
 
 import math
@@ -12,7 +13,8 @@ from jax.typing import DTypeLike
 
 from namm_jax.networks.convolution import Conv, space_to_depth
 
-START_DENSITY = -4.0  # softplus of it is 0.018 objects a pixel, some 5 to 20 in an image: near what is to be counted
+START_COUNT = 8.0  # objects in an image of the size that the network is initialised with
+LEAST_DENSITY = 1e-6  # objects in a cell, in logarithms: so that none is minus infinity
 
 
 def _conv(features: int, dtype: DTypeLike) -> Conv:
@@ -23,6 +25,28 @@ def _average_pool(h: jax.Array) -> jax.Array:
     """Returns the means of blocks of 2x2 pixels, `(b, h / 2, w / 2, c)`."""
     b, height, width, c = h.shape
     return h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
+
+
+def huber(count: jax.Array, sources: jax.Array) -> jax.Array:
+    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given where objects are `(b, h, w, 1)`.
+
+    The best guess for an ambiguous image is then near its median count, as the mean absolute error asks.
+    """
+    error = jnp.abs(count - sources.sum((1, 2, 3)))
+    quadratic = jnp.minimum(error, 0.5)
+    return quadratic * (error - quadratic / 2)
+
+
+def misplacement(density: jax.Array, inside: jax.Array) -> jax.Array:
+    """Returns how unlikely objects are where they are, `sum d - n log d` over cells, that of a Poisson process, `(b,)`.
+
+    Over images that look alike its mean is least where d is the mean of n, and then the sum of d is the mean count.
+
+    Args:
+        density: d, the objects expected in each cell `(b, h, w, 1)`, >= 0.
+        inside: n, the objects in each cell `(b, h, w, 1)`.
+    """
+    return (density - inside * jnp.log(density + LEAST_DENSITY)).sum((1, 2, 3))
 
 
 def _prepare(x: jax.Array, factor: int) -> jax.Array:
@@ -61,31 +85,53 @@ class Counter(nn.Module):
         h = nn.relu(nn.Dense(self.hidden, dtype=h.dtype)(h))
         return nn.Dense(1, dtype=h.dtype)(h)[:, 0]
 
+    def loss(self, x: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns Huber's loss of the count `(b,)`; `sources (b, h, w, 1)` are the objects at each pixel."""
+        return huber(self(x), sources)
+
 
 class DensityCounter(nn.Module):
     """Maps images `(b, h, w, c)` to counts `(b,)`, the integral of a density: convolutions only, any image size.
 
-    Two 3x3 convolutions at each resolution; the mean over the image, added to every pixel, tells how strong the
-    noise is against the sources; the density is softplus of a linear map of each pixel, and the count its sum. It is
-    positive.
+    The image is folded into cells of 2x2 pixels, and those again for each further resolution; at each of them 3x3
+    convolutions with skips. The mean over the image, added to every cell, tells how strong the noise is against the
+    sources; the density is softplus of a linear map of each cell, and the count its sum. It is positive.
 
     Attributes:
-        channels: width at each resolution, each half the one before it; the density has the last one.
+        channels: width at each resolution, each half the one before it, the first half the image's.
+        convolutions: at each resolution.
 
-    Reference: counting as the integral of a density, Lempitsky & Zisserman, NeurIPS 2010.
+    References:
+        Lempitsky & Zisserman, NeurIPS 2010: counting as the integral of a density.
+        Daley & Vere-Jones, An Introduction to the Theory of Point Processes, section 7.1: the likelihood.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (48, 64)
+    convolutions: int = 3
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = _prepare(x, 2 ** (len(self.channels) - 1))
+    def density(self, x: jax.Array) -> jax.Array:
+        """Returns how many objects are expected in each cell, `(b, h / 2^n, w / 2^n, 1)` for n resolutions."""
+        h = _prepare(x, 2 ** len(self.channels))
         dtype = h.dtype
-        for i, features in enumerate(self.channels):
-            if i:
-                h = nn.Dense(features, dtype=dtype)(space_to_depth(h, 2))
-            for _ in range(2):
-                h = nn.swish(_conv(features, dtype)(h))
+        for features in self.channels:
+            h = nn.Dense(features, dtype=dtype)(space_to_depth(h, 2))
+            for _ in range(self.convolutions):
+                h = h + nn.swish(_conv(features, dtype)(h))
         h = nn.swish(h + nn.Dense(h.shape[-1], dtype=dtype)(h.mean((1, 2)))[:, None, None])
-        density = nn.Dense(1, bias_init=nn.initializers.constant(START_DENSITY), dtype=dtype)(h)
-        return nn.softplus(density).sum((1, 2, 3))
+        start = math.log(math.expm1(START_COUNT / math.prod(h.shape[1:3])))  # the inverse of softplus
+        return nn.softplus(nn.Dense(1, bias_init=nn.initializers.constant(start), dtype=dtype)(h))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.density(x).sum((1, 2, 3))
+
+    def loss(self, x: jax.Array, sources: jax.Array) -> jax.Array:
+        """Returns Huber's loss of the count plus the misplacement of the density, `(b,)`.
+
+        Args:
+            x: images `(b, h, w, c)`.
+            sources: the objects at each pixel `(b, h, w, 1)`.
+        """
+        density = self.density(x)
+        inside = space_to_depth(sources, 2 ** len(self.channels)).sum(-1, keepdims=True)
+        return huber(density.sum((1, 2, 3)), sources) + misplacement(density, inside)

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax.counting import classical_count
-from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
+from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies, sample_sources
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
@@ -37,10 +36,10 @@ def _init(config: ConfigDict) -> Callable[[Key], Params]:
 
 
 def counter_task(config: ConfigDict, steps: int) -> Task:
-    """Returns the training of both networks, batches `{'x': images, 'count': (b, 1, 1, 1)}`.
+    """Returns the training of both networks, batches `{'x': images, 'centres': (b, k, 2, 1)}`.
 
-    The loss is Huber's, quadratic below half a source: the best guess of an ambiguous image is near its median count,
-    as the mean absolute error asks. Each image is turned into one of its 8 mirror images, which are as likely as it is.
+    Each network has a loss of its own. Every image is turned into one of its 8 mirror images, which are as likely as it
+    is, and where its sources are with it.
 
     Args:
         config: a config with the section `counter`.
@@ -49,13 +48,22 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
     nets = tasks.make_counters(config)
 
     def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
-        x, count = turned(key, batch['x']) if train else batch['x'], batch['count'].ravel()
-        counts = {name: net.apply({'params': params[name]}, x) for name, net in nets.items()}
-        terms = {name: optax.huber_loss(guess, count, delta=0.5).mean() for name, guess in counts.items()}
+        both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
+        x, sources = jnp.split(turned(key, both) if train else both, [-1], -1)
+        terms = {name: net.apply({'params': params[name]}, x, sources, method='loss') for name, net in nets.items()}
+        terms = {name: values.mean() for name, values in terms.items()}
         return sum(terms.values()), terms
 
     optimizers = {name: tasks.make_optimizer(config.counter.optimizer, steps) for name in nets}
     return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
+
+
+def source_map(centres: Array, points: int) -> Array:
+    """Returns the sources at each pixel `(b, points, points, 1)`, from rows and columns `(b, k, 2, 1)`, -1 for none."""
+    centres = jnp.where(centres < 0, points, centres).astype(jnp.int32)  # outside of the image, where they are dropped
+    image = jnp.arange(len(centres))[:, None]
+    empty = jnp.zeros((len(centres), points, points, 1), jnp.float32)
+    return empty.at[image, centres[:, :, 0, 0], centres[:, :, 1, 0]].add(1, mode='drop')
 
 
 def turned(key: Key, x: Array) -> Array:
@@ -69,36 +77,38 @@ def turned(key: Key, x: Array) -> Array:
 def train_counters(experiment: Experiment) -> dict[str, Any]:
     """Trains the counting networks; returns their mean absolute errors on held-out images, and the classical one's."""
     config, section = experiment.config, experiment.config.counter
-    x, count = _images(experiment)
-    held = slice(section.samples, None)
+    x, centres = _images(experiment)
+    splits = slice(section.samples), slice(section.samples, None)
+    batches, held_out = ({'x': x[split], 'centres': centres[split]} for split in splits)
     fitted = train(
-        experiment, 'counter', counter_task(config, steps_of(config, 'counter')),
-        {'x': x[: section.samples], 'count': count[: section.samples]}, {'x': x[held], 'count': count[held]},
+        experiment, 'counter', counter_task(config, steps_of(config, 'counter')), batches, held_out,
         batch_size=section.batch_size, optimizer=section.optimizer,
     )  # fmt: skip
-    counts = counted(experiment, x[held])
-    errors = {name: float(np.abs(values - count[held].ravel()).mean()) for name, values in counts.items()}
+    count = (held_out['centres'][:, :, 0, 0] >= 0).sum(1)
+    counts = counted(experiment, held_out['x'])
+    errors = {name: float(np.abs(values - count).mean()) for name, values in counts.items()}
     return {'training_seconds': fitted.seconds, 'mean_absolute_error': errors}
 
 
 def _images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
-    """Returns training and held-out images and their numbers of sources `(n, 1, 1, 1)`, from disk if they are there."""
+    """Returns training and held-out images, and where their sources are `(n, k, 2, 1)`, from disk if they are there."""
     config, folder = experiment.config, experiment.run.directory / 'counter'
-    section, paths = config.counter, [folder / 'images.npy', folder / 'counts.npy']
+    section, paths = config.counter, [folder / 'images.npy', folder / 'centres.npy']
     if not from_first(lambda: all(path.exists() for path in paths)):
         problem = GalaxyProblem(points=config.data.points, count=(0, section.most))
-        sample = jax.jit(lambda keys: sample_galaxies_with_counts(keys, problem=problem))
+        sample = jax.jit(lambda keys: (sample_galaxies(keys, problem=problem), *sample_sources(keys, problem=problem)))
         parts, n = [], section.samples + section.held_out
         with Bar('counter: images', n, unit='image') as bar:
             for start in range(0, n, CHUNK):
                 experiment.pause()
-                images, counts = sample(experiment.keys('counter', start, CHUNK))
-                parts.append((np.asarray(images), np.asarray(counts, np.float32).reshape(-1, 1, 1, 1)))
+                images, sources, _ = sample(experiment.keys('counter', start, CHUNK))
+                centres = np.where(sources.peaks[..., None] > 0, sources.centres, -1)
+                parts.append((np.asarray(images), centres[..., None].astype(np.float32)))
                 bar.update(min(start + CHUNK, n))
         for path, arrays in zip(paths, zip(*parts, strict=True), strict=True):
             save_array(path, np.concatenate(arrays)[:n])
-    images, counts = (dataset.read_fields(path) for path in paths)
-    return images, counts
+    images, centres = (dataset.read_fields(path) for path in paths)
+    return images, centres
 
 
 def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
 
 # The other of the two counts beside the constraint's, to see samples that fool it.
 COUNTERS: dict[str, Callable[[ConfigDict], Any]] = {
-    'density': lambda section: DensityCounter(channels=tuple(section.channels)),
+    'density': lambda section: DensityCounter(tuple(section.channels), section.convolutions),
     'dense': lambda section: Counter(filters=tuple(section.filters), hidden=section.hidden),
 }
 
