@@ -10,11 +10,14 @@ QUICK = {
     'finetune.lambda_constr': 0.02,
     'score.fold': 4,
     # In 20 minutes on 2 cores; images of 64x64 cost four times those of the other configs.
-    'counter.steps': 4000,
-    'mirror.steps': 900,
-    'mdm.steps': 1800,
-    'finetune.steps': 900,
-    'dm.steps': 6000,
+    'counter.samples': 20_000,
+    'counter.filters': (16, 32),
+    'counter.hidden': 128,
+    'counter.steps': 4500,
+    'mirror.steps': 600,
+    'mdm.steps': 1300,
+    'finetune.steps': 600,
+    'dm.steps': 4100,
     'assimilate.noise_std': 0.05,  # half the standard deviation of the images
 }
 

@@ -49,7 +49,8 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
 
     def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
         both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
-        x, sources = jnp.split(turned(key, both) if train else both, [-1], -1)
+        both = turned(key, both) if train else both
+        x, sources = both[..., :-1], both[..., -1:]
         terms = {name: net.apply({'params': params[name]}, x, sources, method='loss') for name, net in nets.items()}
         terms = {name: values.mean() for name, values in terms.items()}
         return sum(terms.values()), terms
