@@ -193,9 +193,9 @@ def main() -> int:
     parser.add_argument('--cycles', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--kinds', default=','.join(FAULTS), help='of faults, in turn, separated by commas')
-    parser.add_argument('--log', type=Path, help='a JSON object a cycle is appended to it')
+    parser.add_argument('--log', type=Path, help='a JSON object a cycle is appended to it; those there are done')
     given = parser.parse_args()
-    kinds, records = given.kinds.split(','), []
+    kinds, records = given.kinds.split(','), read(given.log)
     os.environ |= {'JAX_PLATFORMS': 'cpu'}
     with tempfile.TemporaryDirectory() as parent:
         reference = Path(parent) / 'reference'
@@ -204,7 +204,7 @@ def main() -> int:
         again = Path(shutil.copytree(reference, Path(parent) / 'again'))
         subprocess.run(command(again, f'--redo={STAGES[0]}'), check=True, capture_output=True)
         longest = time.monotonic() - begun  # of a whole run, its programs compiled before
-        for number in range(given.cycles):
+        for number in range(len(records), given.cycles):
             rng = random.Random(f'{given.seed}-{number}')
             record = cycle(reference, rng, kinds[number % len(kinds)], longest)
             records.append(record)
@@ -212,15 +212,22 @@ def main() -> int:
                 with open(given.log, 'a') as file:
                     file.write(json.dumps({'cycle': number} | record) + '\n')
             print(f'{number + 1}/{given.cycles}', record, flush=True)
-    counts = collections.Counter(
-        (record['kind'], record['defect'] and 'DEFECT' or record['seen']) for record in records
-    )
-    print('\n| what was done | what was seen | cycles |\n|---|---|---|')
-    for (kind, seen), n in sorted(counts.items()):
-        print(f'| {kind} | {seen} | {n} |')
-    defects = sum(bool(record['defect']) for record in records)
-    print(f'\n{given.cycles} cycles, {defects} defects')
-    return int(defects > 0)
+    print(f'\n{summary(records)}')
+    return int(any(record['defect'] for record in records))
+
+
+def read(log: Path | None) -> list[dict[str, str]]:
+    """Returns the records of a log, none where there is none."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+
+
+def summary(records: list[dict[str, str]]) -> str:
+    """Returns a table of what was done and what was seen."""
+    counts = collections.Counter((each['kind'], 'DEFECT' if each['defect'] else each['seen']) for each in records)
+    rows = [f'| {kind} | {seen} | {n} |' for (kind, seen), n in sorted(counts.items())]
+    defects = sum(bool(each['defect']) for each in records)
+    head = ['| what was done | what was seen | cycles |', '|---|---|---|']
+    return '\n'.join([*head, *rows, '', f'{len(records)} cycles, {defects} defects'])
 
 
 if __name__ == '__main__':
