@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from namm_jax.per_sample import broadcast
+from namm_jax.per_sample import axes, broadcast
 from namm_jax.types import Fields, Metrics
 
 
@@ -94,18 +94,30 @@ def _gauss_newton_step(
     cg_tolerance: float,
 ) -> _Iterate:
     """Returns the next iterate of `gauss_newton_projection` for the samples that are active; of others, anything."""
-    value, jacobian = jax.linearize(flat, now.x)
-    transpose = jax.linear_transpose(jacobian, now.x)
+    value, jacobian, transpose = _linearised(flat, now.x)
     multipliers = _conjugate_gradients(
-        lambda v: jacobian(*transpose(v)),
+        lambda v: jacobian(transpose(v)),
         -(value + jacobian(x_0 - now.x)),
         now.multipliers,
         target=jnp.where(active, cg_tolerance * jnp.linalg.norm(value, axis=1), jnp.inf),
         # They end after as many steps as there are unknowns; rounding may ask for more, but not without end.
         max_iterations=min(cg_iterations, 2 * value.shape[1]),
     )
-    x = x_0 + transpose(multipliers)[0]
+    x = x_0 + transpose(multipliers)
     return _Iterate(x, flat(x), multipliers, now.iterations + 1)
+
+
+def _linearised(
+    flat: Callable[[Array], Array], x: Fields
+) -> tuple[Float[Array, 'b m'], Callable[[Fields], Array], Callable[[Array], Fields]]:
+    """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`. A Jacobian of one row a sample is that row, found once."""
+    value, pull = jax.vjp(flat, x)
+    if value.shape[1] == 1:
+        (row,) = pull(jnp.ones_like(value))
+        return value, lambda dx: jnp.sum(row * dx, axes(x))[:, None], lambda v: broadcast(v[:, 0], row) * row
+    value, jacobian = jax.linearize(flat, x)
+    transposed = jax.linear_transpose(jacobian, x)
+    return value, jacobian, lambda v: transposed(v)[0]
 
 
 def _conjugate_gradients(
