@@ -120,6 +120,7 @@ def test_projection_by_one_row_is_that_by_a_matrix():
     x = jax.random.normal(jax.random.key(4), (3, 2, 2, 1))
     once = lambda x: (jnp.array([1.0, 1.1, 1.2, 1.3]).reshape(2, 2, 1) * x**2).sum((1, 2, 3))[:, None] - 1
     twice = lambda x: jnp.concatenate([once(x), once(x)], 1)
+    x = x / jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
     ours, theirs = (gauss_newton_projection(residual, x, cg_tolerance=1e-4)[0] for residual in (once, twice))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert float(jnp.abs(once(ours)).max()) < 1e-6

@@ -1,5 +1,6 @@
 """Faults of files and disks, as a user meets them: one message that names the file, no traceback, nothing redone."""
 
+import contextlib
 import json
 import resource
 import shutil
@@ -102,6 +103,28 @@ def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(run
         assert launch(TINY, f'--workdir={run}', '--stages=mirror') == 0
     assert 'mirror: going on' in capsys.readouterr().err
     assert leaves(run, 'mirror', 12) == leaves(tiny_run, 'mirror', 12)
+
+
+@pytest.mark.parametrize('missing', [False, True])
+def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys, missing):
+    """The state before it is whole, but samples of it would be those of a shorter training."""
+    before, last = sorted((run / 'dm/checkpoints').iterdir(), key=lambda path: int(path.name))
+    if missing:
+        shutil.rmtree(last)
+    else:
+        flip(last / 'meta/metadata')
+    unfinished(run, 'sample')
+    for path in (run / 'sample').iterdir():
+        path.unlink()
+    with (
+        contextlib.nullcontext()
+        if missing
+        else pytest.warns(RuntimeWarning, match=f'checkpoints/{last.name} is damaged')
+    ):
+        assert launch(TINY, f'--workdir={run}', '--stages=sample') == 2
+    expected = f'dm/checkpoints: got checkpoint {before.name}, expected an intact checkpoint {last.name}'
+    assert expected in capsys.readouterr().err
+    assert not (run / 'sample/dm.npy').exists()
 
 
 @pytest.mark.parametrize('stage', ['mirror', pytest.param('dm', marks=pytest.mark.slow)])

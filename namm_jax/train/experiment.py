@@ -212,16 +212,17 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
         target: the part, as a pytree of shapes and dtypes: `jax.eval_shape(...)`.
 
     Raises:
-        ValueError: naming the folder, if there is no intact checkpoint.
+        ValueError: naming the folder, if its last checkpoint is damaged or missing.
     """
-    whole = replicated(experiment.local_mesh)
+    whole, steps = replicated(experiment.local_mesh), steps_of(experiment.config, stage)
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target)
     with experiment.checkpoints(stage) as checkpoints:
         restored = checkpoints.restore(target, part=True)
-    if restored is None:
+    if restored is None or restored.step != steps:
+        got = 'no checkpoint' if restored is None else f'checkpoint {restored.step}'
         raise ValueError(
-            f'{checkpoints.directory}: got no checkpoint, expected those of the finished stage {stage}; restore the '
-            f'folder from a copy, or discard the stage with --redo={stage}'
+            f'{checkpoints.directory}: got {got}, expected an intact checkpoint {steps}, the last of the stage '
+            f'{stage}, which is finished; restore the folder from a copy, or discard the stage with --redo={stage}'
         )
     return restored.state
 
