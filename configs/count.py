@@ -17,7 +17,7 @@ QUICK = {
     'mirror.steps': 600,
     'mdm.steps': 1300,
     'finetune.steps': 600,
-    'dm.steps': 4100,
+    'dm.steps': 5400,
     'assimilate.noise_std': 0.05,  # half the standard deviation of the images
 }
 
