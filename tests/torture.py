@@ -109,8 +109,8 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
     if status == 0:
         if path.exists() and path.read_bytes() == after:
             path.write_bytes(before)
-            return 'not read again'
-        return 'made again'
+            return f'not read again: {where.parts[0]}'
+        return f'made again: {where.parts[0]}'
     named = path.name.split('.')[0], 'checkpoints', 'damaged'  # orbax names the checkpoint, not its file
     if status != 2 or 'Traceback' in said or not any(name in said for name in named):
         raise Defect(f'status {status} after {kind} of {where}: {said[-500:]}')
@@ -181,7 +181,7 @@ def cycle(reference: Path, rng: random.Random, kind: str, longest: float) -> dic
                 raise Defect(f'status {process.returncode} in the end: {said[-500:]}')
             differ = [name for name in STAGES if outcome(folder, name) != outcome(reference, name)]
             if differ and FAULTS[kind] is not left_alone:
-                raise Defect(f'other results of {differ}')
+                raise Defect(f'other results of {differ}; {record["seen"]}')
         except Defect as defect:
             record['defect'] = str(defect)
     return record
