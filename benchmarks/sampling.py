@@ -9,12 +9,9 @@ finetuned inverse map). The initial noise is the same for all. Compilation is no
 """
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,24 +29,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def one_call(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Returns the median seconds of a call, after one to compile."""
-    import jax
-
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
 def main() -> None:
     arguments = parse()
     configure_jax()
     import jax
     import numpy as np
 
+    from benchmarks.train_step import measured
     from namm_jax.train import tasks
     from namm_jax.train.command import open_experiment
     from namm_jax.train.experiment import finetuned_parameters, make_draw, score_parameters
@@ -66,7 +52,8 @@ def main() -> None:
         call = jax.jit(lambda score, z: parameterisation.denoiser(tasks.bind_score(network, score))(z, sigma))
         noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.family.shape))
         noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
-        alone, seconds, rows = one_call(lambda: call(score, noise)), {}, []
+        alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
+        seconds, rows = {}, []
         for choice in arguments.samplers.split(','):
             name, steps = choice.split(':')
             config.sample.sampler, config.sample.steps = name, int(steps)
@@ -75,7 +62,7 @@ def main() -> None:
             z = jax.block_until_ready(draw(score, keys))
             seconds[choice] = time.perf_counter() - start
             distances = np.asarray(distance(z))
-            times = seconds[choice] / experiment.calls() / alone
+            times = 1e3 * seconds[choice] / experiment.calls() / alone
             rows.append((choice, experiment.calls(), seconds[choice], times, distances.mean(), np.median(distances)))
             print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
     print('| sampler:steps | calls a sample | ms a sample | times faster | times its calls | distance, mean | median |')

@@ -9,7 +9,7 @@ QUICK = {
     'mirror.lambda_constr': 0.02,
     'finetune.lambda_constr': 0.02,
     'score.fold': 4,
-    # In 20 minutes on 2 cores; images of 64x64 cost four times those of the other configs.
+    # In some 25 minutes on 2 cores; images of 64x64 cost four times those of the other configs.
     'counter.samples': 20_000,
     'counter.filters': (16, 32),
     'counter.hidden': 128,

@@ -81,12 +81,10 @@ def main(arguments: list[str]) -> int:
     Of several processes, one that fails ends at once: JAX would have it wait for the others, which wait for it.
     """
     status = guarded(_main, arguments)
-    if status:
-        import jax
-
-        if jax.distributed.is_initialized():
-            sys.stderr.flush()
-            os._exit(status)
+    # Looked up, not imported: most mistakes are found before JAX is loaded, and need not wait for it.
+    if status and (jax := sys.modules.get('jax')) and jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 

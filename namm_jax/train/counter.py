@@ -97,19 +97,19 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     section, paths = config.counter, [folder / 'images.npy', folder / 'centres.npy']
     if not from_first(lambda: all(path.exists() for path in paths)):
         problem = GalaxyProblem(points=config.data.points, count=(0, section.most))
-        sample = jax.jit(lambda keys: (sample_galaxies(keys, problem=problem), *sample_sources(keys, problem=problem)))
+        draw = lambda keys: (sample_galaxies(keys, problem=problem), sample_sources(keys, problem=problem)[0])
+        sample = jax.jit(draw)
         parts, n = [], section.samples + section.held_out
         with Bar('counter: images', n, unit='image') as bar:
             for start in range(0, n, CHUNK):
                 experiment.pause()
-                images, sources, _ = sample(experiment.keys('counter', start, CHUNK))
+                images, sources = sample(experiment.keys('counter', start, CHUNK))
                 centres = np.where(sources.peaks[..., None] > 0, sources.centres, -1)
                 parts.append((np.asarray(images), centres[..., None].astype(np.float32)))
                 bar.update(min(start + CHUNK, n))
         for path, arrays in zip(paths, zip(*parts, strict=True), strict=True):
             save_array(path, np.concatenate(arrays)[:n])
-    images, centres = (dataset.read_fields(path) for path in paths)
-    return images, centres
+    return tuple(dataset.read_fields(path) for path in paths)
 
 
 def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
