@@ -30,6 +30,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -86,22 +89,29 @@ def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes, by
     return path, data, after
 
 
-def signalled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
+class Seen(NamedTuple):
+    """What a fault did, and the file that was damaged, if one was."""
+
+    what: str
+    file: str = ''
+
+
+def signalled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
     """Breaks a run off by a signal."""
     number = SIGNALS[kind]
     status, said = broken_off(folder, rng, number, longest, redo)
     # 128 + number once all was saved; -number where the signal came before its handler was there, or has none.
     if status not in (0, -number, 128 + number):
         raise Defect(f'status {status} after {kind}: {said[-500:]}')
-    return 'ended before' if status == 0 else f'status {status}'
+    return Seen('ended before' if status == 0 else f'status {status}')
 
 
-def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
+def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
     """Kills a run, damages a file, and gives the command again; an honest refusal ends with the file put back."""
     broken_off(folder, rng, signal.SIGKILL, longest, redo)
     hit = damage(folder, rng, kind)
     if hit is None:
-        return 'no file'
+        return Seen('no file')
     path, before, after = hit
     process = start(folder)
     said = process.communicate(timeout=300)[1]
@@ -109,41 +119,41 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
     if status == 0:
         if path.exists() and path.read_bytes() == after:
             path.write_bytes(before)
-            return f'not read again: {where.parts[0]}'
-        return f'made again: {where.parts[0]}'
+            return Seen(f'not read again: {where.parts[0]}', str(where))
+        return Seen(f'made again: {where.parts[0]}', str(where))
     named = path.name.split('.')[0], 'checkpoints', 'damaged'  # orbax names the checkpoint, not its file
     if status != 2 or 'Traceback' in said or not any(name in said for name in named):
         raise Defect(f'status {status} after {kind} of {where}: {said[-500:]}')
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(before)
-    return f'refused: {where.parts[0]}'
+    return Seen(f'refused: {where.parts[0]}', str(where))
 
 
-def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
+def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
     """Runs on a disk with little room left, until it is full; then there is room again."""
     disk = Path(tempfile.mkdtemp())
     used = sum(4 * math.ceil(p.stat().st_size / 4096) if p.is_file() else 4 for p in folder.rglob('*'))
     size = used + rng.randrange(16, 800)
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'tmpfs', disk], capture_output=True).returncode:
-        return 'skipped: no leave to mount a tmpfs'
+        return Seen('skipped: no leave to mount a tmpfs')
     try:
         try:
             copy = shutil.copytree(folder, disk / 'run')
         except shutil.Error:
-            return 'full before it began'
+            return Seen('full before it began')
         process = start(copy, redo)
         said = process.communicate(timeout=300)[1]
         if process.returncode not in (0, 1) or 'Traceback' in said:
             raise Defect(f'status {process.returncode} on a full disk: {said[-500:]}')
         shutil.rmtree(folder)
         shutil.copytree(copy, folder)
-        return 'stopped: full' if process.returncode else 'room enough'
+        return Seen('stopped: full' if process.returncode else 'room enough')
     finally:
         subprocess.run(['umount', disk], check=False)
         disk.rmdir()
 
 
-def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> str:
+def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
     """Runs two processes and kills or stops one of them; the other must end by itself."""
     place = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2']
     pair = [start(folder, redo, *place, f'--process_index={index}') for index in range(2)]
@@ -159,7 +169,7 @@ def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo
     status, seconds = other.returncode, time.monotonic() - begun
     if status not in (0, 1, 2, -signal.SIGABRT) or seconds > 100:
         raise Defect(f'status {status} {seconds:.0f} s after {kind}: {said[-500:]}')
-    return 'ended before' if status == 0 else f'status {status} within {10 * math.ceil(seconds / 10)} s'
+    return Seen('ended before' if status == 0 else f'status {status} within {10 * math.ceil(seconds / 10)} s')
 
 
 FAULTS = dict.fromkeys(SIGNALS, signalled)
@@ -170,21 +180,30 @@ def cycle(reference: Path, rng: random.Random, kind: str, longest: float) -> dic
     """Breaks a copy of the reference, has it mended, and compares; returns a record of the log."""
     stage = rng.choice(STAGES)
     longest *= 1 - STAGES.index(stage) / len(STAGES)
-    record = {'kind': kind, 'stage': stage, 'seen': '', 'defect': ''}
+    record = {'kind': kind, 'stage': stage, 'seen': '', 'file': '', 'defect': ''}
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(shutil.copytree(reference, Path(parent) / 'run'))
         try:
-            record['seen'] = FAULTS[kind](folder, rng, kind, longest, f'--redo={stage}')
+            record['seen'], record['file'] = FAULTS[kind](folder, rng, kind, longest, f'--redo={stage}')
             process = start(folder)
             said = process.communicate(timeout=300)[1]
             if process.returncode:
                 raise Defect(f'status {process.returncode} in the end: {said[-500:]}')
             differ = [name for name in STAGES if outcome(folder, name) != outcome(reference, name)]
             if differ and FAULTS[kind] is not left_alone:
-                raise Defect(f'other results of {differ}; {record["seen"]}')
+                raise Defect(f'other results of {differ}: {differences(folder, reference)}')
         except Defect as defect:
             record['defect'] = str(defect)
     return record
+
+
+def differences(folder: Path, reference: Path) -> dict[str, float]:
+    """Returns the largest difference in each file of samples that is not the reference's: rounding, or more."""
+    arrays = {
+        path.name: (np.load(path), np.load(reference / 'sample' / path.name))
+        for path in (folder / 'sample').glob('*.npy')
+    }
+    return {name: float(np.abs(a - b).max()) for name, (a, b) in arrays.items() if not np.array_equal(a, b)}
 
 
 def main() -> int:

@@ -123,10 +123,18 @@ def _encode(fields: Any, indices: np.ndarray, shape: list[int] | None) -> tuple[
     return file.getvalue(), list(fields.shape[1:])
 
 
-def _read_shard(path: Path, entry: Mapping[str, Any], shape: list[int]) -> Float[np.ndarray, 'n h w c']:
-    """Returns a shard; raises a ValueError if it is not the one that the manifest describes."""
+def _check_length(path: Path, entry: Mapping[str, Any], shape: list[int]) -> None:
+    """Raises a ValueError if a shard is missing, or too short for its samples: asked before room is made for them."""
     if not path.is_file():
         raise ValueError(f'{path}: got no file, expected a shard of {entry["n"]} samples; {REMEDY}')
+    held, needed = path.stat().st_size, 4 * math.prod(shape) * entry['n']
+    if held < needed:
+        raise ValueError(f'{path} is damaged: got {held} bytes, expected at least {needed}; {REMEDY}')
+
+
+def _read_shard(path: Path, entry: Mapping[str, Any], shape: list[int]) -> Float[np.ndarray, 'n h w c']:
+    """Returns a shard; raises a ValueError if it is not the one that the manifest describes."""
+    _check_length(path, entry, shape)
     data = path.read_bytes()
     if zlib.crc32(data) != entry['crc32']:
         fault = f'got the checksum {zlib.crc32(data)} over {len(data)} bytes, expected {entry["crc32"]}'
@@ -156,10 +164,8 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
         raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
     manifest = read_manifest(directory / 'manifest.json')
     size, shape, shards = manifest['sizes'][split], manifest['shape'], manifest['shards'][split]
-    held = sum((directory / name).stat().st_size for name in shards if (directory / name).is_file())
-    needed = 4 * math.prod(shape) * size
-    if held < needed:  # asked before room is made for it
-        raise ValueError(f'{directory}: got {held} bytes of {split}, expected at least {needed}; {REMEDY}')
+    for name, entry in shards.items():
+        _check_length(directory / name, entry, shape)
     fields, start = np.empty((size, *shape), np.float32), 0
     for name, entry in shards.items():
         fields[start : start + entry['n']] = _read_shard(directory / name, entry, shape)
