@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax.operators import Shape, check_shape, checked_shape
+from namm_jax.operators.base import Shape, check_shape, checked_shape
 from namm_jax.types import Fields
 
 NOT_JAX = (  # what an operation raises that needs the numbers in an array, which a compiled function does not have

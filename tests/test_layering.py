@@ -36,7 +36,7 @@ ALLOWED = {
     'namm_jax.sampling': ('types diffusion', MATHS),
     'namm_jax.constraint_sampling': ('types diffusion', MATHS),
     'namm_jax.interferometry': ('', MATHS),
-    'namm_jax.operators': ('types interferometry', MATHS),
+    'namm_jax.operators': ('types interferometry operators', MATHS),
     'namm_jax.operator_checks': ('types operators', MATHS),
     'namm_jax.inverse_problems': ('types diffusion', MATHS),
     'namm_jax.posterior_sampling': ('types diffusion sampling', MATHS),

@@ -7,7 +7,7 @@ import pytest
 
 from namm_jax import interferometry, layout, operators
 from namm_jax.operator_checks import check_measurement, check_operator
-from namm_jax.operators import make_operator
+from namm_jax.operators import make_operator, selections
 
 IMAGE, FLOW = (8, 16, 1), (8, 12, 6)
 RNG = np.random.default_rng(0)
@@ -90,8 +90,8 @@ def test_states_of_packed_flows_are_packed_flows():
 
 def test_places_select_states_of_mosaics():
     shape, x = (4, 8, 2), fields((4, 8, 2))
-    tiles = layout.tiled_to_states(jnp.asarray(operators.places(shape))[None], 2)[0]
-    operator = operators.selection(shape, at=tiles[-1:])
+    tiles = layout.tiled_to_states(jnp.asarray(selections.places(shape))[None], 2)[0]
+    operator = selections.selection(shape, at=tiles[-1:])
     np.testing.assert_array_equal(operator(jnp.asarray(x)), layout.tiled_to_states(jnp.asarray(x), 2)[:, -1:])
 
 
@@ -99,13 +99,13 @@ def test_sensors():
     x = fields(FLOW)
     np.testing.assert_array_equal(measure('gridded_sensors', FLOW, x, every=3), x[:, 1::3, 1::3])
     key = jax.random.key(4)
-    y = np.asarray(operators.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
+    y = np.asarray(selections.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
     rows = x.reshape(3, -1, 6)
     found = [np.flatnonzero((rows[0] == pixel).all(-1)).item() for pixel in y[0]]
     assert sorted(set(found)) == found and len(found) == 10, 'ten pixels, each once, in order'
     np.testing.assert_array_equal(y, rows[:, found])
-    np.testing.assert_array_equal(y, operators.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
-    everything = operators.random_sensors(key, FLOW, n=96)(jnp.asarray(x))
+    np.testing.assert_array_equal(y, selections.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
+    everything = selections.random_sensors(key, FLOW, n=96)(jnp.asarray(x))
     np.testing.assert_array_equal(everything, rows)
     assert measure('random_sensors', FLOW, x).shape == (3, 6, 6)
     assert not np.array_equal(measure('random_sensors', FLOW, x, seed=0), measure('random_sensors', FLOW, x, seed=1))
