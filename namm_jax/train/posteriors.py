@@ -15,10 +15,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax import flows, inverse_problems, layout, variational
+from namm_jax import inverse_problems
 from namm_jax.choices import choose
 from namm_jax.inverse_problems import Length, Potential, gain_at, measured_gain
-from namm_jax.per_sample import normal
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
@@ -27,7 +26,7 @@ from namm_jax.train.families import make_family
 from namm_jax.train.measurements import make_config_operator
 from namm_jax.train.rows import polish, projection
 from namm_jax.train.sharding import batch_sharding, replicated
-from namm_jax.train.variational import minimise
+from namm_jax.train.variational import TRAJECTORIES, variational_draw
 from namm_jax.types import Constraint, Denoiser, Key, Measure, Params
 
 Draw = Callable[[Key, Array], Array]
@@ -183,19 +182,6 @@ def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0, **d
     return _drawn_by(model, sample, calls=lambda section: section.few_steps + more, **details)
 
 
-class Trajectories(NamedTuple):
-    """A family whose fields are trajectories: `problem -> rollout`, and `(problem, x) -> first states`."""
-
-    rollout: Callable[[Any], variational.Rollout]
-    start: Callable[[Any, Array], Array]
-
-
-TRAJECTORIES = {
-    'burgers': Trajectories(variational.burgers_rollout, lambda problem, x: layout.image_to_states(x)[:, 0]),
-    'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda problem, x: flows.to_states(problem, x)[:, 0]),
-}
-
-
 def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
     """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out fields."""
     record, maps = experiment.run.record(model), _maps(experiment, model)
@@ -273,25 +259,6 @@ def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
     return maps[model]()
 
 
-def _variational(experiment: Experiment, operator: Measure, gains: Gains) -> Draw:
-    """Returns 4D-Var's draw: the trajectory that best explains a perturbed measurement, from a perturbed prior mean."""
-    section, problem = experiment.config.assimilate, experiment.family.problem
-    trajectories = TRAJECTORIES[experiment.config.data.family]
-    starts = trajectories.start(problem, jnp.asarray(experiment.split('train')))
-    rollout, mean, std = trajectories.rollout(problem), starts.mean(0), starts.std()
-
-    @jax.jit
-    def draw(operator: Any, keys: Key, y: Array) -> Array:
-        noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
-        perturbed = y + section.noise_std * normal(noise, y)
-        u_0 = mean + std * normal(prior, jnp.zeros((len(keys), *mean.shape)))
-        cost = variational.variational_cost(rollout, operator, perturbed, section.noise_std, mean=u_0, std=std)
-        start = jnp.broadcast_to(mean, u_0.shape)  # smooth, as the perturbed one is not: explicit solvers like it
-        return rollout(minimise(cost, start, iterations=section.iterations)[0])
-
-    return functools.partial(draw, operator)
-
-
 ROWS = {
     'dps': _long('dm', dps),
     'cg_dps': _long('dm', cg_dps),
@@ -307,7 +274,11 @@ ROWS = {
     'mirror_daps': _few('mdm', annealed, more=1),
     'smc': _few('dm', monte_carlo),
     'mirror_smc': _few('mdm', monte_carlo),
-    'variational': Row(_variational, lambda section: 0, applies=lambda config: config.data.family in TRAJECTORIES),
+    'variational': Row(
+        lambda experiment, operator, gains: variational_draw(experiment, operator),
+        calls=lambda section: 0,
+        applies=lambda config: config.data.family in TRAJECTORIES,
+    ),
 }
 
 

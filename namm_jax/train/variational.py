@@ -1,14 +1,18 @@
-"""The loop of 4D-Var: L-BFGS with a line search, for a batch of samples that do not know of each other."""
+"""4D-Var: L-BFGS with a line search, for a batch of samples that do not know of each other, and the draw of its row."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from namm_jax.types import Metrics
+from namm_jax import flows, layout, variational
+from namm_jax.per_sample import normal
+from namm_jax.train.experiment import Experiment
+from namm_jax.types import Key, Measure, Metrics
 
 
 class _Search(NamedTuple):
@@ -100,3 +104,42 @@ def _lbfgs(cost: Callable[[Array], Array], u: Array, iterations: int) -> _Search
     none = jnp.zeros((), jnp.int32)
     start = _Search(u, value, gradient, optimiser.init(u), none, none + 1, jnp.isfinite(value))
     return jax.lax.while_loop(goes_on, iterate, start)
+
+
+class Trajectories(NamedTuple):
+    """A family whose fields are trajectories: `problem -> rollout`, and `(problem, x) -> first states`."""
+
+    rollout: Callable[[Any], variational.Rollout]
+    start: Callable[[Any, Array], Array]
+
+
+TRAJECTORIES = {
+    'burgers': Trajectories(variational.burgers_rollout, lambda problem, x: layout.image_to_states(x)[:, 0]),
+    'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda problem, x: flows.to_states(problem, x)[:, 0]),
+}
+
+
+def variational_draw(experiment: Experiment, operator: Measure) -> Callable[[Key, Array], Array]:
+    """Returns 4D-Var's compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks see them.
+
+    Each is the trajectory that best explains the measurement, perturbed by its noise, from a perturbed prior mean.
+
+    Args:
+        experiment: one of a family in `TRAJECTORIES`, with its data.
+        operator: A.
+    """
+    section, problem = experiment.config.assimilate, experiment.family.problem
+    trajectories = TRAJECTORIES[experiment.config.data.family]
+    starts = trajectories.start(problem, jnp.asarray(experiment.split('train')))
+    rollout, mean, std = trajectories.rollout(problem), starts.mean(0), starts.std()
+
+    @jax.jit
+    def draw(operator: Any, keys: Key, y: Array) -> Array:
+        noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
+        perturbed = y + section.noise_std * normal(noise, y)
+        u_0 = mean + std * normal(prior, jnp.zeros((len(keys), *mean.shape)))
+        cost = variational.variational_cost(rollout, operator, perturbed, section.noise_std, mean=u_0, std=std)
+        start = jnp.broadcast_to(mean, u_0.shape)  # smooth, as the perturbed one is not: explicit solvers like it
+        return rollout(minimise(cost, start, iterations=section.iterations)[0])
+
+    return functools.partial(draw, operator)
