@@ -5,7 +5,9 @@
 
 One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written), their share of the
 peak of a float32 matmul in the same process, megabytes of temporaries and seconds of compilation. For each preset the
-parts of the mirror step follow: g, f and the constraint, each with its gradient. Last, the published networks (ICNN of
+parts of the mirror step follow: g, f and the constraint, each with its gradient; and the denoiser, with and without its
+gradient, each above a step of the sampler that calls it: drawing samples, and drawing posterior samples by DPS. A
+step's work is its network's. Last, the published networks (ICNN of
 3 layers of 32 filters, ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and
 separate network calls, and as this library runs it. Both have the same parameters, and their losses are checked to
 agree.
@@ -26,9 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.burgers import get_config
+from namm_jax import inverse_problems
 from namm_jax.mirror import add_noise
 from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
+from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.families import make_family
@@ -39,6 +43,7 @@ PUBLISHED_NETWORKS = {
     'mirror.inverse': 'resnet', 'mirror.channels': (64,), 'mirror.blocks': 6, 'mirror.dropout': 0.5,
     'mirror.output': 'residual_softplus',
 }  # fmt: skip
+STEPS = 10  # of the samplers
 
 
 class Measured(NamedTuple):
@@ -121,6 +126,31 @@ def parts(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
         name: measured(jax.jit(jax.value_and_grad(scalar, (0, 1))), params, x + 0.01, images=len(x), repeats=repeats)
         for name, scalar in scalars.items()
     }
+
+
+def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
+    """Times the denoiser, with and without its gradient, and a step of a sampler, without and with guidance by half
+    of a field; the whole loop is timed, its start shared among its steps.
+    """
+    x, shape = x[: config.score.batch_size], x.shape[1:]
+    moments = float(x.mean()), float(x.std())
+    network, parameterisation = tasks.make_score(config), tasks.make_parameterisation(config, *moments)
+    params = tasks.denoising_task(config, 100, *moments).init(jax.random.key(0))
+    sampler = make_sampler('ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False)
+    misfit = inverse_problems.misfit(lambda u: u[:, : shape[0] // 2], x[:, : shape[0] // 2], 0.2)
+    guided = sampler._replace(step=inverse_problems.dps(sampler.step, sampler.schedule, misfit, scale=1e-3))
+    keys = jax.random.split(jax.random.key(1), len(x))
+    denoiser = lambda params: parameterisation.denoiser(tasks.bind_score(network, params))
+    call = lambda params, x: denoiser(params)(x, jnp.float32(moments[1]))
+    pulled = lambda params, x: jax.vjp(lambda x: call(params, x), x)[1](x)
+    timed = lambda function, argument: measured(jax.jit(function), params, argument, images=len(x), repeats=repeats)
+    rows = {}
+    for name, alone, draw in (('sampler', call, sampler), ('DPS', pulled, guided)):
+        one = timed(alone, x)
+        loop = timed(lambda params, keys, draw=draw: draw(keys, denoiser(params), shape), keys)
+        rows[f'{name}: its network'] = one
+        rows[f'{name}: a step'] = loop._replace(milliseconds=loop.milliseconds / draw.calls, gflop=one.gflop)
+    return rows
 
 
 def direct_icnn(params: dict, x: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
@@ -221,6 +251,7 @@ def main() -> None:
         x = fields(config)
         report(preset, training_steps(config, x, arguments.repeats, arguments.parts))
         report(preset, parts(config, x, arguments.repeats))
+        report(preset, samplers(config, x, arguments.repeats))
     x = fields(get_config('paper'))[: arguments.batch or 16]
     rows = published(x, arguments.repeats, arguments.parts)
     report('64x64', rows)
