@@ -65,6 +65,27 @@ def _convolve_jvp(
     return convolve(x, kernel, periodic, stride), along_x + _correlate(x, dkernel, periodic, stride)
 
 
+class GlobalConv(nn.Module):
+    """Maps `(b, h, w, c)` to `h + k * h`, each channel convolved with a kernel as large as the image, which starts at 0.
+
+    It takes a feature across any distance at once, where 3x3 convolutions need a layer for each pixel. Along the
+    periodic axes it wraps; along the others zeros are padded. Computed by Fourier transforms, in float32.
+
+    Reference: Li et al. 2021, arXiv 2010.08895 (a filter over all frequencies, there one that mixes channels).
+    """
+
+    periodic: tuple[bool, bool]
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        sizes = [n if wraps else 2 * n for n, wraps in zip(h.shape[1:3], self.periodic, strict=True)]
+        kernel = self.param('kernel', nn.initializers.zeros, (*sizes, h.shape[-1]))
+        transformed = functools.partial(jnp.fft.rfft2, s=sizes)
+        product = transformed(h.astype(jnp.float32), axes=(1, 2)) * transformed(kernel, axes=(0, 1))
+        convolved = jnp.fft.irfft2(product, s=sizes, axes=(1, 2))
+        return h + convolved[:, : h.shape[1], : h.shape[2]].astype(h.dtype)
+
+
 def convolve_patches(x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
     """Returns `convolve(x, kernel, periodic)`, written as patches times a matrix.
 

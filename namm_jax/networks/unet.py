@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from namm_jax.networks.convolution import Conv, depth_to_space, space_to_depth
+from namm_jax.networks.convolution import Conv, GlobalConv, depth_to_space, space_to_depth
 
 
 def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> jax.Array:
@@ -77,6 +77,8 @@ class UNet(nn.Module):
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
+        global_convolution: whether features at the highest resolution are convolved over the whole image, on the way
+            down and on the way up; the parameters then belong to one image size.
         dropout: probability of dropping a feature in training.
         remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
@@ -89,6 +91,7 @@ class UNet(nn.Module):
     head: int = 16
     norm: str = 'group'
     attention: bool = False
+    global_convolution: bool = False
     dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -103,6 +106,9 @@ class UNet(nn.Module):
             h = block(self, h, embedding, train)
         return h
 
+    def _across(self, h: jax.Array) -> jax.Array:
+        return GlobalConv(self.periodic)(h) if self.global_convolution else h
+
     def _embed(self, label: jax.Array) -> jax.Array:
         c = 4 * self.channels[0]
         h = nn.swish(nn.Dense(c)(fourier_features(label, self.channels[0])))
@@ -112,6 +118,7 @@ class UNet(nn.Module):
     def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         embedding = None if label is None else self._embed(label)
         h = Conv(self.channels[0], periodic=self.periodic, dtype=self.dtype)(space_to_depth(x, self.fold))
+        h = self._across(h)
         skips = []
         for i, c in enumerate(self.channels):
             if i:
@@ -128,7 +135,7 @@ class UNet(nn.Module):
             if i:
                 h = depth_to_space(nn.Dense(4 * self.channels[i - 1], dtype=self.dtype)(h), 2)
 
-        h = nn.swish(NORMS[self.norm](h, self.dtype))
+        h = nn.swish(NORMS[self.norm](self._across(h), self.dtype))
         # Back at full resolution, the pixels of a block must agree: two convolutions see across its borders.
         h = depth_to_space(Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold)
         h = nn.swish(Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1)))

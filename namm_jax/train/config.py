@@ -60,6 +60,7 @@ def _mirror() -> dict[str, Any]:
         head=16,  # of f: channels at full resolution, before the output
         norm='none',  # of f: group or none
         attention=False,  # of f, at the lowest resolution
+        global_convolution=False,  # of f: for rules that compare places far apart
         dropout=0.0,  # of f; 0 to 1
         output='residual',  # of f: residual, centred (for a rule on a sum), plain, softplus, residual_softplus
         sigma_max=0.1,  # largest noise in mirror space, in its units
@@ -85,6 +86,7 @@ def _score() -> dict[str, Any]:
         head=16,  # channels at full resolution, before the output
         norm='group',  # group or none
         attention=False,  # at the lowest resolution
+        global_convolution=False,  # as of f
         dropout=0.0,
         batch_size=16,
         optimizer=optimizer_section(),

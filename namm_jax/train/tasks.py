@@ -103,6 +103,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         periodic=choose(f'{what} padding', padding, PADDINGS)(family.periodic),
         norm=section.norm,
         attention=section.attention,
+        global_convolution=section.global_convolution,
         dropout=section.dropout,
         remat=config.train.remat,
         dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
