@@ -82,6 +82,20 @@ def test_forms_of_the_convolution_agree_to_second_derivatives(other):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('taps', [{(3, 0): 1.0}, {(0, 5): 1.0, (6, 0): -2.0}])
+def test_global_convolution_adds_shifted_fields_that_wrap_along_periodic_axes_only(taps):
+    network, x = convolution.GlobalConv((True, False)), normal(0, 2, 8, 6, 3)
+    kernel = network.init(jax.random.key(0), x)['params']['kernel']
+    assert kernel.shape == (8, 12, 3)
+    np.testing.assert_array_equal(network.apply({'params': {'kernel': kernel}}, x), x)  # at first the identity
+    expected = x
+    for (rows, columns), weight in taps.items():
+        kernel = kernel.at[rows, columns].set(weight)
+        shifted = jnp.pad(x, ((0, 0), (0, 0), (columns, 0), (0, 0)))[:, :, : x.shape[2]]
+        expected += weight * jnp.roll(shifted, rows, 1)
+    np.testing.assert_allclose(network.apply({'params': {'kernel': kernel}}, x), expected, atol=1e-5)
+
+
 def test_folding_loses_nothing():
     x = normal(0, 2, 4, 6, 3)
     folded = convolution.space_to_depth(x, 2)
@@ -160,9 +174,10 @@ def test_published_sizes():
     assert abs(size_of(tasks.make_score(get_config('paper')), field, (1,)) - 15e6) < 1e6
 
 
-def test_unet_commutes_with_rolls_of_periodic_axes_only():
+@pytest.mark.parametrize('across', ['attention', 'global_convolution'])
+def test_unet_commutes_with_rolls_of_periodic_axes_only(across):
     periodic = (True, False)
-    network = UNet(channels=(8, 8), fold=2, periodic=periodic, attention=True)
+    network = UNet(channels=(8, 8), fold=2, periodic=periodic, **{across: True})
     x, label = normal(0, 1, 16, 16, 1), jnp.array([0.3])
     params = randomised(jax.jit(network.init)(jax.random.key(0), x, label)['params'], 0.1)
     apply = jax.jit(lambda x: network.apply({'params': params}, x, label))

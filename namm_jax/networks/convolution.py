@@ -66,7 +66,7 @@ def _convolve_jvp(
 
 
 class GlobalConv(nn.Module):
-    """Maps `(b, h, w, c)` to `h + k * h`, each channel convolved with a kernel as large as the image, which starts at 0.
+    """Maps `(b, h, w, c)` to `h + k * h`, the kernel of each channel as large as the image and 0 at first.
 
     It takes a feature across any distance at once, where 3x3 convolutions need a layer for each pixel. Along the
     periodic axes it wraps; along the others zeros are padded. Computed by Fourier transforms, in float32.
