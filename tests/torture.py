@@ -39,6 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_kill import ROOT, STAGES, outcome
 from test_processes import free_port
 
+from namm_jax.train.provenance import provenance
+
 SIGNALS = {'kill': signal.SIGKILL, 'term': signal.SIGTERM, 'interrupt': signal.SIGINT}
 NEVER_READ = ('figures', 'tensorboard', '.html', 'lock', 'provenance.json', 'metrics.jsonl', '.tmp', 'preset.json')
 
@@ -214,7 +216,7 @@ def main() -> int:
     parser.add_argument('--kinds', default=','.join(FAULTS), help='of faults, in turn, separated by commas')
     parser.add_argument('--log', type=Path, help='a JSON object a cycle is appended to it; those there are done')
     given = parser.parse_args()
-    kinds, records = given.kinds.split(','), read(given.log)
+    kinds, records, revision = given.kinds.split(','), read(given.log), provenance()['git']
     os.environ |= {'JAX_PLATFORMS': 'cpu'}
     with tempfile.TemporaryDirectory() as parent:
         reference = Path(parent) / 'reference'
@@ -224,12 +226,16 @@ def main() -> int:
         subprocess.run(command(again, f'--redo={STAGES[0]}'), check=True, capture_output=True)
         longest = time.monotonic() - begun  # of a whole run, its programs compiled before
         for number in range(len(records), given.cycles):
+            if provenance()['git'] != revision:
+                sys.exit(
+                    'the code has changed, and its results may have: begin again, from a clone that stays as it is'
+                )
             rng = random.Random(f'{given.seed}-{number}')
             record = cycle(reference, rng, kinds[number % len(kinds)], longest)
             records.append(record)
             if given.log:
                 with open(given.log, 'a') as file:
-                    file.write(json.dumps({'cycle': number} | record) + '\n')
+                    file.write(json.dumps({'cycle': number, 'revision': revision} | record) + '\n')
             print(f'{number + 1}/{given.cycles}', record, flush=True)
     print(f'\n{summary(records)}')
     return int(any(record['defect'] for record in records))
