@@ -10,9 +10,8 @@ QUICK = {
     'score.global_convolution': True,
     'mirror.steps': 500,
     'mdm.steps': 4000,
-    'finetune.samples': 512,
     'finetune.steps': 400,
-    'dm.steps': 6000,
+    'dm.steps': 5600,
     'mirror.lambda_constr': 1.0,
     'finetune.lambda_constr': 1.0,
 }
