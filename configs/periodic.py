@@ -3,11 +3,11 @@
 from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
-QUICK = {
+# Tiles are compared across half an image: by f, and by the score network of both diffusion models.
+ACROSS = {'mirror.global_convolution': True, 'score.global_convolution': True}
+
+QUICK = ACROSS | {
     'data.train': 2000,
-    # Tiles are compared across half an image: by f, and by the score network of both diffusion models.
-    'mirror.global_convolution': True,
-    'score.global_convolution': True,
     'mirror.steps': 500,
     'mdm.steps': 4000,
     'finetune.steps': 400,
@@ -18,6 +18,7 @@ QUICK = {
 
 PAPER = (
     presets.PAPER
+    | ACROSS
     | presets.epochs(mirror=50, mdm=300, finetune=950, dm=1000)
     | {'data.points': 64, 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 )
