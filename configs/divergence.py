@@ -8,6 +8,7 @@ QUICK = {
     # The diffusion model in mirror space is what takes long to learn, not its map.
     'mirror.steps': 600,
     'mdm.steps': 5000,
+    'finetune.samples': 256,
     'finetune.steps': 300,
     'dm.steps': 6800,
     'mirror.sigma_max': 0.3,
