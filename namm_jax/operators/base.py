@@ -69,6 +69,17 @@ class Operator:
 
 
 def built(shape: Shape, function: Callable[..., Any], *arrays: ArrayLike, linear: bool = True) -> Operator:
+    """Returns the operator `x -> function(*arrays, x)`.
+
+    Args:
+        shape: `(h, w, c)` of the fields.
+        function: `(*arrays, x (b, h, w, c)) -> (b, *m)`.
+        *arrays: its fixed arguments, the operator's leaves.
+        linear: whether it is linear in x.
+
+    Raises:
+        ValueError: If `shape` is no such shape.
+    """
     return Operator(jax.tree_util.Partial(function, *map(jnp.asarray, arrays)), checked_shape(shape), linear)
 
 
