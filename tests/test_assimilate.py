@@ -43,11 +43,11 @@ def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     assert (folder / 'figures' / 'assimilation_first_states.png').exists()
     # Another sampler of the same operator has its own entry beside the first.
     page.rename(folder / 'report.html')
-    assert launch(*command, '--config.assimilate.sampler=dps_projected') == 0
+    assert launch(*command, '--config.assimilate.sampler=variational') == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
-    assert set(entries) == {'dps', 'dps_projected'} and entries['dps_projected']['distance']['max'] < 1e-5
+    assert set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
     report = (folder / 'report.html').read_text()
-    assert 'id="assimilation"' in report and 'by dps and dps_projected' in report
+    assert 'id="assimilation"' in report and 'by dps and variational' in report
 
 
 @pytest.mark.parametrize(
