@@ -56,15 +56,14 @@ def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
     from namm_jax.train import tasks
     from namm_jax.train.experiment import finetuned_parameters, score_parameters
 
-    record, network = experiment.run.record('mdm'), tasks.make_score(experiment.config)
+    record = experiment.run.record('mdm')
     _, f = experiment.mirror.bind(finetuned_parameters(experiment))
     score = score_parameters(experiment, 'mdm')
     z = jax.random.normal(jax.random.key(0), (samples, *experiment.family.shape))
 
     @jax.jit
     def denoise(score: Any, z: Any) -> Any:
-        parameterisation = tasks.make_parameterisation(experiment.config, record['mean'], record['std'])
-        denoiser = parameterisation.denoiser(tasks.bind_score(network, score))
+        denoiser = tasks.make_denoiser(experiment.config, score, record['mean'], record['std'])
         x, pull = jax.vjp(lambda z: denoiser(z, jnp.float32(record['std'])), z)
         return x, pull(z)
 

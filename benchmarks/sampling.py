@@ -47,9 +47,8 @@ def main() -> None:
         _, f = experiment.mirror.bind(finetuned_parameters(experiment))
         distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
         keys = jax.device_put(experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh))
-        parameterisation = tasks.make_parameterisation(config, record['mean'], record['std'])
-        network, sigma = tasks.make_score(config), np.float32(record['std'])
-        call = jax.jit(lambda score, z: parameterisation.denoiser(tasks.bind_score(network, score))(z, sigma))
+        moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
+        call = jax.jit(lambda score, z: tasks.make_denoiser(config, score, *moments)(z, sigma))
         noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.family.shape))
         noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
         alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
@@ -57,7 +56,7 @@ def main() -> None:
         for choice in arguments.samplers.split(','):
             name, steps = choice.split(':')
             config.sample.sampler, config.sample.steps = name, int(steps)
-            draw = jax.jit(make_draw(config, config.sample, record['mean'], record['std'])).lower(score, keys).compile()
+            draw = jax.jit(make_draw(config, config.sample, *moments)).lower(score, keys).compile()
             start = time.perf_counter()
             z = jax.block_until_ready(draw(score, keys))
             seconds[choice] = time.perf_counter() - start

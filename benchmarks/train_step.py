@@ -36,8 +36,9 @@ from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.families import make_family
+from namm_jax.train.optimizers import moments_of
 from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
-from namm_jax.train.state import adam_moments, init_state, make_train_step
+from namm_jax.train.state import init_state, make_train_step
 
 PUBLISHED_NETWORKS = {
     'mirror.inverse': 'resnet', 'mirror.channels': (64,), 'mirror.blocks': 6, 'mirror.dropout': 0.5,
@@ -104,7 +105,7 @@ def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[
     mirror = tasks.mirror_task(config, 100, constraint)
     denoising = tasks.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
-    finetune = tasks.finetune_task(config, 100, constraint, state.params, adam_moments(state.opt_state['inverse']))
+    finetune = tasks.finetune_task(config, 100, constraint, state.params, moments_of(state.opt_state['inverse']))
     batch = lambda section: x[: config[section].batch_size]
     return {
         'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats, parts),
@@ -134,13 +135,12 @@ def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     """
     x, shape = x[: config.score.batch_size], x.shape[1:]
     moments = float(x.mean()), float(x.std())
-    network, parameterisation = tasks.make_score(config), tasks.make_parameterisation(config, *moments)
     params = tasks.denoising_task(config, 100, *moments).init(jax.random.key(0))
     sampler = make_sampler('ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False)
     misfit = inverse_problems.misfit(lambda u: u[:, : shape[0] // 2], x[:, : shape[0] // 2], 0.2)
     guided = sampler._replace(step=inverse_problems.dps(sampler.step, sampler.schedule, misfit, scale=1e-3))
     keys = jax.random.split(jax.random.key(1), len(x))
-    denoiser = lambda params: parameterisation.denoiser(tasks.bind_score(network, params))
+    denoiser = lambda params: tasks.make_denoiser(config, params, *moments)
     call = lambda params, x: denoiser(params)(x, jnp.float32(moments[1]))
     pulled = lambda params, x: jax.vjp(lambda x: call(params, x), x)[1](x)
     timed = lambda function, argument: measured(jax.jit(function), params, argument, images=len(x), repeats=repeats)

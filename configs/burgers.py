@@ -3,6 +3,8 @@
 from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
+QUICK = presets.MUON | {'mdm.steps': 2500, 'finetune.steps': 1200, 'dm.steps': 6000}
+
 PAPER = (
     presets.PAPER
     | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
@@ -19,7 +21,7 @@ PUBLISHED = presets.published(PAPER) | {'constraint.stepper': 'forward_euler'}
 
 TINY = presets.TINY | {'data.states': 16, 'data.inner_steps': 4}
 
-PRESETS = {'quick': {}, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
+PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):

@@ -50,10 +50,11 @@ from fuzz_cases import (
 )
 from ml_collections import ConfigDict
 
-from namm_jax.train import command, dataset, solve, tasks
+from namm_jax.train import command, dataset, solve
 from namm_jax.train.arguments import parse, solve_flags
 from namm_jax.train.config import steps_of
 from namm_jax.train.families import make_family, measured
+from namm_jax.train.optimizers import make_optimizer
 from namm_jax.train.own import read_user_data
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.resolve import flatten, override
@@ -151,7 +152,7 @@ def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> 
     make_family(config)
     rules_of(config.sharding.parameters, config.sharding.rules)
     for stage, section in {'mirror': 'mirror', 'finetune': 'finetune', 'mdm': 'score', 'dm': 'score'}.items():
-        tasks.make_optimizer(config[section].optimizer, steps_of(config, stage))
+        make_optimizer(config[section].optimizer, steps_of(config, stage))
 
 
 def check_npy(data: bytes) -> None:

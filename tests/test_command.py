@@ -62,6 +62,7 @@ def test_misspelling(refused, arguments, parts):
     [
         ('train.budget=0', 'train.budget: got 0.0, expected a positive number'),
         ('finetune.optimizer.learning_rate=-1', 'learning_rate -1.0'),
+        ('finetune.optimizer.name=muon', "finetune.optimizer.name: got 'muon', expected 'adam'"),
         ('mirror.strong_convexity=0', 'strong_convexity: got 0.0, expected a number in (0, 1]'),
         ('sample.steps=0', 'sample.steps: got 0, expected at least 1'),
         ('train.devices=3', 'got batch size 8 for 3 devices'),

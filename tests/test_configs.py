@@ -10,8 +10,8 @@ import pytest
 
 from namm_jax.train.config import field_names, override, schema, steps_of
 from namm_jax.train.experiment import check
+from namm_jax.train.optimizers import learning_rate
 from namm_jax.train.ranges import AT_LEAST, check_ranges
-from namm_jax.train.tasks import learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,21 +9,18 @@ import optax
 import pytest
 
 from configs.burgers import get_config
-from namm_jax.networks.icnn import nonnegative_mask
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
 from namm_jax.train import sharding, tasks
 from namm_jax.train.config import override
+from namm_jax.train.optimizers import make_optimizer, moments_of
 from namm_jax.train.sharding import make_mesh, put_batch, replicated, shardings_of
 from namm_jax.train.state import (
-    adam_moments,
-    continued,
     ema_decay,
     gradient_in_parts,
     init_state,
     make_train_step,
     make_validation,
-    per_network,
 )
 from namm_jax.types import Task
 
@@ -78,38 +75,6 @@ def put_batch_tree(mesh, batch):
     return jax.tree.map(lambda array: put_batch(mesh, np.asarray(array)), batch)
 
 
-def test_each_network_has_its_own_optimizer():
-    """Clipping by norm would couple them, were the networks one."""
-    optimizers = {'forward': optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), 'inverse': optax.sgd(0.2)}
-    params = {'forward': {'a': jnp.ones(3)}, 'inverse': {'b': jnp.ones(2), 'c': jnp.ones(())}}
-    gradient = jax.tree.map(lambda leaf: 100 * leaf, params)
-    together = per_network(optimizers)
-    state, apart = together.init(params), {name: optimizers[name].init(params[name]) for name in params}
-    for _ in range(3):
-        updates, state = together.update(gradient, state, params)
-        for name in params:
-            expected, apart[name] = optimizers[name].update(gradient[name], apart[name], params[name])
-            assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), updates[name], expected))
-
-
-def test_continued_optimizer_keeps_the_moments_and_starts_its_schedule_anew():
-    schedule = optax.linear_schedule(0.1, 0.0, 10)
-    optimizer = lambda: optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(schedule))
-    params, gradient = {'w': jnp.ones(3)}, {'w': jnp.array([1.0, -2.0, 3.0])}
-    state = optimizer().init(params)
-    for _ in range(5):
-        _, state = optimizer().update(gradient, state, params)
-    moments = adam_moments(state)
-    assert len(moments) == 1 and int(moments[0].count) == 5
-    further = continued(optimizer(), moments)
-    start = further.init(params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), adam_moments(start), moments))
-    update, _ = further.update({'w': jnp.zeros(3)}, start, params)
-    stale, _ = optimizer().update({'w': jnp.zeros(3)}, state, params)
-    np.testing.assert_allclose(update['w'], stale['w'] * 0.1 / 0.05, rtol=1e-5)  # the same direction; rates 0 and 5
-    assert len(moments) == 1  # not used up
-
-
 @functools.cache
 def batch_of(shape):
     x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
@@ -121,7 +86,7 @@ def make_tasks():
     constraint = tasks.make_constraint(config)
     mirror = tasks.mirror_task(config, 4, constraint)
     params = mirror.init(jax.random.key(1))
-    moments = adam_moments(mirror.optimizer.init(params)['inverse'])
+    moments = moments_of(mirror.optimizer.init(params)['inverse'])
     return {
         'mirror': mirror,
         'finetune': tasks.finetune_task(config, 4, constraint, params, moments),
@@ -191,17 +156,6 @@ def test_parts_have_noise_of_their_own():
     assert len(set(map(float, draws))) == 4
 
 
-def test_nonnegative_weights_stay_so():
-    params = {'nonnegative_0': jnp.full(3, 1e-4), 'input': jnp.full(3, 1e-4)}
-    optimizer = tasks.make_optimizer(get_config('tiny').mirror.optimizer, 10, nonnegative_mask)
-    state = optimizer.init(params)
-    for _ in range(5):  # the gradient pushes all of them down
-        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
-        params = optax.apply_updates(params, updates)
-        assert (params['nonnegative_0'] >= 0).all()
-    assert (params['nonnegative_0'] == 0).all() and (params['input'] < 0).all()
-
-
 def test_finetuning_leaves_the_forward_map_out():
     task = make_tasks()['finetune']
     shapes = jax.eval_shape(task.init, STREAM)
@@ -216,7 +170,7 @@ def test_half_precision_keeps_the_state_in_single():
     for task in (mirror, tasks.denoising_task(config, 4, 0.0, 1.0)):
         state = jax.eval_shape(lambda task=task: init_state(task, jax.random.key(0)))
         after, terms = jax.eval_shape(make_train_step(task, ema=0.9, mesh=mesh), state, task.frozen, STREAM, batch)
-        floats = jax.tree.leaves((after.params, after.ema, adam_moments(after.opt_state), terms))
+        floats = jax.tree.leaves((after.params, after.ema, moments_of(after.opt_state), terms))
         assert {leaf.dtype for leaf in floats} <= {jnp.dtype('float32'), jnp.dtype('int32')}
 
 
@@ -254,7 +208,7 @@ def test_accumulated_batches_are_one_large_batch():
     for size, accumulate in ((8, 1), (4, 2)):
         config = tiny(**{'score.optimizer.accumulate': accumulate}).score.optimizer
         batches = data.reshape(-1, size, 3)
-        optimizer = tasks.make_optimizer(config, len(batches))
+        optimizer = make_optimizer(config, len(batches))
         loss = lambda params, frozen, key, batch, *, train: (jnp.mean((params['w'] - batch['x']) ** 2), {})
         task = Task(lambda key: {'w': jnp.zeros(3)}, loss, optimizer)
         state, mesh = init_state(task, jax.random.key(0)), make_mesh(jax.devices()[:1])

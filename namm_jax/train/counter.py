@@ -19,9 +19,9 @@ from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
 from namm_jax.train.families import make_family
+from namm_jax.train.optimizers import make_optimizer, per_network
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
-from namm_jax.train.state import per_network
 from namm_jax.types import Key, Metrics, Params, Task
 
 CHUNK = 500  # images generated at once
@@ -55,7 +55,7 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
         terms = {name: values.mean() for name, values in terms.items()}
         return sum(terms.values()), terms
 
-    optimizers = {name: tasks.make_optimizer(config.counter.optimizer, steps) for name in nets}
+    optimizers = {name: make_optimizer(config.counter.optimizer, steps) for name in nets}
     return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
 
 

@@ -121,18 +121,12 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """Returns the way of the first sample through mirror space, for `report.motion.trajectory_frames`."""
     config, record = experiment.config, experiment.run.record('mdm')
     sampler = sampler_of(config.sample, record['mean'], record['std'])
-    parameterisation = tasks.make_parameterisation(config, record['mean'], record['std'])
-    network, family, constraint, n = (
-        tasks.make_score(config),
-        experiment.family,
-        experiment.constraint,
-        len(sampler.grid),
-    )
+    family, constraint, n = experiment.family, experiment.constraint, len(sampler.grid)
     times = np.unique(np.linspace(0, n - 1, config.evaluate.frames).round().astype(int))
 
     @jax.jit
     def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
-        denoiser = parameterisation.denoiser(tasks.bind_score(network, score))
+        denoiser = tasks.make_denoiser(config, score, record['mean'], record['std'])
         states, estimates = (part[times, 0] for part in sampler.trajectory(keys, denoiser, family.shape))
         x = experiment.mirror.inverse(params, estimates)
         residuals, image = family.residual_map(constraint, x), lambda x: family.image(x)[..., None]

@@ -22,6 +22,7 @@ from namm_jax.train.config import steps_of
 from namm_jax.train.families import Family, make_family
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
+from namm_jax.train.optimizers import make_optimizer
 from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.sharding import (
@@ -133,8 +134,12 @@ def check(config: ConfigDict) -> None:
         check_batch_size(mesh, config[section].batch_size)
     constraint = tasks.make_constraint(config, counter_shapes(config))
     params = jax.eval_shape(tasks.mirror_init(config), jax.random.key(0))
-    tasks.make_optimizer(config.mirror.optimizer, steps_of(config, 'mirror'))
-    tasks.make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
+    if (got := config.finetune.optimizer.name) != (expected := config.mirror.optimizer.name):
+        raise ValueError(
+            f'finetune.optimizer.name: got {got!r}, expected {expected!r}, as of mirror, whose moments it keeps'
+        )
+    make_optimizer(config.mirror.optimizer, steps_of(config, 'mirror'))
+    make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
     score = jax.eval_shape(task.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -288,12 +293,11 @@ def make_draw(
         std: its standard deviation.
         around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing unless given.
     """
-    network, shape = tasks.make_score(config), make_family(config).shape
+    shape = make_family(config).shape
 
     @jax.jit
     def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
-        parameterisation, sampler = tasks.make_parameterisation(config, mean, std), sampler_of(section, mean, std)
-        return sampler(keys, around(parameterisation.denoiser(tasks.bind_score(network, params))), shape)
+        return sampler_of(section, mean, std)(keys, around(tasks.make_denoiser(config, params, mean, std)), shape)
 
     # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.
     return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)

@@ -12,7 +12,8 @@ Fields = dict[str, dict[str, Any]]
 def optimizer_section(**changes: Any) -> dict[str, Any]:
     """Returns the fields of an optimizer, the same for every trained network."""
     fields = dict(
-        learning_rate=2e-3,  # Adam's, at the end of the warm-up; > 0
+        name='adam',  # adam, or muon (matrices by Muon, all else by Adam)
+        learning_rate=2e-3,  # at the end of the warm-up; > 0
         decay='cosine',  # after the warm-up: cosine (to 0 at the last step) or constant
         warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
         b1=0.9,  # Adam's decay of the first moment

@@ -229,9 +229,7 @@ def _in_space(
     experiment: Experiment, score: Params, to_data: Partial, operator: Any, moments: Array
 ) -> tuple[Denoiser, Measure]:
     """Returns the denoiser of a model's space, and the measurement of its points."""
-    network = tasks.bind_score(tasks.make_score(experiment.config), score)
-    denoiser = tasks.make_parameterisation(experiment.config, *moments).denoiser(network)
-    return denoiser, lambda z: operator(to_data(z))
+    return tasks.make_denoiser(experiment.config, score, *moments), lambda z: operator(to_data(z))
 
 
 def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:

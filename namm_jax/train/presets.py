@@ -4,6 +4,13 @@ from typing import Any
 
 Overrides = dict[str, Any]
 
+# Muon for all networks; its learning rates are twice Adam's.
+MUON: Overrides = {f'{section}.optimizer.name': 'muon' for section in ('mirror', 'score', 'finetune')} | {
+    'mirror.optimizer.learning_rate': 4e-3,
+    'score.optimizer.learning_rate': 4e-3,
+    'finetune.optimizer.learning_rate': 2e-3,
+}
+
 # The paper's sizes and steps, this project's method.
 PAPER: Overrides = {
     'data.train': 10_000,

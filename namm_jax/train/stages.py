@@ -22,11 +22,11 @@ from namm_jax.train.experiment import (
     restore,
     train,
 )
+from namm_jax.train.optimizers import moments_of
 from namm_jax.train.posteriors import check_assimilation
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
-from namm_jax.train.state import adam_moments
 from namm_jax.train.tune import tune
 from namm_jax.types import Constraint, Params
 
@@ -154,7 +154,7 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     steps, held_z = steps_of(config, 'finetune'), z[-max(config.finetune.batch_size, len(z) // 16) :]
     task = tasks.mirror_task(config, 1, constraint)
     shapes = jax.eval_shape(lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0))
-    moments = adam_moments(restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state'])
+    moments = moments_of(restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state'])
     fitted = train(
         experiment, 'finetune', tasks.finetune_task(config, steps, constraint, params, moments),
         {'x': x, 'z': z[: len(z) - len(held_z)]}, {'x': held_out, 'z': held_z},

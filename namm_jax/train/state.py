@@ -1,6 +1,6 @@
 """What training carries from step to step, and the step: a pure function, compiled once, sharded over a mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -119,38 +119,3 @@ def make_validation(
     whole, split = replicated(mesh), batch_sharding(mesh)
     kept = whole if shardings is None else shardings
     return jax.jit(validate, in_shardings=(kept, whole, whole, split), out_shardings=whole)
-
-
-def per_network(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Returns the optimizer of a dict of networks, each with its own: `{'forward': ..., 'inverse': ...}`."""
-
-    def init(params: Params) -> PyTree:
-        return {name: optimizers[name].init(part) for name, part in params.items()}
-
-    def update(updates: PyTree, state: PyTree, params: Params) -> tuple[PyTree, PyTree]:
-        results = {name: optimizers[name].update(updates[name], state[name], params[name]) for name in updates}
-        return {name: result[0] for name, result in results.items()}, {n: result[1] for n, result in results.items()}
-
-    return optax.GradientTransformation(init, update)
-
-
-def continued(optimizer: optax.GradientTransformation, moments: PyTree) -> optax.GradientTransformation:
-    """Returns `optimizer` started from another run's Adam moments, its learning-rate schedule from 0.
-
-    Args:
-        optimizer: a chain that holds `optax.scale_by_adam`.
-        moments: the `optax.ScaleByAdamState`s to go on from, in the order of the chain's.
-    """
-
-    def init(params: Params) -> PyTree:
-        left = list(moments)
-        is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)
-        return jax.tree.map(lambda s: left.pop(0) if is_adam(s) else s, optimizer.init(params), is_leaf=is_adam)
-
-    return optax.GradientTransformation(init, optimizer.update)
-
-
-def adam_moments(opt_state: PyTree) -> list[optax.ScaleByAdamState]:
-    """Returns the Adam states inside an optimizer's state."""
-    is_adam = lambda leaf: isinstance(leaf, optax.ScaleByAdamState)
-    return [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(leaf)]

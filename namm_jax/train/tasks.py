@@ -3,13 +3,11 @@
 Every value is checked by the function that takes it. Nothing here computes until it is called with arrays.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
@@ -21,9 +19,9 @@ from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_m
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import NORMS, UNet
 from namm_jax.train.families import make_family
+from namm_jax.train.optimizers import continued, make_optimizer, per_network
 from namm_jax.train.own import load_function
-from namm_jax.train.state import continued, per_network
-from namm_jax.types import Constraint, Key, Metrics, MirrorMap, Parameterisation, Params, Task
+from namm_jax.types import Constraint, Denoiser, Key, Metrics, MirrorMap, Parameterisation, Params, Task
 
 PADDINGS = {'periodic': lambda axes: axes, 'circular': lambda axes: (True, True), 'zeros': lambda axes: (False, False)}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -192,49 +190,6 @@ def make_parameterisation(config: ConfigDict, mean: Array | float, std: Array | 
     return diffusion.make_parameterisation(config.score.parameterisation, mean=mean, std=std)
 
 
-def learning_rate(section: ConfigDict, steps: int) -> optax.Schedule:
-    """Returns the warm-up and decay of an optimizer section over so many steps, as a function of the update."""
-    steps = -(-steps // section.accumulate)
-    warmup = round(section.warmup * steps)
-    decays = {
-        'cosine': lambda: optax.cosine_decay_schedule(section.learning_rate, max(1, steps - warmup)),
-        'constant': lambda: optax.constant_schedule(section.learning_rate),
-    }
-    decay = choose('optimizer.decay', section.decay, decays)()
-    return optax.join_schedules([optax.linear_schedule(0.0, section.learning_rate, max(1, warmup)), decay], [warmup])
-
-
-def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyTree] | None = None) -> Any:
-    """Returns clipping, Adam, the learning rate, and last the projection that keeps masked parameters non-negative.
-
-    All act on the mean gradient of `accumulate` steps, and only on every so many.
-
-    Args:
-        section: an optimizer section of the config.
-        steps: the length of the schedule.
-        mask: `params -> tree of booleans`, or None for no projection.
-
-    Raises:
-        ValueError: if a value is out of range.
-    """
-    decays = {name: section[name] for name in ('b1', 'b2', 'ema')}
-    if not (0 < section.learning_rate < math.inf and 0 <= section.warmup <= 1 and 0 <= section.clip < math.inf):
-        raise ValueError(
-            f'got learning_rate {section.learning_rate}, warmup {section.warmup}, clip {section.clip}; '
-            'expected learning_rate > 0, warmup in [0, 1], clip >= 0, all finite'
-        )
-    if not all(0 <= decay < 1 for decay in decays.values()):
-        raise ValueError(f'got {decays}, expected numbers in [0, 1)')
-    chain = [optax.clip_by_global_norm(section.clip)] if section.clip else []
-    chain += [optax.scale_by_adam(section.b1, section.b2), optax.scale_by_learning_rate(learning_rate(section, steps))]
-    if mask is not None:
-        chain.append(optax.masked(optax.keep_params_nonnegative(), mask))
-    optimizer = optax.chain(*chain)
-    if section.accumulate == 1:
-        return optimizer
-    return optax.MultiSteps(optimizer, section.accumulate).gradient_transformation()
-
-
 def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple[Array, Metrics]]:
     """Returns the loss of the mirror map, noise law and constraint weight from a stage's own section."""
     mirror_map, of_map = make_mirror(config), ('lambda_cycle', 'lambda_reg', 'strong_convexity')
@@ -283,7 +238,7 @@ def finetune_task(config: ConfigDict, steps: int, constraint: Constraint, params
         steps: the number of steps.
         constraint: the set M.
         params: the trained mirror map's `{'forward', 'inverse'}`.
-        moments: the Adam moments of f to go on from, `state.adam_moments`.
+        moments: of f's gradient, to go on from: `optimizers.moments_of`.
     """
     optimizer = continued(make_optimizer(config.finetune.optimizer, steps), moments)
     return Task(
@@ -294,10 +249,22 @@ def finetune_task(config: ConfigDict, steps: int, constraint: Constraint, params
     )
 
 
-def bind_score(network: UNet, params: Params, train_key: Key | None = None) -> Callable[[Array, Array], Array]:
-    """Returns `(x, label (b,)) -> like x`; a key switches dropout on."""
-    rngs = None if train_key is None else {'dropout': train_key}
-    return lambda x, label: network.apply({'params': params}, x, label, train=train_key is not None, rngs=rngs)
+def make_denoiser(
+    config: ConfigDict, params: Params, mean: Array | float, std: Array | float, train_key: Key | None = None
+) -> Denoiser:
+    """Returns the denoiser of a diffusion model.
+
+    Args:
+        config: the config.
+        params: the score network's parameters.
+        mean: mean of the model's training set, a scalar.
+        std: its standard deviation, a scalar.
+        train_key: switches dropout on.
+    """
+    network, rngs = make_score(config), None if train_key is None else {'dropout': train_key}
+    return make_parameterisation(config, mean, std).denoiser(
+        lambda x, label: network.apply({'params': params}, x, label, train=train_key is not None, rngs=rngs)
+    )
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
@@ -314,7 +281,7 @@ def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Arr
     def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
         parameterisation = make_parameterisation(config, frozen['mean'], frozen['std'])
-        denoiser = parameterisation.denoiser(bind_score(network, params, key_dropout if train else None))
+        denoiser = make_denoiser(config, params, frozen['mean'], frozen['std'], key_dropout if train else None)
         return diffusion.denoising_loss(
             denoiser, parameterisation, key_loss, batch['x'], reduction=config.score.reduction
         )
