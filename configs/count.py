@@ -11,16 +11,18 @@ QUICK = presets.MUON | {
     'score.fold': 4,
     # Images of 64x64 cost four times those of the other configs.
     'counter.samples': 20_000,
-    'counter.channels': (16, 64),
+    'counter.channels': (16, 48),
     'counter.filters': (16, 16),
     'counter.hidden': 128,
-    'counter.steps': 3500,
+    'counter.steps': 5000,
     'counter.optimizer.name': 'muon',
-    'counter.optimizer.learning_rate': 4e-3,
+    'counter.optimizer.learning_rate': 8e-3,
     'mirror.steps': 400,
-    'mdm.steps': 900,
+    'mdm.steps': 1300,
+    'finetune.samples': 256,
     'finetune.steps': 150,
     'dm.steps': 2700,
+    'sample.n': 128,
     'assimilate.noise_std': 0.05,  # half the standard deviation of the images
 }
 

@@ -13,7 +13,7 @@ from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 from namm_jax.choices import choose
 from namm_jax.types import Params
 
-MUON_GAIN = 5.0  # singular values of Muon's updates at the learning rate 1: 4e-3 is Muon's usual 0.02
+MUON_RMS = 0.2  # of Muon's updates at the learning rate 1, about Adam's, so that one learning rate does for both
 
 
 def learning_rate(section: ConfigDict, steps: int) -> optax.Schedule:
@@ -64,17 +64,19 @@ def make_optimizer(section: ConfigDict, steps: int, mask: Callable[[Params], PyT
 def muon(otherwise: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns Muon's direction for matrices, and another for the rest: biases, scales, rows and columns.
 
-    Muon's is about the nearest (semi-)orthogonal matrix to the gradient's running mean, times `MUON_GAIN` and
-    `max(1, outputs / inputs)^(1/2)`: all singular values alike. A convolution's kernel is the matrix from its inputs at
+    Muon's is about the nearest (semi-)orthogonal matrix to the gradient's running mean, times `MUON_RMS` and the
+    root of its larger side: all singular values alike. A convolution's kernel is the matrix from its inputs at
     all offsets to its outputs.
 
     Args:
         otherwise: the direction of what is no matrix.
 
-    Reference: Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
+    References:
+        Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
+        Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025: the scale.
     """
-    scale = lambda inputs, outputs: MUON_GAIN * math.sqrt(max(1, outputs / inputs))
-    scaled = optax.stateless(lambda updates, params: jax.tree.map(lambda a: scale(*_sides(a)) * a, updates))
+    scale = lambda a: MUON_RMS * math.sqrt(max(_sides(a)))
+    scaled = optax.stateless(lambda updates, params: jax.tree.map(lambda a: scale(a) * a, updates))
     axes = lambda params: jax.tree.map(lambda a: MuonDimensionNumbers(tuple(range(a.ndim - 1)), (a.ndim - 1,)), params)
     matrices = optax.chain(scale_by_muon(weight_dimension_numbers=axes), scaled)
     kinds = lambda params: jax.tree.map(lambda a: 'matrix' if min(_sides(a)) > 1 else 'other', params)
