@@ -11,10 +11,10 @@ QUICK = presets.MUON | {
     'score.fold': 4,
     # Images of 64x64 cost four times those of the other configs.
     'counter.samples': 20_000,
-    'counter.channels': (16, 48),
+    'counter.channels': (16, 64),
     'counter.filters': (16, 16),
     'counter.hidden': 128,
-    'counter.steps': 5000,
+    'counter.steps': 3500,
     'counter.optimizer.name': 'muon',
     'counter.optimizer.learning_rate': 8e-3,
     'mirror.steps': 400,
