@@ -94,9 +94,9 @@ class DensityCounter(nn.Module):
 
     The image is folded into cells of 2x2 pixels, and those again for each further resolution; at each of them 3x3
     convolutions with skips. The mean over the image, added to every cell, tells how strong the noise is against the
-    sources. The density is the logistic function of a linear map of each cell: the probability of an object there, where
-    cells are so small that they hold one at most. A cell that is sure adds 0 or 1 and no noise: with a density that is
-    not bounded by 1 the held-out error was a quarter larger.
+    sources. The density is the logistic function of a linear map of each cell: the probability of an object there,
+    where cells are small enough to hold one at most. A cell that is sure adds 0 or 1, and no noise: a density not
+    bounded by 1 counted worse by a quarter.
 
     Attributes:
         channels: width at each resolution, each half the one before it, the first half the image's.
