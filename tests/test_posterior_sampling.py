@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from namm_jax.diffusion import gaussian_denoiser
-from namm_jax.posterior_sampling import _systematic, daps, smc, squared_gain
+from namm_jax.posterior_sampling import daps, smc, squared_gain
+from namm_jax.posterior_sampling.monte_carlo import _systematic
 from namm_jax.sampling import edm_grid, sample_keys
 
 MEAN = np.asarray([1.0, -2.0, 0.5])
