@@ -76,6 +76,11 @@ def test_bad_value_fails_before_the_first_stage(refused, override, parts):
     assert parts in refused(TINY, f'--config.{override}')
 
 
+def test_the_counters_optimizer_is_checked_before_the_first_stage(refused):
+    message = refused('--config=configs/count.py:tiny', '--config.counter.optimizer.name=moun')
+    assert "got 'moun'" in message and 'did you mean muon' in message
+
+
 def test_config_after_a_space_is_found_from_any_directory(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "builds on ['data']" in refused('--config', 'configs/burgers.py:tiny', '--stages=mirror')

@@ -138,8 +138,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f'finetune.optimizer.name: got {got!r}, expected {expected!r}, as of mirror, whose moments it keeps'
         )
-    make_optimizer(config.mirror.optimizer, steps_of(config, 'mirror'))
-    make_optimizer(config.finetune.optimizer, steps_of(config, 'finetune'))
+    for section in ('counter', 'mirror', 'finetune'):
+        if section in config:
+            make_optimizer(config[section].optimizer, steps_of(config, section))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
     score = jax.eval_shape(task.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
