@@ -139,7 +139,7 @@ def _sample() -> dict[str, Any]:
         projection_iterations=20,  # of the Gauss-Newton projection, at most
         projected_sampling_iterations=1,  # of the same at every step of dm_projected_sampling, where no exact way is
         polish_iterations=1,  # of the same on the finetuned samples, for mdm_polished
-        guidance_scales=(0.03, 0.1, 0.3, 1.0),  # of dm_guided, which takes the one of the smallest median distance
+        guidance_scales=(0.0, 0.03, 0.1, 0.3, 1.0),  # of dm_guided, which takes that of the smallest median distance
     )
 
 
