@@ -38,7 +38,8 @@ def main() -> None:
     from benchmarks.train_step import measured
     from namm_jax.train import tasks
     from namm_jax.train.command import open_experiment
-    from namm_jax.train.experiment import finetuned_parameters, make_draw, score_parameters
+    from namm_jax.train.drawing import make_draw
+    from namm_jax.train.experiment import finetuned_parameters, score_parameters
     from namm_jax.train.sharding import batch_sharding
 
     with open_experiment(Path(arguments.workdir)) as experiment:

@@ -134,7 +134,7 @@ def discrepancy(
         noise_std: s, in the unit of y.
         prior_std: tau, the data's standard deviation in the coordinates of the step: 1 if they are standardised.
         gain: mean squared norm of the rows of A in these coordinates: 1 of selections, `std^2` after `mean + std u`; or
-            a function of r, `gain_at` of what `measured_gain` measures, where data are not isotropic.
+            a function of r, `gains.gain_at` of what `measured_gain` there measures, where data are not isotropic.
 
     Raises:
         ValueError: If a number is not positive.
@@ -145,40 +145,6 @@ def discrepancy(
         raise ValueError(f'count: got {count}, expected at least 1, the number of values in one measurement')
     excess = _excess(noise_std, prior_std, gain)
     return lambda r: jnp.sqrt(count * (1 + excess(r)))
-
-
-def measured_gain(
-    keys: Key, denoiser: Denoiser, measure: Measure, x: Array, levels: Array, *, prior_std: ArrayLike
-) -> Array:
-    """Returns `(n,)`, at each level `mean |A(x) - A(D(x + sigma noise, sigma))|^2 / v`, v as of `discrepancy`.
-
-    So `gain v` is the variance of a measured estimate as it is, and the target of `discrepancy` the root mean square of
-    the misfit along posterior trajectories, whatever the data: of isotropic normal data it is the mean squared norm of
-    the rows of a linear A, of data near a surface of few dimensions much less.
-
-    Args:
-        keys: `(n,)`, one a level.
-        denoiser: D, in data units.
-        measure: A.
-        x: data that D was not trained on, `(b, ...)`.
-        levels: sigma > 0, `(n,)`.
-        prior_std: tau, the standard deviation of the data.
-    """
-    y = measure(x)
-
-    def at(now: tuple[Key, Array]) -> Array:
-        key, sigma = now
-        estimate = denoiser(x + sigma * jax.random.normal(key, x.shape, x.dtype), sigma)
-        return jnp.mean((measure(estimate) - y) ** 2) / conditional_variance(sigma, prior_std)
-
-    return jax.lax.map(at, (keys, levels))
-
-
-def gain_at(levels: Array, gains: Array) -> Callable[[Array], Array]:
-    """Returns `sigma -> gain` between levels `(n,)`, in any order, that have these gains > 0: linear in logarithms."""
-    order = jnp.argsort(levels)
-    x, y = jnp.log(levels[order]), jnp.log(gains[order])
-    return lambda sigma: jnp.exp(jnp.interp(jnp.log(sigma), x, y))
 
 
 def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Length) -> Step:

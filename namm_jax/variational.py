@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax import flows, layout
+from namm_jax import flow_layout, flows, layout
 from namm_jax.flows import FlowProblem
 from namm_jax.pdes import BurgersProblem, Stepper, trajectory
 from namm_jax.types import Fields, PerSample
@@ -64,7 +64,7 @@ def kolmogorov_rollout(problem: FlowProblem) -> Rollout:
 
     def rollout(u_0: Float[Array, 'b n n 2']) -> Fields:
         _check_start(u_0, (problem.points, problem.points, 2))
-        return flows.from_states(problem, jnp.swapaxes(solve(flows.project(u_0)), 0, 1))
+        return flow_layout.from_states(problem, jnp.swapaxes(solve(flows.project(u_0)), 0, 1))
 
     return rollout
 

@@ -39,7 +39,7 @@ from namm_jax import mirror
 from namm_jax.networks.icnn import ICNN, nonnegative_mask
 from namm_jax.networks.unet import UNet
 from namm_jax.report import figures
-from namm_jax.train import command, experiment
+from namm_jax.train import command, drawing, experiment
 
 
 def show(figure):
@@ -77,7 +77,7 @@ with command.open_experiment(RUN) as run:
 
 # %%
 seed = 0
-draw = experiment.make_draw(run.config, run.config.sample, moments['mean'], moments['std'])
+draw = drawing.make_draw(run.config, run.config.sample, moments['mean'], moments['std'])
 z = draw(score, jax.random.split(jax.random.key(seed), 64))
 samples = f(z)
 print(

@@ -1,5 +1,6 @@
 """What all tests share: eight devices, a cold compilation cache of their own, checked types, and one tiny run."""
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -72,10 +73,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the file that makes the tiny run first and others that use it last: no worker waits for it idly."""
-    users = {item.path for item in items if 'tiny_run' in item.fixturenames}
-
-    def place(item: pytest.Item) -> int:
-        return 0 if item.path.stem == 'test_pipeline' else 1 + (item.path in users)
-
-    items.sort(key=place)
+    """Puts the file that makes the tiny run first, so that no worker waits for it, then files with many tests first."""
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem != 'test_pipeline', -tests[item.path], item.path))

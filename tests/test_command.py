@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from namm_jax.train import command
+from namm_jax.train import command, evaluate_file
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = '--config=configs/burgers.py:tiny'
@@ -109,7 +109,7 @@ SPOILT = {
 
 
 def evaluate(*arguments):
-    return command.evaluate(['launch/evaluate.py', *map(str, arguments)])
+    return evaluate_file.evaluate(['launch/evaluate.py', *map(str, arguments)])
 
 
 @pytest.mark.parametrize('fault', SPOILT)

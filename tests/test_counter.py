@@ -21,7 +21,7 @@ PROBLEM = GalaxyProblem(points=8, count=2)
 
 
 def init(network, *shape):
-    return network.init(jax.random.key(0), jnp.zeros(shape))['params']
+    return jax.jit(network.init)(jax.random.key(0), jnp.zeros(shape))['params']
 
 
 def size_of(network, *shape):
@@ -57,20 +57,22 @@ def test_counter_with_known_weights_adds_up_pixels(adding):
 
 def test_density_counter_is_the_sum_of_its_density_at_any_size():
     network = DensityCounter(channels=(2, 4))
-    params = init(network, 1, 8, 8, 1)
+    params, apply = init(network, 1, 8, 8, 1), jax.jit(network.apply)
     zero = jax.tree.map(jnp.zeros_like, params)
     for height, width in ((8, 8), (4, 12)):
         cells = height * width // 16
         x = jax.random.normal(jax.random.key(1), (3, height, width, 1))
-        np.testing.assert_allclose(network.apply({'params': zero}, x), cells / 2, rtol=1e-6)
-        counts = network.apply({'params': params}, x)
+        np.testing.assert_allclose(apply({'params': zero}, x), cells / 2, rtol=1e-6)
+        counts = apply({'params': params}, x)
         chex.assert_shape(counts, (3,))
         assert ((counts > 0) & (counts < cells)).all() and float(jnp.ptp(counts)) > 0
 
 
 def test_density_counter_starts_at_a_few_objects_an_image():
     x = jnp.zeros((1, 16, 16, 1))  # every feature of a black image is 0
-    np.testing.assert_allclose(DensityCounter().apply({'params': init(DensityCounter(), *x.shape)}, x), 8, rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(DensityCounter().apply)({'params': init(DensityCounter(), *x.shape)}, x), 8, rtol=1e-4
+    )
 
 
 def test_huber_is_that_of_optax():

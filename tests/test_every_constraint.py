@@ -16,7 +16,8 @@ from namm_jax.data.burgers import sample_burgers
 from namm_jax.data.galaxies import GalaxyProblem
 from namm_jax.data.kolmogorov import sample_kolmogorov
 from namm_jax.data.textures import TextureProblem, sample_textures
-from namm_jax.flows import FlowProblem, pack
+from namm_jax.flow_layout import pack
+from namm_jax.flows import FlowProblem
 from namm_jax.networks.counter import Counter
 from namm_jax.pdes import BurgersProblem
 from namm_jax.types import Constraint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.train import command
+from namm_jax.train.evaluate_file import evaluate
 from namm_jax.train.files import read_json
 
 NAMES = ('divergence', 'kolmogorov', 'total_brightness', 'periodic', 'count')
@@ -33,7 +33,7 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
     assert ('counts' in rows['dm']) == (name == 'count') == (tmp_path / 'stages' / 'counter.json').exists()
     capsys.readouterr()
     arguments = [f'--config=configs/{name}.py:tiny', f'--samples={tmp_path}/sample/dm.npy', f'--workdir={tmp_path}']
-    assert command.evaluate(['launch/evaluate.py', *arguments]) == 0
+    assert evaluate(['launch/evaluate.py', *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told['n'] == 16 and told['distance']['mean'] == pytest.approx(rows['dm']['distance']['mean'], rel=1e-4)
     for sampler in ('dps_projected', 'mirror_few_steps'):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import flows, layout
+from namm_jax import flow_layout, flows, layout
 from namm_jax.constraints.flow import divergence, kolmogorov
 from namm_jax.data.kolmogorov import sample_kolmogorov
 from namm_jax.flows import FlowProblem
@@ -34,7 +34,7 @@ def fields():
 
 @pytest.fixture(scope='module')
 def packed(fields):
-    return flows.pack(SMALL, fields)
+    return flow_layout.pack(SMALL, fields)
 
 
 def _normal(seed, *shape):
@@ -182,16 +182,16 @@ def test_problem_shapes_and_packing(fields, packed):
     assert (SMALL.tiled, SMALL.shape, TILED.shape) == ((16, 64, 2), (16, 16, 8), (16, 64, 2))
     assert (FlowProblem().tiled, FlowProblem().shape) == ((128, 256, 2), (64, 64, 16))
     chex.assert_shape(packed, (2, 16, 16, 8))
-    chex.assert_trees_all_equal(flows.unpack(SMALL, packed), fields)
-    chex.assert_trees_all_equal(flows.pack(TILED, fields), fields)
+    chex.assert_trees_all_equal(flow_layout.unpack(SMALL, packed), fields)
+    chex.assert_trees_all_equal(flow_layout.pack(TILED, fields), fields)
 
 
 def test_mosaics_put_each_image_on_its_state(fields, packed):
-    images = flows.vorticity_mosaic(SMALL, packed)
+    images = flow_layout.vorticity_mosaic(SMALL, packed)
     chex.assert_shape(images, (2, 16, 64))
     np.testing.assert_allclose(images[:, :, 48:], flows.vorticity(fields[:, :, 48:]), atol=1e-4)
     # Pairs of states have one image fewer: the first state follows from none.
-    lengths = flows.mosaic(SMALL, jnp.ones((2, 3, 16, 16, 2)))
+    lengths = flow_layout.mosaic(SMALL, jnp.ones((2, 3, 16, 16, 2)))
     np.testing.assert_allclose(lengths[:, :, :16], 0)
     np.testing.assert_allclose(lengths[:, :, 16:], np.sqrt(2), rtol=1e-6)
 
@@ -209,7 +209,7 @@ def test_data_satisfy_both_constraints(fields, packed):
         assert jax.tree.leaves(constraint) == []
         chex.assert_shape(DISTANCE(constraint, x), (2,))
         assert float(DISTANCE(constraint, x).max()) < 1e-5
-    backwards = flows.from_states(SMALL, flows.to_states(SMALL, packed)[:, ::-1])
+    backwards = flow_layout.from_states(SMALL, flow_layout.to_states(SMALL, packed)[:, ::-1])
     assert float(DISTANCE(divergence(SMALL), backwards).max()) < 1e-5
     assert float(DISTANCE(kolmogorov(SMALL), backwards).min()) > 0.01
 

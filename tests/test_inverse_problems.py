@@ -9,6 +9,7 @@ import pytest
 
 from namm_jax import diffusion, sampling
 from namm_jax import inverse_problems as ip
+from namm_jax.gains import gain_at, measured_gain
 
 MEAN, STD, SHAPE = 0.3, 0.7, (2, 2, 1)
 NORMAL = diffusion.gaussian_denoiser(MEAN, STD)
@@ -28,7 +29,7 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
     levels, keys = jnp.asarray([10.0, 1.0, 0.1]), jax.random.split(jax.random.key(0), 3)
     coefficients = jax.random.normal(jax.random.key(1), (20_000, 4))
     x = MEAN + STD * coefficients.reshape(-1, *SHAPE)
-    found = ip.measured_gain(keys, NORMAL, rows(3), x, levels, prior_std=STD)
+    found = measured_gain(keys, NORMAL, rows(3), x, levels, prior_std=STD)
     np.testing.assert_allclose(found, 1, rtol=0.05)
 
     # Data `a (1, 1, 1, 1)`, a ~ N(0, tau^2): the mean of n = 4 values estimates a, with variance 1 / (1 / tau^2 + n /
@@ -38,11 +39,11 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
         return a * jnp.ones_like(x)
 
     line = STD * coefficients[:, :1].reshape(-1, 1, 1, 1) * jnp.ones(SHAPE)
-    found = ip.measured_gain(keys, denoiser, rows(3), line, levels, prior_std=STD)
+    found = measured_gain(keys, denoiser, rows(3), line, levels, prior_std=STD)
     exact = 4 / 3 * (STD**2 + levels**2) / (4 * STD**2 + levels**2)
     np.testing.assert_allclose(found, exact, rtol=0.05)
-    np.testing.assert_allclose(ip.gain_at(levels, found)(levels[1]), found[1], rtol=1e-5)
-    between = ip.gain_at(levels, jnp.asarray([1.0, 0.1, 0.01]))
+    np.testing.assert_allclose(gain_at(levels, found)(levels[1]), found[1], rtol=1e-5)
+    between = gain_at(levels, jnp.asarray([1.0, 0.1, 0.01]))
     np.testing.assert_allclose(between(jnp.asarray([10**0.5, 20.0])), [10**-0.5, 1.0], rtol=1e-4)
 
 

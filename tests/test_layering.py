@@ -26,8 +26,9 @@ ALLOWED = {
     'namm_jax.layout': ('types', MATHS),
     'namm_jax.pdes': ('types layout', MATHS),
     'namm_jax.flows': ('types layout pdes', MATHS | {'jax_cfd'}),
+    'namm_jax.flow_layout': ('types layout flows', MATHS),
     'namm_jax.data': ('types layout pdes flows data', MATHS),
-    'namm_jax.constraints': ('types layout pdes flows constraints', MATHS),
+    'namm_jax.constraints': ('types layout pdes flows flow_layout constraints', MATHS),
     'namm_jax.counting': ('', MATHS | {'scipy', 'types'}),
     'namm_jax.networks': ('networks', MATHS | {'flax'}),
     'namm_jax.mirror': ('types networks.icnn', MATHS),
@@ -38,18 +39,19 @@ ALLOWED = {
     'namm_jax.interferometry': ('', MATHS),
     'namm_jax.operators': ('types interferometry operators', MATHS),
     'namm_jax.operator_checks': ('types operators', MATHS),
+    'namm_jax.gains': ('types diffusion', MATHS),
     'namm_jax.inverse_problems': ('types diffusion', MATHS),
     'namm_jax.posterior_sampling': ('types diffusion sampling posterior_sampling', MATHS),
     'namm_jax.posterior_statistics': ('types', MATHS),
-    'namm_jax.variational': ('types layout pdes flows', MATHS),
+    'namm_jax.variational': ('types layout pdes flows flow_layout', MATHS),
     'namm_jax.evaluation': ('types', MATHS),
     'namm_jax.report': (
         'types layout report train.files train.records train.resolve',
         SYSTEM - {'jax'} | {'matplotlib', 'PIL'},
     ),
     'namm_jax.train': (
-        'types layout pdes flows data constraints counting networks mirror closed_form diffusion sampling '
-        'constraint_sampling operators operator_checks inverse_problems posterior_sampling posterior_statistics '
+        'types layout pdes flows flow_layout data constraints counting networks mirror closed_form diffusion sampling '
+        'constraint_sampling operators operator_checks gains inverse_problems posterior_sampling posterior_statistics '
         'variational evaluation train report',
         SYSTEM | {'optax', 'ml_collections', 'absl'},
     ),

@@ -94,7 +94,7 @@ def make_tasks():
     }
 
 
-@pytest.mark.parametrize('name', ['mirror', 'denoising'])
+@pytest.mark.parametrize('name', [pytest.param('mirror', marks=pytest.mark.slow), 'denoising'])
 def test_eight_devices_take_the_steps_of_one(name, monkeypatch):
     monkeypatch.setattr(sharding, 'SMALL', 0)
     assert len(jax.devices()) == 8
@@ -187,7 +187,7 @@ def test_validation_is_the_loss_without_dropout():
     assert {name: float(value) for name, value in terms.items()} == {'loss': 1.5, 'term': 3.0}
 
 
-@pytest.mark.parametrize('network', ['unet', 'resnet'])
+@pytest.mark.parametrize('network', ['unet', pytest.param('resnet', marks=pytest.mark.slow)])
 def test_remat_changes_no_value_and_no_name(network):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     build = {'unet': functools.partial(UNet, channels=(8,), norm='none'), 'resnet': functools.partial(ResNet, 4, 1)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import flows, layout
+from namm_jax import flow_layout, flows, layout
 from namm_jax.constraints.burgers import burgers
 from namm_jax.constraints.flow import divergence, kolmogorov
 from namm_jax.data.burgers import sample_burgers
@@ -32,7 +32,7 @@ def fields():
 
 @pytest.fixture(scope='module')
 def flow():
-    return flows.pack(FLOW, jax.jit(functools.partial(sample_kolmogorov, problem=FLOW))(KEYS))
+    return flow_layout.pack(FLOW, jax.jit(functools.partial(sample_kolmogorov, problem=FLOW))(KEYS))
 
 
 @functools.partial(jax.jit, static_argnames=('rollout', 'measure'))

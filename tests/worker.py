@@ -14,7 +14,7 @@ import optax
 
 from namm_jax.train import dataset, processes
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.experiment import in_batches
+from namm_jax.train.drawing import in_batches
 from namm_jax.train.loop import Plan, Stopped, fit
 from namm_jax.train.roll_call import Place
 from namm_jax.train.sharding import first_devices, local_mesh, make_mesh

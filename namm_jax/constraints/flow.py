@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax import flows
+from namm_jax import flow_layout, flows
 from namm_jax.flows import FlowProblem
 from namm_jax.types import Fields, Metrics, PerSample
 
@@ -20,7 +20,7 @@ Restore = Callable[[Fields], tuple[Fields, Metrics]]
 
 def _states(problem: FlowProblem, x: Fields) -> Float[Array, 'b k n n 2']:
     """Returns the states of `x`, half precision raised to float32."""
-    return flows.to_states(problem, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return flow_layout.to_states(problem, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ class DivergenceConstraint:
         return self._project(x)
 
     def _project(self, x: Fields) -> tuple[Fields, Metrics]:
-        return flows.from_states(self.problem, flows.project(_states(self.problem, x))), {}
+        return flow_layout.from_states(self.problem, flows.project(_states(self.problem, x))), {}
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +130,7 @@ class NavierStokesConstraint:
         return self._resolve(x)
 
     def _resolve(self, x: Fields) -> tuple[Fields, Metrics]:
-        return flows.from_states(self.problem, self.problem.solve(_states(self.problem, x)[:, 0])), {}
+        return flow_layout.from_states(self.problem, self.problem.solve(_states(self.problem, x)[:, 0])), {}
 
 
 def divergence(problem: FlowProblem) -> DivergenceConstraint:

@@ -19,7 +19,7 @@ def sample_kolmogorov(keys: Key, *, problem: FlowProblem) -> Fields:
     Args:
         keys: Typed PRNG keys `(n,)`, one a sample.
         problem: Grid, time steps, force and start. Draw with the problem that the constraint gets; its layout is that
-            of networks and plays no part here (`flows.pack` goes from one to the other).
+            of networks and plays no part here (`flow_layout.pack` goes from one to the other).
 
     Returns:
         Fields `(n, rows points, columns points, 2)`, float32, state k the tile at row k // 4, column k % 4. Speeds are

@@ -56,7 +56,7 @@ def smc(
         prior_std: tau.
         prior_mean: mean of the data.
         gain: about `|J|^2`, the square of how A scales what `x_0` given x may be; a scalar, or a function of sigma, as
-            of `inverse_problems.gain_at`. It changes the twist alone.
+            of `gains.gain_at`. It changes the twist alone.
         guidance: 0 moves particles without the measurement, which then acts by weights alone.
         below: part of a group's particles, in [0, 1]; 0 resamples in the end only, 1 at each level.
 

@@ -1,10 +1,9 @@
-"""The two commands, from their arguments to their exit status. `launch/` holds the scripts that call them.
+"""`launch/main.py` from its arguments to its exit status, and what its two neighbours share with it.
 
 JAX is configured here, before its first use: the compilation cache.
 """
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -15,17 +14,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from namm_jax.train.arguments import (
-    evaluate_flags,
     experiment_name,
     main_flags,
     overrides_of,
     parse,
     place_of,
     preset_of,
-    tell,
 )
 from namm_jax.train.config import schema
-from namm_jax.train.files import UserError, finite, read_json, write_json
+from namm_jax.train.files import UserError, read_json, write_json
 from namm_jax.train.progress import complain, say, silence
 from namm_jax.train.provenance import provenance
 from namm_jax.train.resolve import flatten, override
@@ -86,11 +83,6 @@ def main(arguments: list[str]) -> int:
         sys.stderr.flush()
         os._exit(status)
     return status
-
-
-def evaluate(arguments: list[str]) -> int:
-    """Runs `launch/evaluate.py` with these arguments, the program's name first; returns the exit status."""
-    return guarded(_evaluate, arguments)
 
 
 def _main(arguments: list[str]) -> None:
@@ -296,41 +288,3 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
         write_json(workdir / 'metrics.json', aggregate(metrics))
         _say_table(workdir, evaluated=True)
-
-
-def _evaluate(arguments: list[str]) -> None:
-    values = evaluate_flags(arguments)
-    config = parse(values, arguments, sys.modules['__main__'].__doc__)
-    if values.samples is None:
-        raise UserError('--samples is missing; expected --samples=FILE.npy, fields (n, h, w, c)')
-    configure_jax()
-    import jax
-
-    from namm_jax.evaluation import distance_statistics
-    from namm_jax.train.dataset import read_fields
-    from namm_jax.train.experiment import in_batches
-    from namm_jax.train.families import make_family
-    from namm_jax.train.sharding import make_mesh
-
-    family = make_family(config)
-    x = family.pack(read_fields(values.samples, family.file_shape if all(family.file_shape) else None))
-    constraint = _constraint_of(config, Path(values.workdir) if values.workdir else None)
-    distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
-    statistics = finite(distance_statistics(jax.numpy.asarray(distances)))
-    result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
-    tell(json.dumps(result | {'per_sample': finite(distances)}))
-
-
-def _constraint_of(config: ConfigDict, workdir: Path | None) -> Any:
-    """Returns the config's constraint; the network that it may hold is that of the run folder."""
-    from namm_jax.train import tasks
-
-    if not tasks.holds_network(config):
-        return tasks.make_constraint(config)
-    if workdir is None:
-        raise UserError(
-            f'--workdir is missing: the constraint {config.constraint.name} holds a trained network; expected a run '
-            'folder whose stage counter has finished'
-        )
-    with open_experiment(workdir) as experiment:
-        return experiment.constraint

@@ -17,7 +17,8 @@ from namm_jax.counting import classical_count
 from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies, sample_sources
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
-from namm_jax.train.experiment import Experiment, in_batches, restore, save_array, train
+from namm_jax.train.drawing import in_batches
+from namm_jax.train.experiment import Experiment, restore, save_array, train
 from namm_jax.train.families import make_family
 from namm_jax.train.optimizers import make_optimizer, per_network
 from namm_jax.train.processes import from_first

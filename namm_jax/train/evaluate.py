@@ -15,14 +15,8 @@ from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
 from namm_jax.train import dataset, tasks
 from namm_jax.train.counter import count_statistics
-from namm_jax.train.experiment import (
-    Experiment,
-    finetuned_parameters,
-    in_batches,
-    mirror_parameters,
-    sampler_of,
-    score_parameters,
-)
+from namm_jax.train.drawing import in_batches, sampler_of
+from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
 from namm_jax.train.files import write_checked
 from namm_jax.train.processes import from_first
 from namm_jax.train.rows import Row, rows_of

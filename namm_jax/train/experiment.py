@@ -11,22 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from namm_jax.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
+from namm_jax.train.drawing import make_draw, sampler_of
 from namm_jax.train.families import Family, make_family
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
 from namm_jax.train.optimizers import make_optimizer
-from namm_jax.train.processes import from_first, gather_rows
+from namm_jax.train.processes import from_first
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.sharding import (
-    batch_sharding,
     check_batch_size,
     first_devices,
     local_mesh,
@@ -35,7 +33,7 @@ from namm_jax.train.sharding import (
     rules_of,
 )
 from namm_jax.train.shared_run import SharedRun
-from namm_jax.types import Constraint, Denoiser, Key, MirrorMap, Params, Task
+from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
 
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
 
@@ -267,65 +265,6 @@ def score_parameters(experiment: Experiment, stage: str) -> Params:
     """Returns the averaged parameters of a diffusion model, `dm` or `mdm`."""
     task = tasks.denoising_task(experiment.config, 1, 0.0, 1.0)
     return restore(experiment, stage, {'ema': jax.eval_shape(task.init, jax.random.key(0))})['ema']
-
-
-def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
-    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard deviation."""
-    return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
-
-
-Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
-UNCHANGED: Around = Partial(lambda denoiser: denoiser)
-
-
-def make_draw(
-    config: ConfigDict,
-    section: ConfigDict,
-    mean: float,
-    std: float,
-    around: Around = UNCHANGED,
-) -> Callable[[Params, Key], Array]:
-    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
-
-    Args:
-        config: the config.
-        section: the sampler's, `config.sample` or `config.train.sample`.
-        mean: mean of the diffusion model's training set.
-        std: its standard deviation.
-        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing unless given.
-    """
-    shape = make_family(config).shape
-
-    @jax.jit
-    def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
-        return sampler_of(section, mean, std)(keys, around(tasks.make_denoiser(config, params, mean, std)), shape)
-
-    # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.
-    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
-
-
-def in_batches(
-    function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh, *, between: Callable[[], None] = lambda: None
-) -> np.ndarray:
-    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over the mesh.
-
-    Args:
-        function: `(size, ...) -> (size, ...)`.
-        inputs: `(n, ...)`.
-        size: samples a batch of all processes, rounded up to a multiple of the number of devices; the last batch is
-            filled up.
-        mesh: the devices of this process, which takes its share of each batch; every process has as many.
-        between: called before each batch; may raise.
-    """
-    n, parts, processes = len(inputs), [], jax.process_count()
-    size += -size % (mesh.size * processes)
-    local = dataset.local_rows(size, process_index=jax.process_index(), process_count=processes)
-    for start in range(0, n, size):
-        between()
-        indices = (np.arange(start, start + size) % n)[local]
-        chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
-        parts.append(gather_rows(np.asarray(function(chunk)))[: n - start])
-    return np.concatenate(parts)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

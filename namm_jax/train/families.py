@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax import flows, layout
+from namm_jax import flow_layout, layout
 from namm_jax.choices import choose
 from namm_jax.constraints.own import OwnProblem
 from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
@@ -52,7 +52,7 @@ def _sensitivity(constraint: Constraint, x: Array) -> Array:
 def _flow_residual(problem: FlowProblem, constraint: Constraint, x: Array) -> Array:
     """Returns the mosaic of the residual's size; that of a sum of constraints is the sum of its parts'."""
     parts = getattr(constraint, 'parts', (constraint,))
-    return sum(jnp.abs(flows.mosaic(problem, part.residual(x))) for part in parts)
+    return sum(jnp.abs(flow_layout.mosaic(problem, part.residual(x))) for part in parts)
 
 
 class Family(NamedTuple):
@@ -118,9 +118,9 @@ def kolmogorov(config: ConfigDict) -> Family:
     return Family(
         problem, _generated(config, sample_kolmogorov, problem), problem.shape, problem.tiled, (True, True), (1, 2),
         residual_map=functools.partial(_flow_residual, problem),
-        pack=lambda x: flows.pack(problem, x), unpack=lambda x: flows.unpack(problem, x),
-        image=lambda x: flows.vorticity_mosaic(problem, x),
-        states=lambda x: layout.states_to_packed(flows.to_states(problem, x)),
+        pack=lambda x: flow_layout.pack(problem, x), unpack=lambda x: flow_layout.unpack(problem, x),
+        image=lambda x: flow_layout.vorticity_mosaic(problem, x),
+        states=lambda x: layout.states_to_packed(flow_layout.to_states(problem, x)),
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from namm_jax import inverse_problems
 from namm_jax.choices import choose
-from namm_jax.inverse_problems import Length, Potential, gain_at, measured_gain
+from namm_jax.gains import gain_at, measured_gain
+from namm_jax.inverse_problems import Length, Potential
 from namm_jax.posterior_sampling import daps, smc
 from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks

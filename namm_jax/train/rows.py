@@ -21,16 +21,8 @@ from namm_jax.choices import choose
 from namm_jax.constraint_sampling import guided, projected
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.train import dataset, tasks
-from namm_jax.train.experiment import (
-    UNCHANGED,
-    Around,
-    Experiment,
-    finetuned_parameters,
-    in_batches,
-    make_draw,
-    mirror_parameters,
-    score_parameters,
-)
+from namm_jax.train.drawing import UNCHANGED, Around, in_batches, make_draw
+from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
 from namm_jax.train.files import read_json, write_json
 from namm_jax.train.processes import from_first
 from namm_jax.types import Constraint, Denoiser, Key, Params

@@ -15,14 +15,8 @@ from jaxtyping import Array
 
 from namm_jax.train import tasks
 from namm_jax.train.config import steps_of
-from namm_jax.train.experiment import (
-    Experiment,
-    in_batches,
-    make_draw,
-    mirror_parameters,
-    score_parameters,
-    train,
-)
+from namm_jax.train.drawing import in_batches, make_draw
+from namm_jax.train.experiment import Experiment, mirror_parameters, score_parameters, train
 from namm_jax.train.progress import say
 from namm_jax.types import Constraint, Key, Params
 

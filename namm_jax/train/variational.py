@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from namm_jax import flows, layout, variational
+from namm_jax import flow_layout, layout, variational
 from namm_jax.per_sample import normal
 from namm_jax.train.experiment import Experiment
 from namm_jax.types import Key, Measure, Metrics
@@ -115,7 +115,7 @@ class Trajectories(NamedTuple):
 
 TRAJECTORIES = {
     'burgers': Trajectories(variational.burgers_rollout, lambda problem, x: layout.image_to_states(x)[:, 0]),
-    'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda problem, x: flows.to_states(problem, x)[:, 0]),
+    'kolmogorov': Trajectories(variational.kolmogorov_rollout, lambda *x: flow_layout.to_states(*x)[:, 0]),
 }
 
 
