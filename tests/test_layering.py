@@ -66,7 +66,7 @@ ALLOWED = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope='module')
 def no_collection():
     """Holds the garbage collector: a future that it finalises inside `ast.parse` may log a traceback, which parses."""
     gc.collect()
