@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from namm_jax.train.files import finite, read_json, write_bytes, write_json
 from namm_jax.train.run import Run, UserError, aggregate
@@ -62,6 +63,19 @@ def snapshot(directory):
     """The folder's files, save those that name the process that opened it."""
     paths = (path for path in directory.rglob('*') if path.is_file() and path.name not in ('lock', 'provenance.json'))
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def test_a_path_of_etils_is_as_good_as_any(tmp_path):
+    with open_run(epath.Path(tmp_path) / 'run') as run:
+        finish(run, 'data')
+    with open_run(tmp_path / 'run') as run:
+        assert run.finished('data') and run.directory == tmp_path / 'run'
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/run', epath.Path('gs://bucket/run')])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(UserError, match=r'got the folder gs://bucket/run, expected one of this machine; mount'):
+        open_run(path)
 
 
 def test_the_saved_config_is_the_base(tmp_path):

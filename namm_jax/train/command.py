@@ -22,7 +22,7 @@ from namm_jax.train.arguments import (
     preset_of,
 )
 from namm_jax.train.config import schema
-from namm_jax.train.files import UserError, read_json, write_json
+from namm_jax.train.files import UserError, local, read_json, write_json
 from namm_jax.train.progress import complain, say, silence
 from namm_jax.train.provenance import provenance
 from namm_jax.train.resolve import flatten, override
@@ -96,12 +96,7 @@ def _main(arguments: list[str]) -> None:
 
     check_stages([*(values.stages or []), *values.redo], STAGES)
     name, overrides = experiment_name(values), overrides_of(values)
-    if '://' in (values.workdir or ''):
-        raise UserError(
-            f'got --workdir={values.workdir}, expected a folder; mount the bucket, for instance with gcsfuse, and give '
-            'the folder where it is mounted'
-        )
-    workdir = Path(values.workdir or f'runs/{name.replace(":", "-")}')
+    workdir = local(values.workdir or f'runs/{name.replace(":", "-")}')
     with _listening() as asked_to_stop:
         asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, agreed(asked_to_stop))
         if not values.seeds:
@@ -192,7 +187,7 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
     """
     from namm_jax.train.shared_run import SharedRun
 
-    saved = read_json(workdir / 'config.json')
+    saved = read_json(local(workdir) / 'config.json')
     defaults = schema(saved['config']['data']['family']).to_dict()  # of fields that are newer than the folder
     with SharedRun(lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)) as run:
         yield _build(run, lambda: 0)

@@ -17,6 +17,20 @@ class UserError(ValueError):
     """A user's mistake: shown as one message, without a traceback, with exit status 2."""
 
 
+def local(path: str | os.PathLike[str]) -> Path:
+    """Returns a path of this machine's files, of `etils.epath` or any other kind.
+
+    Raises:
+        UserError: if it is an address, such as `gs://bucket/run`.
+    """
+    if '://' in os.fspath(path):
+        raise UserError(
+            f'got the folder {os.fspath(path)}, expected one of this machine; mount the bucket, for instance with '
+            'gcsfuse, and give the folder where it is mounted'
+        )
+    return Path(path)
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Makes an OSError name `path`: that of a full disk, from `write` or `close`, names nothing."""

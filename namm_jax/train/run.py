@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from namm_jax.train.files import UserError, finite, naming, read_json, write_json
+from namm_jax.train.files import UserError, finite, local, naming, read_json, write_json
 from namm_jax.train.provenance import provenance
 from namm_jax.train.records import Records
 from namm_jax.train.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
@@ -91,7 +91,7 @@ class Run:
             UserError: if another process owns the folder, it holds another experiment or is no run folder, or an
                 override changes what a stage has read.
         """
-        self.directory = Path(directory)
+        self.directory = local(directory)
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f'{self.directory} is a file, expected a folder; choose another --workdir')
         self.directory.mkdir(parents=True, exist_ok=True)
