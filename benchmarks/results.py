@@ -7,8 +7,8 @@
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
 `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME+LABEL` has the further
 rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of a measurement operator. The table `summary` has
-the median constraint distances of all constraints at preset quick, a line a constraint; `ablations` has a line a file
-whose label begins with `ablation`. Tables are those of README.md and of results/README.md.
+the median constraint distances of all constraints at preset quick, a line a constraint; `ablations:CONFIG` has a line a
+file of it whose label begins with `ablation`. Tables are those of README.md and of results/README.md.
 """
 
 import argparse
@@ -194,13 +194,13 @@ def summary(folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
-def ablations(folder: Path = ROOT / 'results') -> str:
+def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     """Returns a line a run: what was changed, median distances, and how the finetuned samples compare with the DM's."""
     head = ['changed', 'MDM', 'finetuned', 'DM', 'finetuned / DM', 'sliced W1, MDM / DM', 'sliced W1, finetuned / DM']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for path in sorted(folder.glob('*-ablation*-seed*.json')):
+    for path in sorted(folder.glob(f'{config}-quick-ablation*-seed*.json')):
         run = json.loads(path.read_text())
-        changed = {name: value for name, value in run['changed'].items() if name not in ('train.budget', 'sample.rows')}
+        changed = {name: value for name, value in run['changed'].items() if not name.startswith(('train.', 'sample.'))}
         told = ', '.join(f'`{name}` {value}' for name, value in changed.items()) or 'nothing'
         medians = {row: _median(run, row) for row in ('mdm', 'mdm_finetuned', 'dm')}
         wasserstein = {row: _at(run['rows'][row], COLUMNS['sliced W1']) for row in medians}
@@ -218,10 +218,10 @@ def with_tables(text: str) -> str:
     """Returns a README with its tables written anew."""
 
     def made(name: str) -> str:
-        if name in (special := {'summary': summary, 'ablations': ablations}):
-            return special[name]()
-        name, _, operator = name.partition(':')
-        return posterior_table(name, operator) if operator else table(name)
+        name, _, of = name.partition(':')
+        if name in (special := {'summary': lambda _: summary(), 'ablations': ablations}):
+            return special[name](of)
+        return posterior_table(name, of) if of else table(name)
 
     return TABLE.sub(lambda match: match[1] + made(match[2]) + match[3], text)
 
