@@ -8,7 +8,7 @@ and while it is done again, does one of these:
 
     kill, term, interrupt   SIGKILL, SIGTERM or SIGINT at a random moment
     flip, truncate          as kill; then a bit of a random file is flipped, or its end cut off
-    full                    a disk with a little room left, that fills at a random moment (needs root, for a tmpfs)
+    full                    a disk with less room than the results need, full at a random moment (root, for a tmpfs)
     peer, hung              two processes; one of them is killed, or stopped by SIGSTOP, at a random moment
 
 Then the same command is given again. It must end with status 0 and the results of the run never broken, bit for bit (of
@@ -131,21 +131,25 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
     return Seen(f'refused: {where.parts[0]}', str(where))
 
 
+def kilobytes(folder: Path) -> int:
+    """Returns the room that a folder takes on a tmpfs, whose pages have 4 KiB."""
+    return sum(4 * math.ceil(path.stat().st_size / 4096) if path.is_file() else 4 for path in folder.rglob('*'))
+
+
 def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
-    """Runs on a disk with little room left, until it is full; then there is room again."""
-    disk = Path(tempfile.mkdtemp())
-    used = sum(4 * math.ceil(p.stat().st_size / 4096) if p.is_file() else 4 for p in folder.rglob('*'))
-    size = used + rng.randrange(16, 800)
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'tmpfs', disk], capture_output=True).returncode:
+    """Runs on a disk with less room than the discarded stages took, until it is full; then there is room again."""
+    disk, before = Path(tempfile.mkdtemp()), kilobytes(folder)
+    mount = ['mount', '-t', 'tmpfs', 'tmpfs', disk, '-o']
+    if subprocess.run([*mount, f'size={before + 1024}k'], capture_output=True).returncode:
         return Seen('skipped: no leave to mount a tmpfs')
     try:
-        try:
-            copy = shutil.copytree(folder, disk / 'run')
-        except shutil.Error:
-            return Seen('full before it began')
-        process = start(copy, redo)
+        copy = shutil.copytree(folder, disk / 'run')
+        start(copy, redo, f'--stages={STAGES[0]}').communicate(timeout=300)  # discards, and is done
+        left = kilobytes(copy)
+        subprocess.run([*mount, f'remount,size={left + rng.randrange(8, max(16, before - left))}k'], check=True)
+        process = start(copy)
         said = process.communicate(timeout=300)[1]
-        if process.returncode not in (0, 1) or 'Traceback' in said:
+        if process.returncode and (process.returncode != 1 or 'Traceback' in said or 'space' not in said):
             raise Defect(f'status {process.returncode} on a full disk: {said[-500:]}')
         shutil.rmtree(folder)
         shutil.copytree(copy, folder)
