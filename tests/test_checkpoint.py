@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, or are found out."""
 
+import asyncio
+import gc
 import logging
 import shutil
 import warnings
@@ -198,3 +200,17 @@ def test_orbax_is_quiet_and_the_program_is_not(tmp_path, caplog):
         checkpoints.wait()
         logging.getLogger('absl').info('ours')
     assert [record.message for record in caplog.records] == ['ours']
+
+
+def test_asyncio_keeps_silent_about_the_other_writes_of_a_failed_save(caplog):
+    async def main():
+        for name in ('orbax/serialization.py', 'elsewhere.py'):
+            scope = {}
+            exec(compile('async def write():\n    raise ValueError', name, 'exec'), scope)
+            asyncio.ensure_future(scope['write']())
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    gc.collect()  # which finds the failed tasks
+    (record,) = [record for record in caplog.records if record.name == 'asyncio']
+    assert 'never retrieved' in record.message and 'elsewhere.py' in record.message

@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -27,6 +28,9 @@ from namm_jax.train.sharding import whole
 # Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's records only. Its
 # errors are there with their tracebacks, and raised as well.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+# Of the writes of a save that failed, one raises; on a busy machine asyncio tells of the others at any later time.
+_NEVER_RETRIEVED = re.compile('exception was never retrieved.*orbax', re.DOTALL)
+logging.getLogger('asyncio').addFilter(lambda record: not _NEVER_RETRIEVED.search(record.getMessage()))
 
 
 class Restored(NamedTuple):
