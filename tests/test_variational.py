@@ -63,6 +63,7 @@ def test_the_first_state_of_a_flow_gives_the_flow(flow):
     assert jax.eval_shape(kolmogorov_rollout(tiled), flow[..., :2]).shape == (3, *FLOW.tiled)
 
 
+@pytest.mark.slow
 def test_any_first_state_gives_a_flow_without_divergence():
     v_0 = jax.random.normal(KEYS[0], (3, 16, 16, 2))
     x = FLOW_ROLLOUT(v_0)
@@ -110,6 +111,7 @@ def test_a_curved_valley_and_a_wall_of_nan():
     assert np.isnan(info['cost'][3])
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_recovered_from_its_first_states(fields):
     guess = jnp.full((3, 16), 0.5)
     u, info = assimilate(BURGERS, first_states, first_states(fields), guess, mean=0.5, weight=0.0)
@@ -119,6 +121,7 @@ def test_a_trajectory_is_recovered_from_its_first_states(fields):
     assert float(burgers(PROBLEM).distance(x).max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_know_of_the_others(fields):
     rollout, y, guess = BURGERS, first_states(fields), jnp.full((3, 16), 0.5)
     together, _ = assimilate(rollout, first_states, y, guess, mean=0.5, weight=1.0)
@@ -149,6 +152,7 @@ def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     np.testing.assert_allclose((np.cov(u[1:].T) - covariance) / np.outer(deviation, deviation), 0, atol=6 / b**0.5)
 
 
+@pytest.mark.slow
 def test_the_slope_of_a_flows_cost(flow):
     """Finite where the flow is at rest, 0 at the minimum, without divergence, and that of the cost."""
     cost = variational_cost(KOLMOGOROV, lambda x: x[..., 2:], flow[..., 2:], 0.1, mean=0.0, std=1.0, weight=0.0)
