@@ -187,7 +187,8 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
     """
     from namm_jax.train.shared_run import SharedRun
 
-    saved = read_json(local(workdir) / 'config.json')
+    workdir = local(workdir)
+    saved = read_json(workdir / 'config.json')
     defaults = schema(saved['config']['data']['family']).to_dict()  # of fields that are newer than the folder
     with SharedRun(lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)) as run:
         yield _build(run, lambda: 0)
