@@ -11,7 +11,22 @@ RULE = {'constraint.name': 'kolmogorov', 'mirror.lambda_constr': 1.0, 'finetune.
 # Not the Gauss-Newton rows: a product with J J^T goes through all time steps and back, a projection takes minutes.
 ROWS = ('dm', 'dm_guided', 'dm_restored', 'dm_projected_sampling', 'mdm', 'mdm_finetuned')
 
-QUICK = RULE | {'data.train': 2000, 'sample.rows': ROWS}
+QUICK = presets.MUON | {
+    'constraint.name': 'kolmogorov',
+    'data.train': 2000,
+    'mirror.sigma_max': 0.3,
+    'finetune.sigma_max': 0.3,
+    'mirror.lambda_constr': 5.0,
+    'finetune.lambda_constr': 5.0,
+    # The gradient of the constraint goes through 60 time steps and back.
+    'mirror.steps': 450,
+    'mdm.steps': 1600,
+    'finetune.samples': 512,
+    'finetune.steps': 250,
+    'dm.steps': 3700,
+    'sample.rows': ROWS,
+    'sample.n': 128,
+}
 
 PAPER = (
     presets.PAPER
