@@ -3,7 +3,7 @@
 from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
-QUICK = presets.MUON | {'mdm.steps': 2500, 'finetune.steps': 1200, 'dm.steps': 6000}
+QUICK = presets.MUON | {'mdm.steps': 2400, 'finetune.steps': 1100, 'dm.steps': 5750}
 
 PAPER = (
     presets.PAPER
