@@ -11,7 +11,7 @@ from configs.burgers import get_config
 from namm_jax.networks import convolution
 from namm_jax.networks.icnn import ICNN, gradient_map, nonnegative_mask
 from namm_jax.networks.resnet import ResNet, Up
-from namm_jax.networks.unet import UNet
+from namm_jax.networks.unet import UNet, position_features
 from namm_jax.train import tasks
 
 AXES = [(False, False), (True, False), (False, True), (True, True)]
@@ -174,18 +174,37 @@ def test_published_sizes():
     assert abs(size_of(tasks.make_score(get_config('paper')), field, (1,)) - 15e6) < 1e6
 
 
-@pytest.mark.parametrize('across', ['attention', 'global_convolution'])
-def test_unet_commutes_with_rolls_of_periodic_axes_only(across):
-    periodic = (True, False)
-    network = UNet(channels=(8, 8), fold=2, periodic=periodic, **{across: True})
+@pytest.mark.parametrize(
+    ('details', 'commutes'),
+    [
+        ({'periodic': (True, False), 'attention': True}, (True, False)),
+        ({'periodic': (True, False), 'global_convolution': True}, (True, False)),
+        ({'periodic': (True, True), 'position': (False, True)}, (True, False)),
+    ],
+    ids=['attention', 'global_convolution', 'position'],
+)
+def test_unet_commutes_with_rolls_of_periodic_axes_only(details, commutes):
+    network = UNet(channels=(8, 8), fold=2, **details)
     x, label = normal(0, 1, 16, 16, 1), jnp.array([0.3])
     params = randomised(jax.jit(network.init)(jax.random.key(0), x, label)['params'], 0.1)
     apply = jax.jit(lambda x: network.apply({'params': params}, x, label))
     y = apply(x)
     assert float(y.std()) > 0.1
-    for axis, wraps in zip((1, 2), periodic, strict=True):
+    for axis, same in zip((1, 2), commutes, strict=True):
         difference = jnp.abs(apply(jnp.roll(x, 4, axis)) - jnp.roll(y, 4, axis)).max()  # 4 = fold * 2^(levels - 1)
-        assert difference < 1e-4 if wraps else difference > 0.01
+        assert difference < 1e-4 if same else difference > 0.01
+
+
+@pytest.mark.parametrize('n', [3, 4, 12, 16, 31])
+def test_position_features_tell_every_pixel_from_every_other(n):
+    features = np.asarray(position_features((2, n), (False, True)))
+    apart = np.linalg.norm(features[0, :, None] - features[0, None], axis=-1)
+    assert (features[0] == features[1]).all() and (apart + 9 * np.eye(n)).min() > 0.1
+    np.testing.assert_allclose((features**2).sum(-1), features.shape[-1] / 2, rtol=1e-5)
+    steps = np.linalg.norm(features[0] - np.roll(features[0], 1, 0), axis=-1)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)  # also across the ends
+    assert position_features((4, n), (False, False)).shape == (4, n, 0)
+    assert position_features((4, 8), (True, True)).shape == (4, 8, 6)
 
 
 def test_resnet_keeps_the_shape_and_drops_features_in_training_only():

@@ -31,6 +31,24 @@ def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
 NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
+def position_features(shape: tuple[int, int], axes: tuple[bool, bool]) -> jax.Array:
+    """Returns `(h, w, features)`: where each pixel is along the marked axes, smooth across the axis's ends.
+
+    Features are `cos` and `sin` of `2 pi k (i + 1/2) / n` for `k = 1, 2, 4, ...`, at most `n / 4`, of pixel i of n.
+
+    Args:
+        shape: `(h, w)`.
+        axes: which of the two are marked.
+    """
+    features = [jnp.zeros((*shape, 0))]
+    for axis, (n, marked) in enumerate(zip(shape, axes, strict=True)):
+        waves = 2 ** jnp.arange(max(1, n.bit_length() - 2)) if marked else jnp.zeros(0)
+        angles = 2 * jnp.pi * waves * (jnp.arange(n)[:, None] + 0.5) / n
+        along = jnp.expand_dims(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1), 1 - axis)
+        features.append(jnp.broadcast_to(along, (*shape, along.shape[-1])))
+    return jnp.concatenate(features, -1)
+
+
 class ResidualBlock(nn.Module):
     """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`; the last convolution starts at 0."""
 
@@ -74,6 +92,8 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
+        position: along which axes the network is told where it is. Along one that wraps it could not tell otherwise,
+            and would give rolled data the probability of the data.
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
@@ -88,6 +108,7 @@ class UNet(nn.Module):
     blocks: int = 1
     fold: int = 2
     periodic: tuple[bool, bool] = (True, True)
+    position: tuple[bool, bool] = (False, False)
     head: int = 16
     norm: str = 'group'
     attention: bool = False
@@ -106,6 +127,10 @@ class UNet(nn.Module):
             h = block(self, h, embedding, train)
         return h
 
+    def _placed(self, h: jax.Array) -> jax.Array:
+        place = position_features(h.shape[1:3], self.position)
+        return jnp.concatenate([h, jnp.broadcast_to(place, (len(h), *place.shape)).astype(h.dtype)], -1)
+
     def _across(self, h: jax.Array) -> jax.Array:
         return GlobalConv(self.periodic)(h) if self.global_convolution else h
 
@@ -117,8 +142,8 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         embedding = None if label is None else self._embed(label)
-        h = Conv(self.channels[0], periodic=self.periodic, dtype=self.dtype)(space_to_depth(x, self.fold))
-        h = self._across(h)
+        h = self._placed(space_to_depth(x, self.fold))
+        h = self._across(Conv(self.channels[0], periodic=self.periodic, dtype=self.dtype)(h))
         skips = []
         for i, c in enumerate(self.channels):
             if i:

@@ -70,6 +70,8 @@ class Family(NamedTuple):
         unpack: its inverse.
         image: fields as networks see them -> images `(n, h', w')` to look at.
         states: fields as networks see them -> fields without seams, whose spectrum along `spatial_axes` is taken.
+        homogeneous: along which of the axes that wrap rolled data are as probable as data; along the others networks
+            are told where they are.
         is_users: whether data and rule are a user's, so that they are checked before anything is trained.
     """
 
@@ -84,6 +86,7 @@ class Family(NamedTuple):
     unpack: Callable[[Array], Array] = _same
     image: Callable[[Array], Array] = _first_channel
     states: Callable[[Array], Array] = _same
+    homogeneous: tuple[bool, bool] = (False, False)
     is_users: bool = False
 
 
@@ -99,7 +102,10 @@ def _generated(config: ConfigDict, sample: Callable[..., Array], problem: Any) -
 
 
 def burgers(config: ConfigDict) -> Family:
-    """Burgers fields: rows are space, periodic, and columns are time, which is not."""
+    """Burgers fields: rows are space, periodic, and columns are time, which is not.
+
+    The random start is not periodic, so that it jumps between the last row and the first.
+    """
     names = ('points', 'states', 'inner_steps', 'dt', 'mu', 'nu', 'length')
     problem = BurgersProblem(**{name: config.data[name] for name in names}, stepper=config.constraint.stepper)
     shape = (problem.points, problem.states, 1)
@@ -109,7 +115,10 @@ def burgers(config: ConfigDict) -> Family:
 
 
 def kolmogorov(config: ConfigDict) -> Family:
-    """Kolmogorov flow: states packed as channels, each periodic along both axes; files hold a mosaic."""
+    """Kolmogorov flow: states packed as channels, each periodic along both axes; files hold a mosaic.
+
+    The force is the same along rows, and changes its sign along columns.
+    """
     data = config.data
     if not data.reynolds > 0:
         raise ValueError(f'data.reynolds: got {data.reynolds}, expected a positive number')
@@ -121,6 +130,7 @@ def kolmogorov(config: ConfigDict) -> Family:
         pack=lambda x: flow_layout.pack(problem, x), unpack=lambda x: flow_layout.unpack(problem, x),
         image=lambda x: flow_layout.vorticity_mosaic(problem, x),
         states=lambda x: layout.states_to_packed(flow_layout.to_states(problem, x)),
+        homogeneous=(problem.layout == 'packed', False),
     )  # fmt: skip
 
 

@@ -93,12 +93,14 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
     family = make_family(config)
     choose(f'{what}.norm', section.norm, NORMS)
     _check_fold(what, section, family.shape)
+    periodic = choose(f'{what} padding', padding, PADDINGS)(family.periodic)
     return UNet(
         channels=tuple(section.channels),
         blocks=section.blocks,
         fold=section.fold,
         head=section.head,
-        periodic=choose(f'{what} padding', padding, PADDINGS)(family.periodic),
+        periodic=periodic,
+        position=tuple(wraps and not same for wraps, same in zip(periodic, family.homogeneous, strict=True)),
         norm=section.norm,
         attention=section.attention,
         global_convolution=section.global_convolution,
