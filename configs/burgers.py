@@ -3,7 +3,12 @@
 from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
-QUICK = presets.MUON | {'mdm.steps': 2400, 'finetune.steps': 1100, 'dm.steps': 5750}
+QUICK = presets.MUON | {
+    'mdm.steps': 2000,
+    'finetune.samples': 512,
+    'finetune.steps': 800,
+    'dm.steps': 5200,
+}
 
 PAPER = (
     presets.PAPER

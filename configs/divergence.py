@@ -7,10 +7,10 @@ QUICK = {
     'data.train': 2000,
     # The diffusion model in mirror space is what takes long to learn, not its map.
     'mirror.steps': 600,
-    'mdm.steps': 4500,
+    'mdm.steps': 4000,
     'finetune.samples': 256,
     'finetune.steps': 300,
-    'dm.steps': 6100,
+    'dm.steps': 5500,
     'mirror.sigma_max': 0.3,
     'finetune.sigma_max': 0.3,
     'mirror.lambda_constr': 1.0,

@@ -10,6 +10,7 @@ QUICK = ACROSS | {
     'data.train': 2000,
     'mirror.steps': 500,
     'mdm.steps': 4000,
+    'finetune.samples': 256,
     'finetune.steps': 400,
     'dm.steps': 5600,
     'mirror.lambda_constr': 1.0,
