@@ -179,18 +179,18 @@ def summary(folder: Path = ROOT / 'results') -> str:
     names = {'dm': 'DM', 'dm_guided': 'guided', 'dm_restored': 'restored', 'dm_projected': 'projected'}
     names |= {'dm_projected_sampling': 'projected while sampling', 'mdm': 'MDM', 'mdm_finetuned': 'finetuned'}
     names |= {'mdm_polished': 'polished'}
-    head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'sliced W1, finetuned / DM']
+    head = ['constraint', 'true data', *names.values(), 'finetuned / DM']
+    head += ['sliced W1, finetuned / DM', 'sliced W1, DM / true data']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for path in sorted(folder.glob('*-quick-seed0.json')):
         run = json.loads(path.read_text())
         first_restore = next((row for row in run['rows'] if row.startswith('dm_restored')), 'dm_restored')
         rows = ['data', *(first_restore if row == 'dm_restored' else row for row in names)]
         medians = [three_digits(_median(run, row)) if row in run['rows'] else '' for row in rows]
-        dm, finetuned = (
-            run['rows'][row]['distribution']['sliced_wasserstein']['value'] for row in ('dm', 'mdm_finetuned')
-        )
-        ratios = [three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm')), three_digits(finetuned / dm)]
-        lines.append('| ' + ' | '.join([path.name.split('-')[0], *medians, f'**{ratios[0]}**', ratios[1]]) + ' |')
+        data, dm, finetuned = (_at(run['rows'][row], COLUMNS['sliced W1']) for row in ('data', 'dm', 'mdm_finetuned'))
+        ratio = three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm'))
+        distribution = map(three_digits, (finetuned / dm, dm / data))
+        lines.append('| ' + ' | '.join([path.name.split('-')[0], *medians, f'**{ratio}**', *distribution]) + ' |')
     return '\n'.join(lines) + '\n'
 
 
