@@ -11,7 +11,6 @@ QUICK = {
     'finetune.samples': 256,
     'finetune.steps': 300,
     'dm.steps': 5500,
-    'sample.n': 128,
     'mirror.sigma_max': 0.3,
     'finetune.sigma_max': 0.3,
     'mirror.lambda_constr': 1.0,
