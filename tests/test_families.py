@@ -13,7 +13,7 @@ from namm_jax.train.families import make_family
 def test_data_that_wrap_are_homogeneous_where_their_family_says_so_and_networks_are_told_where_not(name):
     config = importlib.import_module(f'configs.{name}').get_config('tiny')
     if name == 'divergence':
-        config.data.burn_in, config.data.inner_steps = 3.0, 1  # for the force to be felt
+        config.data.burn_in, config.data.inner_steps = 1.0, 1  # for the force to be felt
     family, n = make_family(config), 1024
     x = np.asarray(family.pack(family.fields(np.arange(n))))
     for axis in np.flatnonzero(family.periodic):

@@ -177,7 +177,7 @@ def test_published_sizes():
 @pytest.mark.parametrize(
     ('details', 'commutes'),
     [
-        ({'periodic': (True, False), 'attention': True}, (True, False)),
+        pytest.param({'periodic': (True, False), 'attention': True}, (True, False), marks=pytest.mark.slow),
         ({'periodic': (True, False), 'global_convolution': True}, (True, False)),
         ({'periodic': (True, True), 'position': (False, True)}, (True, False)),
     ],
