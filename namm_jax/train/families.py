@@ -130,7 +130,7 @@ def kolmogorov(config: ConfigDict) -> Family:
         pack=lambda x: flow_layout.pack(problem, x), unpack=lambda x: flow_layout.unpack(problem, x),
         image=lambda x: flow_layout.vorticity_mosaic(problem, x),
         states=lambda x: layout.states_to_packed(flow_layout.to_states(problem, x)),
-        homogeneous=(problem.layout == 'packed', False),
+        homogeneous=(problem.shape[0] == problem.points, False),  # rows of all states roll together
     )  # fmt: skip
 
 
