@@ -179,9 +179,9 @@ def test_published_sizes():
     [
         pytest.param({'periodic': (True, False), 'attention': True}, (True, False), marks=pytest.mark.slow),
         ({'periodic': (True, False), 'global_convolution': True}, (True, False)),
-        ({'periodic': (True, True), 'position': (False, True)}, (True, False)),
+        ({'periodic': (True, True), 'cell': (4, 8)}, (True, False)),
     ],
-    ids=['attention', 'global_convolution', 'position'],
+    ids=['attention', 'global_convolution', 'cell'],
 )
 def test_unet_commutes_with_rolls_of_periodic_axes_only(details, commutes):
     network = UNet(channels=(8, 8), fold=2, **details)
@@ -196,15 +196,19 @@ def test_unet_commutes_with_rolls_of_periodic_axes_only(details, commutes):
 
 
 @pytest.mark.parametrize('n', [3, 4, 12, 16, 31])
-def test_position_features_tell_every_pixel_from_every_other(n):
-    features = np.asarray(position_features((2, n), (False, True)))
+def test_position_features_tell_every_pixel_of_a_cell_from_every_other(n):
+    twice = np.asarray(position_features((2, 2 * n), (1, n)))
+    features = twice[:, :n]
+    assert (twice[:, n:] == features).all()
     apart = np.linalg.norm(features[0, :, None] - features[0, None], axis=-1)
     assert (features[0] == features[1]).all() and (apart + 9 * np.eye(n)).min() > 0.1
     np.testing.assert_allclose((features**2).sum(-1), features.shape[-1] / 2, rtol=1e-5)
     steps = np.linalg.norm(features[0] - np.roll(features[0], 1, 0), axis=-1)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-4)  # also across the ends
-    assert position_features((4, n), (False, False)).shape == (4, n, 0)
-    assert position_features((4, 8), (True, True)).shape == (4, 8, 6)
+    assert position_features((4, n), (1, 1)).shape == (4, n, 0)
+    assert position_features((4, 8), (4, 8)).shape == (4, 8, 6)
+    with pytest.raises(ValueError, match=r'got cells of \(2, 4\) pixels, expected divisors of the shape, \(4, 6\)'):
+        position_features((4, 6), (2, 4))
 
 
 def test_resnet_keeps_the_shape_and_drops_features_in_training_only():

@@ -7,6 +7,8 @@ convolutions that wrap along the periodic axes. The input's pixels may first be 
 Reference: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv 2006.11239.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,19 +33,25 @@ def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
 NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
-def position_features(shape: tuple[int, int], axes: tuple[bool, bool]) -> jax.Array:
-    """Returns `(h, w, features)`: where each pixel is along the marked axes, smooth across the axis's ends.
+def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Array:
+    """Returns `(h, w, features)`: where each pixel is within its cell, smooth across the cell's ends.
 
-    Features are `cos` and `sin` of `2 pi k (i + 1/2) / n` for `k = 1, 2, 4, ...`, at most `n / 4`, of pixel i of n.
+    Along an axis with cells of p pixels, features are `cos` and `sin` of `2 pi k (i + 1/2) / p` for `k = 1, 2, 4, ...`,
+    at most `p / 4`, of pixel i. Cells of one pixel have none.
 
     Args:
         shape: `(h, w)`.
-        axes: which of the two are marked.
+        cell: pixels of a cell along each of the two.
+
+    Raises:
+        ValueError: If the cells do not fill the shape.
     """
+    if any(n % p for n, p in zip(shape, cell, strict=True)):
+        raise ValueError(f'got cells of {cell} pixels, expected divisors of the shape, {shape}')
     features = [jnp.zeros((*shape, 0))]
-    for axis, (n, marked) in enumerate(zip(shape, axes, strict=True)):
-        waves = 2 ** jnp.arange(max(1, n.bit_length() - 2)) if marked else jnp.zeros(0)
-        angles = 2 * jnp.pi * waves * (jnp.arange(n)[:, None] + 0.5) / n
+    for axis, (n, p) in enumerate(zip(shape, cell, strict=True)):
+        waves = 2 ** jnp.arange(max(1, p.bit_length() - 2)) if p > 1 else jnp.zeros(0)
+        angles = 2 * jnp.pi * waves * (jnp.arange(n)[:, None] % p + 0.5) / p
         along = jnp.expand_dims(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1), 1 - axis)
         features.append(jnp.broadcast_to(along, (*shape, along.shape[-1])))
     return jnp.concatenate(features, -1)
@@ -92,8 +100,9 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
-        position: along which axes the network is told where it is. Along one that wraps it could not tell otherwise,
-            and would give rolled data the probability of the data.
+        cell: pixels along each axis after which the law of the data repeats, 1 where it is the same everywhere. Within
+            a cell the network is told where it is: along an axis that wraps it could not tell otherwise, and would
+            give rolled data the probability of the data.
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
@@ -108,7 +117,7 @@ class UNet(nn.Module):
     blocks: int = 1
     fold: int = 2
     periodic: tuple[bool, bool] = (True, True)
-    position: tuple[bool, bool] = (False, False)
+    cell: tuple[int, int] = (1, 1)
     head: int = 16
     norm: str = 'group'
     attention: bool = False
@@ -128,7 +137,7 @@ class UNet(nn.Module):
         return h
 
     def _placed(self, h: jax.Array) -> jax.Array:
-        place = position_features(h.shape[1:3], self.position)
+        place = position_features(h.shape[1:3], tuple(math.lcm(n, self.fold) // self.fold for n in self.cell))
         return jnp.concatenate([h, jnp.broadcast_to(place, (len(h), *place.shape)).astype(h.dtype)], -1)
 
     def _across(self, h: jax.Array) -> jax.Array:

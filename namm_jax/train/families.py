@@ -4,6 +4,7 @@ Files hold fields as published, mosaics of states included; networks and constra
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,14 +65,14 @@ class Family(NamedTuple):
         shape: `(h, w, c)` of a field for networks and constraint.
         file_shape: `(h, w, c)` of a field in files.
         periodic: which of the two spatial axes wrap.
+        cell: pixels along each of the two, as networks see them, by which data rolled are as probable as data, where
+            that axis wraps: 1 where all pixels are alike, the axis's length where none are.
         spatial_axes: axes of a batch along which the energy spectrum is taken.
         residual_map: `(constraint, x) -> images (n, h', w')` of what breaks the rule, oriented as `image` is.
         pack: fields as files hold them -> as networks see them.
         unpack: its inverse.
         image: fields as networks see them -> images `(n, h', w')` to look at.
         states: fields as networks see them -> fields without seams, whose spectrum along `spatial_axes` is taken.
-        homogeneous: along which of the axes that wrap rolled data are as probable as data; along the others networks
-            are told where they are.
         is_users: whether data and rule are a user's, so that they are checked before anything is trained.
     """
 
@@ -80,13 +81,13 @@ class Family(NamedTuple):
     shape: Shape
     file_shape: Shape
     periodic: tuple[bool, bool]
+    cell: tuple[int, int]
     spatial_axes: tuple[int, ...]
     residual_map: Callable[[Constraint, Array], Array]
     pack: Callable[[Array], Array] = _same
     unpack: Callable[[Array], Array] = _same
     image: Callable[[Array], Array] = _first_channel
     states: Callable[[Array], Array] = _same
-    homogeneous: tuple[bool, bool] = (False, False)
     is_users: bool = False
 
 
@@ -111,33 +112,36 @@ def burgers(config: ConfigDict) -> Family:
     shape = (problem.points, problem.states, 1)
     residual_map = lambda constraint, x: _first_channel(layout.states_to_image(constraint.residual(x)))
     fields = _generated(config, sample_burgers, problem)
-    return Family(problem, fields, shape, shape, (True, False), (1,), residual_map)
+    return Family(problem, fields, shape, shape, (True, False), shape[:2], (1,), residual_map)
 
 
 def kolmogorov(config: ConfigDict) -> Family:
     """Kolmogorov flow: states packed as channels, each periodic along both axes; files hold a mosaic.
 
-    The force is the same along rows, and changes its sign along columns.
+    The force is the same along rows, and a sine of a few periods along columns.
     """
     data = config.data
     if not data.reynolds > 0:
         raise ValueError(f'data.reynolds: got {data.reynolds}, expected a positive number')
     names = ('points', 'states', 'inner_steps', 'dt', 'burn_in', 'layout')
     problem = FlowProblem(**{name: data[name] for name in names}, viscosity=1 / data.reynolds)
+    shape, force = problem.shape, problem.points // math.gcd(problem.points, problem.forcing_wavenumber)
+    # States roll together along an axis, unless they lie side by side along it.
+    cell = tuple(p if n == problem.points else n for n, p in zip(shape[:2], (1, force), strict=True))
     return Family(
-        problem, _generated(config, sample_kolmogorov, problem), problem.shape, problem.tiled, (True, True), (1, 2),
+        problem, _generated(config, sample_kolmogorov, problem), shape, problem.tiled, (True, True), cell, (1, 2),
         residual_map=functools.partial(_flow_residual, problem),
         pack=lambda x: flow_layout.pack(problem, x), unpack=lambda x: flow_layout.unpack(problem, x),
         image=lambda x: flow_layout.vorticity_mosaic(problem, x),
         states=lambda x: layout.states_to_packed(flow_layout.to_states(problem, x)),
-        homogeneous=(problem.shape[0] == problem.points, False),  # rows of all states roll together
     )  # fmt: skip
 
 
-def _images(config: ConfigDict, problem: Any, sample: Callable[..., Array], **details: Any) -> Family:
+def _images(config: ConfigDict, problem: Any, sample: Callable[..., Array], tiles: int = 1, **details: Any) -> Family:
     """Returns a family of square images of one channel."""
-    shape = (problem.points, problem.points, 1)
-    return Family(problem, _generated(config, sample, problem), shape, shape, spatial_axes=(1, 2), **details)
+    shape, cell = (problem.points, problem.points, 1), (problem.points // tiles,) * 2
+    fields = _generated(config, sample, problem)
+    return Family(problem, fields, shape, shape, cell=cell, spatial_axes=(1, 2), **details)
 
 
 def black_holes(config: ConfigDict) -> Family:
@@ -150,7 +154,8 @@ def black_holes(config: ConfigDict) -> Family:
 def textures(config: ConfigDict) -> Family:
     """Periodic textures; their residual map is the difference from the mean of the tiles."""
     problem = TextureProblem(points=config.data.points, tiles=config.data.tiles)
-    return _images(config, problem, sample_textures, periodic=(True, True), residual_map=_distance_from_restored)
+    details = dict(periodic=(True, True), residual_map=_distance_from_restored)
+    return _images(config, problem, sample_textures, tiles=problem.tiles, **details)
 
 
 def galaxies(config: ConfigDict) -> Family:
@@ -174,7 +179,7 @@ def own(config: ConfigDict) -> Family:
         return x[np.random.default_rng(data.seed).permutation(len(x))[indices]]
 
     problem = OwnProblem(shape) if all(shape) else None  # any shape, where the data are not at hand
-    return Family(problem, fields, shape, shape, tuple(data.periodic), (1, 2), _sensitivity, is_users=True)
+    return Family(problem, fields, shape, shape, tuple(data.periodic), shape[:2], (1, 2), _sensitivity, is_users=True)
 
 
 def measured(config: ConfigDict) -> ConfigDict:

@@ -100,7 +100,7 @@ def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> U
         fold=section.fold,
         head=section.head,
         periodic=periodic,
-        position=tuple(wraps and not same for wraps, same in zip(periodic, family.homogeneous, strict=True)),
+        cell=tuple(n if wraps else 1 for n, wraps in zip(family.cell, periodic, strict=True)),
         norm=section.norm,
         attention=section.attention,
         global_convolution=section.global_convolution,
