@@ -69,6 +69,30 @@ def kolmogorov_rollout(problem: FlowProblem) -> Rollout:
     return rollout
 
 
+def ensemble_background(ensemble: Float[Array, 'n *s']) -> Callable[[Float[Array, 'b n']], Float[Array, 'b *s']]:
+    """Returns `v -> u_0`, initial states of which standard normal v have the mean and the covariance of an ensemble:
+
+        u_0 = m + sum_i v_i (e_i - m) / sqrt(n - 1),    m = mean_i e_i.
+
+    `variational_cost` of `S(u_0(v))`, with mean 0 and std 1, has this background, without its matrix or its inverse.
+
+    Args:
+        ensemble: Initial states `e_i`, n >= 2.
+
+    Raises:
+        ValueError: If there are fewer than two.
+
+    Reference:
+        Liu, Xiao & Wang, "An ensemble-based four-dimensional variational data assimilation scheme. Part I", Mon.
+        Weather Rev. 136 (2008).
+    """
+    if len(ensemble) < 2:
+        raise ValueError(f'ensemble: got {len(ensemble)} states, expected at least 2')
+    mean = ensemble.mean(0)
+    deviations = (ensemble - mean) / (len(ensemble) - 1) ** 0.5
+    return lambda v: mean + jnp.tensordot(v, deviations, 1)
+
+
 def variational_cost(
     rollout: Rollout,
     measure: Callable[[Fields], Array],

@@ -16,7 +16,7 @@ from namm_jax.data.kolmogorov import sample_kolmogorov
 from namm_jax.flows import FlowProblem
 from namm_jax.pdes import BurgersProblem
 from namm_jax.train.variational import minimise
-from namm_jax.variational import burgers_rollout, kolmogorov_rollout, variational_cost
+from namm_jax.variational import burgers_rollout, ensemble_background, kolmogorov_rollout, variational_cost
 
 PROBLEM = BurgersProblem(points=16, states=16, inner_steps=2)
 FLOW = FlowProblem(points=16, states=2, inner_steps=2, dt=0.02, viscosity=0.01, burn_in=0.1)
@@ -150,6 +150,23 @@ def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     deviation = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((u[1:].mean(0) - expected) / deviation, 0, atol=4 / b**0.5)
     np.testing.assert_allclose((np.cov(u[1:].T) - covariance) / np.outer(deviation, deviation), 0, atol=6 / b**0.5)
+
+
+def test_a_background_has_the_moments_of_its_ensemble_and_the_best_fit_is_the_kalman_filters():
+    ensemble = np.random.default_rng(0).normal(size=(9, 5, 2)) @ np.array([[1.0, 0.5], [0.0, 0.2]]) + 3
+    u_0, flat = ensemble_background(jnp.asarray(ensemble)), ensemble.reshape(9, 10)
+    mean, covariance = flat.mean(0), np.cov(flat.T)
+    deviations = np.asarray(u_0(jnp.eye(9)) - u_0(jnp.zeros((1, 9)))).reshape(9, 10)
+    np.testing.assert_allclose(u_0(jnp.zeros((1, 9)))[0].ravel(), mean, rtol=1e-5)
+    np.testing.assert_allclose(deviations.T @ deviations, covariance, atol=1e-5)
+
+    seen, y = slice(None, None, 3), np.linspace(2, 5, 4)
+    gain = covariance[:, seen] @ np.linalg.inv(covariance[seen, seen] + 0.1**2 * np.eye(4))
+    measure = lambda u: u.reshape(-1, 10)[:, seen]
+    v, _ = assimilate(u_0, measure, jnp.asarray(y)[None], jnp.zeros((1, 9)), mean=0.0)
+    np.testing.assert_allclose(u_0(v)[0].ravel(), mean + gain @ (y - mean[seen]), atol=1e-3)
+    with pytest.raises(ValueError, match='ensemble: got 1 states, expected at least 2'):
+        ensemble_background(jnp.zeros((1, 3)))
 
 
 @pytest.mark.slow

@@ -122,7 +122,8 @@ TRAJECTORIES = {
 def variational_draw(experiment: Experiment, operator: Measure) -> Callable[[Key, Array], Array]:
     """Returns 4D-Var's compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks see them.
 
-    Each is the trajectory that best explains the measurement, perturbed by its noise, from a perturbed prior mean.
+    Each is the trajectory that best explains the measurement, perturbed by its noise, from a start perturbed by its
+    background, which has the mean and the covariance of the training data's first states.
 
     Args:
         experiment: one of a family in `TRAJECTORIES`, with its data.
@@ -131,15 +132,16 @@ def variational_draw(experiment: Experiment, operator: Measure) -> Callable[[Key
     section, problem = experiment.config.assimilate, experiment.family.problem
     trajectories = TRAJECTORIES[experiment.config.data.family]
     starts = trajectories.start(problem, jnp.asarray(experiment.split('train')))
-    rollout, mean, std = trajectories.rollout(problem), starts.mean(0), starts.std()
+    rollout = trajectories.rollout(problem)
 
     @jax.jit
-    def draw(operator: Any, keys: Key, y: Array) -> Array:
+    def draw(operator: Any, starts: Array, keys: Key, y: Array) -> Array:
         noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
         perturbed = y + section.noise_std * normal(noise, y)
-        u_0 = mean + std * normal(prior, jnp.zeros((len(keys), *mean.shape)))
-        cost = variational.variational_cost(rollout, operator, perturbed, section.noise_std, mean=u_0, std=std)
-        start = jnp.broadcast_to(mean, u_0.shape)  # smooth, as the perturbed one is not: explicit solvers like it
-        return rollout(minimise(cost, start, iterations=section.iterations)[0])
+        u_0 = variational.ensemble_background(starts)
+        solve = lambda v: rollout(u_0(v))
+        v_0 = normal(prior, jnp.zeros((len(keys), len(starts))))
+        cost = variational.variational_cost(solve, operator, perturbed, section.noise_std, mean=v_0, std=1.0)
+        return solve(minimise(cost, jnp.zeros_like(v_0), iterations=section.iterations)[0])
 
-    return functools.partial(draw, operator)
+    return functools.partial(draw, operator, starts)
