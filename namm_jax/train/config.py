@@ -162,7 +162,7 @@ def _assimilate() -> dict[str, Any]:
         sampler='',  # a row of the table: dps, mirror_dps, mirror_few_steps, ...; all that apply when empty
         noise_std=0.2,  # of the measurements, in their unit
         measurements=8,  # test fields that are measured
-        long_measurements=2,  # of these, how many the samplers of `steps` steps draw for
+        long_measurements=2,  # of these, how many the samplers of `steps` steps, and 4D-Var, draw for
         samples=16,  # posterior samples of each
         steps=1000,  # of DPS and its kin
         few_steps=50,  # network calls of the other samplers

@@ -153,7 +153,7 @@ class Row(NamedTuple):
         draw: `(experiment, operator, gains) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks
             see them.
         calls: section -> network calls a sample.
-        long: whether it takes `steps` steps, and gets `long_measurements`, rather than few.
+        long: whether it takes `steps` steps, or as long, and gets `long_measurements`, rather than few.
         applies: config -> whether an experiment has it.
         way: experiment -> the map of what is drawn, such as a projection.
         draws: the row whose draws it maps; its own where empty.
@@ -276,6 +276,7 @@ ROWS = {
     'variational': Row(
         lambda experiment, operator, gains: variational_draw(experiment, operator),
         calls=lambda section: 0,
+        long=True,  # up to `iterations` times through the solver and back
         applies=lambda config: config.data.family in TRAJECTORIES,
     ),
 }
