@@ -122,7 +122,7 @@ TRAJECTORIES = {
 def variational_draw(experiment: Experiment, operator: Measure) -> Callable[[Key, Array], Array]:
     """Returns 4D-Var's compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks see them.
 
-    Each is the trajectory that best explains the measurement, perturbed by its noise, from a start perturbed by its
+    Each is the trajectory that best explains the measurement, perturbed by its noise, and a start drawn from the
     background, which has the mean and the covariance of the training data's first states.
 
     Args:
