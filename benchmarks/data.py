@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Times the generation of data at the paper's sizes, and Kolmogorov flow beside jax-cfd's own solver.
+"""Times the generation of data at the paper's sizes, and Kolmogorov flow beside jax-cfd's own
+solver.
 
     python benchmarks/data.py [--families=burgers,kolmogorov,black_holes,textures,galaxies]
 
-Prints a row a family: fields a second, the median of three calls after one to compile; for Kolmogorov flow also the
-time of as many steps of jax-cfd's solver, called directly on as many flows at once.
+Prints a row a family: fields a second, the median of three calls after one to compile; for
+Kolmogorov flow also the time of as many steps of jax-cfd's solver, called directly on as many flows
+at once.
 """
 
 import argparse
@@ -27,7 +29,8 @@ from namm_jax.data.textures import TextureProblem, sample_textures
 from namm_jax.flows import FlowProblem
 from namm_jax.pdes import BurgersProblem
 
-FAMILIES = {  # family -> how its fields are drawn, its problem at the paper's size, and fields a call
+# family -> how its fields are drawn, its problem at the paper's size, and fields a call
+FAMILIES = {
     'burgers': (sample_burgers, BurgersProblem(points=64, states=64, inner_steps=5), 500),
     'kolmogorov': (sample_kolmogorov, FlowProblem(), 8),
     'black_holes': (sample_black_holes, BlackHoleProblem(), 100),
@@ -52,11 +55,18 @@ def jax_cfd_seconds(problem: FlowProblem, n: int) -> float:
 
     grid = cfd.grids.Grid((problem.points,) * 2, domain=((0, 2 * np.pi),) * 2)
     forcing = cfd.forcings.simple_turbulence_forcing(
-        grid, constant_magnitude=problem.forcing, constant_wavenumber=problem.forcing_wavenumber,
-        linear_coefficient=problem.drag, forcing_type='kolmogorov',
-    )  # fmt: skip
+        grid,
+        constant_magnitude=problem.forcing,
+        constant_wavenumber=problem.forcing_wavenumber,
+        linear_coefficient=problem.drag,
+        forcing_type='kolmogorov',
+    )
     step = cfd.equations.semi_implicit_navier_stokes(
-        density=problem.density, viscosity=problem.viscosity, dt=problem.dt, grid=grid, forcing=forcing
+        density=problem.density,
+        viscosity=problem.viscosity,
+        dt=problem.dt,
+        grid=grid,
+        forcing=forcing,
     )
     start = lambda key: cfd.initial_conditions.filtered_velocity_field(
         key, grid, problem.max_velocity, problem.peak_wavenumber
@@ -68,7 +78,9 @@ def jax_cfd_seconds(problem: FlowProblem, n: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--families', default=','.join(FAMILIES))
     print('| family | fields a second | beside jax-cfd called directly |\n|---|---|---|')
     for name in parser.parse_args().families.split(','):

@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""Times a step of the guided posterior samplers of a finished run against its network calls alone, in one process.
+"""Times a step of the guided posterior samplers of a finished run against its network calls alone,
+in one process.
 
-    python benchmarks/posterior.py --workdir=runs/burgers-quick [--samples=16] [--rows=dps,mirror_dps] [--repeats=5]
+    python benchmarks/posterior.py --workdir=runs/burgers-quick [--samples=16]
+    [--rows=dps,mirror_dps] [--repeats=5]
 
-A step's time is the difference of two draws of different length, so that starts and ends cancel. Beside it stand the
-times of what it needs of networks: the denoiser with its gradient in the input, and f with its gradient, each compiled
-by itself. Medians of repeats, which alternate; compilation is not timed. cg_dps differentiates the constraint too.
+A step's time is the difference of two draws of different length, so that starts and ends cancel.
+Beside it stand the times of what it needs of networks: the denoiser with its gradient in the input,
+and f with its gradient, each compiled by itself. Medians of repeats, which alternate; compilation
+is not timed. cg_dps differentiates the constraint too.
 """
 
 import argparse
@@ -26,16 +29,24 @@ STEPS = (10, 30)  # of the two draws
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, help='a run folder with the stages up to dm finished')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--workdir', required=True, help='a run folder with the stages up to dm finished'
+    )
     parser.add_argument('--samples', type=int, default=16, help='posterior samples at a time')
-    parser.add_argument('--rows', default=','.join(DATA + MIRROR), help='samplers, separated by commas')
+    parser.add_argument(
+        '--rows', default=','.join(DATA + MIRROR), help='samplers, separated by commas'
+    )
     parser.add_argument('--repeats', type=int, default=5)
     return parser.parse_args()
 
 
 def medians(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Returns the median seconds of each call, the calls of a round one after another; the first round compiles."""
+    """Returns the median seconds of each call, the calls of a round one after another; the first
+    round compiles.
+    """
     import jax
     import numpy as np
 
@@ -49,7 +60,9 @@ def medians(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, f
 
 
 def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
-    """Returns calls of the denoiser and of f, each with its gradient in the input, on a batch of samples."""
+    """Returns calls of the denoiser and of f, each with its gradient in the input, on a batch of
+    samples.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -108,11 +121,16 @@ def main() -> None:
         alone = networks(experiment, arguments.samples)
         for row in arguments.rows.split(','):
             calls = alone | draws(experiment, row, arguments.samples)
-            ms = {name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()}
+            ms = {
+                name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()
+            }
             step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
             inverse = ms['f'] if row in MIRROR else 0.0
             ratio = step / (ms['denoiser'] + inverse)
-            print(f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |', flush=True)
+            print(
+                f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

@@ -2,13 +2,14 @@
 """Keeps the numbers of finished runs under `results/`, and writes the README's tables from them.
 
     python benchmarks/results.py RUN [RUN ...]     # a run folder, or a folder with one a seed
-    python benchmarks/results.py --readme          # the tables between <!-- table: NAME --> and <!-- end -->
+    python benchmarks/results.py --readme # the tables between <!-- table: NAME --> and <!-- end -->
 
-NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the files
-`results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept. `NAME+LABEL` has the further
-rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of a measurement operator. The table `summary` has
-the median constraint distances of all constraints at preset quick, a line a constraint; `ablations:CONFIG` has a line a
-file of it whose label begins with `ablation`. Tables are those of README.md and of results/README.md.
+NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the
+files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept.
+`NAME+LABEL` has the further rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of
+a measurement operator. The table `summary` has the median constraint distances of all constraints
+at preset quick, a line a constraint; `ablations:CONFIG` has a line a file of it whose label begins
+with `ablation`. Tables are those of README.md and of results/README.md.
 """
 
 import argparse
@@ -73,7 +74,11 @@ def kept(results: Results) -> dict[str, Any]:
     return {
         'experiment': results.experiment,
         'seed': results.config['seed'],
-        'changed': {name: value for name, value in config.items() if name != 'seed' and value != preset.get(name)},
+        'changed': {
+            name: value
+            for name, value in config.items()
+            if name != 'seed' and value != preset.get(name)
+        },
         'command': commands[0],
         'commands': commands,
         'git': origin['git'],
@@ -101,7 +106,9 @@ def keep(folders: list[Path], label: str | None) -> None:
 
 
 def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
-    """Returns the mean of a number over seeds, with its standard deviation where there are several."""
+    """Returns the mean of a number over seeds, with its standard deviation where there are
+    several.
+    """
     values = rows
     for name in path:
         values = [value.get(name) for value in values if value]
@@ -109,7 +116,9 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
     if not values:
         return ''
     spread = statistics.stdev(values) if len(values) > 1 else 0
-    return three_digits(statistics.mean(values)) + (f' ± {float(f"{spread:.1g}"):g}' if spread else '')
+    return three_digits(statistics.mean(values)) + (
+        f' ± {float(f"{spread:.1g}"):g}' if spread else ''
+    )
 
 
 def table(name: str, folder: Path = ROOT / 'results') -> str:
@@ -122,8 +131,16 @@ def table(name: str, folder: Path = ROOT / 'results') -> str:
     seeds = ', '.join(str(run['seed']) for run in runs)
     names = {row: row_name(row) for row in in_order(list(runs[0]['rows']))}
     lines = _lines('row', COLUMNS, names, [run['rows'] for run in runs])
-    ratios = [_median(run, 'mdm_finetuned') / _median(run, 'dm') for run in runs if 'mdm_finetuned' in run['rows']]
-    ratio = f'Ratio of medians, finetuned over DM: **{three_digits(statistics.mean(ratios))}**' if ratios else ''
+    ratios = [
+        _median(run, 'mdm_finetuned') / _median(run, 'dm')
+        for run in runs
+        if 'mdm_finetuned' in run['rows']
+    ]
+    ratio = (
+        f'Ratio of medians, finetuned over DM: **{three_digits(statistics.mean(ratios))}**'
+        if ratios
+        else ''
+    )
     ratio += f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
     plural = 's' if len(runs) > 1 else ''
     lines += ['', f'{ratio}. Seed{plural} {seeds}; {_origin(runs[0])}.']
@@ -134,24 +151,35 @@ def posterior_table(name: str, operator: str, folder: Path = ROOT / 'results') -
     """Returns the table of the posterior samplers of an operator, in Markdown."""
     files = [run for run in _runs(name, folder) if operator in run.get('assimilation', {})]
     runs = [run['assimilation'][operator] for run in files]
-    lines = _lines('sampler', POSTERIOR_COLUMNS, {row: f'`{row}`' for row in ROWS if row in runs[0]}, runs)
+    lines = _lines(
+        'sampler', POSTERIOR_COLUMNS, {row: f'`{row}`' for row in ROWS if row in runs[0]}, runs
+    )
     of = lambda row, path: statistics.mean(_at(run[row], path) for run in runs)
     best = lambda path: min(of(row, path) for row in ('dps', 'cg_dps'))
     ratios = [of('mirror_dps', path) / best(path) for path in (('distance', 'median'), ('rmse',))]
     told = 'median distance **{}** times, RMSE **{}** times'.format(*map(three_digits, ratios))
-    lines += ['', f'`mirror_dps` over the better of `dps` and `cg_dps`: {told}. {_origin(files[0], "assimilate")}.']
+    lines += [
+        '',
+        f'`mirror_dps` over the better of `dps` and `cg_dps`: {told}. '
+        f'{_origin(files[0], "assimilate")}.',
+    ]
     return '\n'.join(lines) + '\n'
 
 
 def _runs(name: str, folder: Path) -> list[dict[str, Any]]:
     paths = sorted(folder.glob(f'{name}-seed*.json'))
     if not paths:
-        raise SystemExit(f'error: {folder}: got no {name}-seed<k>.json, expected at least one; keep a run first')
+        raise SystemExit(
+            f'error: {folder}: got no {name}-seed<k>.json, expected at least one; keep a run first'
+        )
     return [json.loads(path.read_text()) for path in paths]
 
 
 def _lines(
-    first: str, columns: dict[str, tuple[str, ...]], names: dict[str, str], runs: list[dict[str, Any]]
+    first: str,
+    columns: dict[str, tuple[str, ...]],
+    names: dict[str, str],
+    runs: list[dict[str, Any]],
 ) -> list[str]:
     """Returns the lines of a table of `names`, row key -> title, over runs, row key -> entry."""
     lines = [f'| {first} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
@@ -163,7 +191,9 @@ def _lines(
 
 def _origin(run: dict[str, Any], stage: str = '') -> str:
     """Returns the command, first of those that name the stage, machine and date."""
-    parts = next(command for command in run.get('commands', [run['command']]) if stage in ' '.join(command))
+    parts = next(
+        command for command in run.get('commands', [run['command']]) if stage in ' '.join(command)
+    )
     command = ' '.join(f'`{part}`' if ' ' in part else part for part in parts)
     return f'`{command}`; {run["machine"]}; {run["time"][:10]}'
 
@@ -175,38 +205,73 @@ def _at(entry: dict[str, Any], path: tuple[str, ...]) -> float:
 
 
 def summary(folder: Path = ROOT / 'results') -> str:
-    """Returns a line a constraint: median distances of the rows that all have, and the ratio of finetuned to DM."""
-    names = {'dm': 'DM', 'dm_guided': 'guided', 'dm_restored': 'restored', 'dm_projected': 'projected'}
-    names |= {'dm_projected_sampling': 'projected while sampling', 'mdm': 'MDM', 'mdm_finetuned': 'finetuned'}
+    """Returns a line a constraint: median distances of the rows that all have, and the ratio of
+    finetuned to DM.
+    """
+    names = {
+        'dm': 'DM',
+        'dm_guided': 'guided',
+        'dm_restored': 'restored',
+        'dm_projected': 'projected',
+    }
+    names |= {
+        'dm_projected_sampling': 'projected while sampling',
+        'mdm': 'MDM',
+        'mdm_finetuned': 'finetuned',
+    }
     names |= {'mdm_polished': 'polished'}
     head = ['constraint', 'true data', *names.values(), 'finetuned / DM']
     head += ['sliced W1, finetuned / DM', 'sliced W1, DM / true data']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for path in sorted(folder.glob('*-quick-seed0.json')):
         run = json.loads(path.read_text())
-        first_restore = next((row for row in run['rows'] if row.startswith('dm_restored')), 'dm_restored')
+        first_restore = next(
+            (row for row in run['rows'] if row.startswith('dm_restored')), 'dm_restored'
+        )
         rows = ['data', *(first_restore if row == 'dm_restored' else row for row in names)]
         medians = [three_digits(_median(run, row)) if row in run['rows'] else '' for row in rows]
-        data, dm, finetuned = (_at(run['rows'][row], COLUMNS['sliced W1']) for row in ('data', 'dm', 'mdm_finetuned'))
+        data, dm, finetuned = (
+            _at(run['rows'][row], COLUMNS['sliced W1']) for row in ('data', 'dm', 'mdm_finetuned')
+        )
         ratio = three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm'))
         distribution = map(three_digits, (finetuned / dm, dm / data))
-        lines.append('| ' + ' | '.join([path.name.split('-')[0], *medians, f'**{ratio}**', *distribution]) + ' |')
+        lines.append(
+            '| '
+            + ' | '.join([path.name.split('-')[0], *medians, f'**{ratio}**', *distribution])
+            + ' |'
+        )
     return '\n'.join(lines) + '\n'
 
 
 def ablations(config: str, folder: Path = ROOT / 'results') -> str:
-    """Returns a line a run: what was changed, median distances, and how the finetuned samples compare with the DM's."""
-    head = ['changed', 'MDM', 'finetuned', 'DM', 'finetuned / DM', 'sliced W1, MDM / DM', 'sliced W1, finetuned / DM']
+    """Returns a line a run: what was changed, median distances, and how the finetuned samples
+    compare with the DM's.
+    """
+    head = [
+        'changed',
+        'MDM',
+        'finetuned',
+        'DM',
+        'finetuned / DM',
+        'sliced W1, MDM / DM',
+        'sliced W1, finetuned / DM',
+    ]
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for path in sorted(folder.glob(f'{config}-quick-ablation*-seed*.json')):
         run = json.loads(path.read_text())
-        changed = {name: value for name, value in run['changed'].items() if not name.startswith(('train.', 'sample.'))}
+        changed = {
+            name: value
+            for name, value in run['changed'].items()
+            if not name.startswith(('train.', 'sample.'))
+        }
         told = ', '.join(f'`{name}` {value}' for name, value in changed.items()) or 'nothing'
         medians = {row: _median(run, row) for row in ('mdm', 'mdm_finetuned', 'dm')}
         wasserstein = {row: _at(run['rows'][row], COLUMNS['sliced W1']) for row in medians}
         ratios = [medians['mdm_finetuned'] / medians['dm']]
         ratios += [wasserstein[row] / wasserstein['dm'] for row in ('mdm', 'mdm_finetuned')]
-        lines.append('| ' + ' | '.join([told, *map(three_digits, [*medians.values(), *ratios])]) + ' |')
+        lines.append(
+            '| ' + ' | '.join([told, *map(three_digits, [*medians.values(), *ratios])]) + ' |'
+        )
     return '\n'.join(lines) + '\n'
 
 
@@ -227,7 +292,9 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('runs', metavar='RUN', nargs='*', type=Path)
     parser.add_argument('--label', help='put into the name of what is kept, such as budget3')
     parser.add_argument('--readme', action='store_true', help="write the README's tables")

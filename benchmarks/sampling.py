@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""Times the samplers of a finished run against 1,000 Euler-Maruyama steps with the same network, in one process.
+"""Times the samplers of a finished run against 1,000 Euler-Maruyama steps with the same network, in
+one process.
 
-    python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128] [--samplers=heun:18,ddim:40]
+    python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128]
+    [--samplers=heun:18,ddim:40]
 
-Prints one row a sampler: network calls and seconds a sample, the speed-up, its time over that of as many calls of the
-denoiser alone (the median of five, on a batch as large), and the constraint distance of the samples after f (the
-finetuned inverse map). The initial noise is the same for all. Compilation is not timed.
+Prints one row a sampler: network calls and seconds a sample, the speed-up, its time over that of as
+many calls of the denoiser alone (the median of five, on a batch as large), and the constraint
+distance of the samples after f (the finetuned inverse map). The initial noise is the same for all.
+Compilation is not timed.
 """
 
 import argparse
@@ -22,8 +25,12 @@ DEFAULTS = ','.join(['sde_dpm_solver_pp_2m:40', 'dpm_solver_pp_2m:20', 'heun:18'
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', required=True, help='a run folder with the stages up to finetune finished')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--workdir', required=True, help='a run folder with the stages up to finetune finished'
+    )
     parser.add_argument('--n', type=int, default=128, help='fields to draw')
     parser.add_argument('--samplers', default=DEFAULTS, help='name:steps, separated by commas')
     return parser.parse_args()
@@ -47,7 +54,9 @@ def main() -> None:
         score = score_parameters(experiment, 'mdm')
         _, f = experiment.mirror.bind(finetuned_parameters(experiment))
         distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
-        keys = jax.device_put(experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh))
+        keys = jax.device_put(
+            experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh)
+        )
         moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
         call = jax.jit(lambda score, z: tasks.make_denoiser(config, score, *moments)(z, sigma))
         noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.family.shape))
@@ -63,13 +72,30 @@ def main() -> None:
             seconds[choice] = time.perf_counter() - start
             distances = np.asarray(distance(z))
             times = 1e3 * seconds[choice] / experiment.calls() / alone
-            rows.append((choice, experiment.calls(), seconds[choice], times, distances.mean(), np.median(distances)))
+            rows.append(
+                (
+                    choice,
+                    experiment.calls(),
+                    seconds[choice],
+                    times,
+                    distances.mean(),
+                    np.median(distances),
+                )
+            )
             print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
-    print('| sampler:steps | calls a sample | ms a sample | times faster | times its calls | distance, mean | median |')
+    print(
+        '| sampler:steps | calls a sample | ms a sample | times faster | times its calls | '
+        'distance, mean | median |'
+    )
     print('|---|---|---|---|---|---|---|')
     for choice, calls, spent, times, *distances in rows:
         faster = seconds.get(REFERENCE, np.nan) / spent
-        numbers = f'{1e3 * spent / arguments.n:.1f}', f'{faster:.1f}', f'{times:.2f}', *(f'{x:.3g}' for x in distances)
+        numbers = (
+            f'{1e3 * spent / arguments.n:.1f}',
+            f'{faster:.1f}',
+            f'{times:.2f}',
+            *(f'{x:.3g}' for x in distances),
+        )
         print('| ' + ' | '.join((choice, str(calls), *numbers)) + ' |')
 
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env python
-"""Times the denoising step against batch, image size and devices, fits exponents, and times what feeds it.
+"""Times the denoising step against batch, image size and devices, fits exponents, and times what
+feeds it.
 
-    python benchmarks/scaling.py [--batches=4,8,16,32] [--sides=16,32,64] [--repeats=5] [--dtypes=float32]
+    python benchmarks/scaling.py [--batches=4,8,16,32] [--sides=16,32,64] [--repeats=5]
+    [--dtypes=float32]
 
-The network is that of the preset quick of configs/burgers.py; sizes that are not varied are its own. One row a step:
-milliseconds, images a second, achieved GFLOP/s (XLA's count), megabytes that the program needs beside its arguments,
-seconds of compilation. The exponent p of `ms ~ size^p` is fitted by least squares in logarithms: 1 for the batch and 2
-for the side where the machine is full. Devices split one batch. The last line is the host's part: how long a batch
-takes from the data set to the device, which runs beside the step before it, as a share of a step.
+The network is that of the preset quick of configs/burgers.py; sizes that are not varied are its
+own. One row a step: milliseconds, images a second, achieved GFLOP/s (XLA's count), megabytes that
+the program needs beside its arguments, seconds of compilation. The exponent p of `ms ~ size^p` is
+fitted by least squares in logarithms: 1 for the batch and 2 for the side where the machine is full.
+Devices split one batch. The last line is the host's part: how long a batch takes from the data set
+to the device, which runs beside the step before it, as a share of a step.
 """
 
 import argparse
@@ -32,13 +35,22 @@ QUICK = get_config('quick')
 
 def timed_step(config: ConfigDict, batch: int, devices: int, repeats: int) -> Measured:
     """Times the denoising step of a config on the first so many devices."""
-    x = np.random.default_rng(0).normal(size=(batch, config.data.points, config.data.states, 1)).astype(np.float32)
-    task, parts = tasks.denoising_task(config, 100, 0.0, 1.0), config.train.parts if batch % 2 == 0 else 1
+    x = (
+        np.random.default_rng(0)
+        .normal(size=(batch, config.data.points, config.data.states, 1))
+        .astype(np.float32)
+    )
+    task, parts = (
+        tasks.denoising_task(config, 100, 0.0, 1.0),
+        config.train.parts if batch % 2 == 0 else 1,
+    )
     return step_of(task, {'x': x}, repeats, parts, devices)
 
 
 def feeding(batch: int, side: int, repeats: int) -> float:
-    """Returns the milliseconds that a batch takes from the data set to the device, the median over many."""
+    """Returns the milliseconds that a batch takes from the data set to the device, the median over
+    many.
+    """
     data = np.zeros((4000, side, side, 1), np.float32)
     source, times = dataset.batches(data, seed=0, batch_size=batch, start=0, steps=20 * repeats), []
     mesh = make_mesh(jax.devices()[:1])
@@ -55,29 +67,55 @@ def exponent(sizes: list[int], milliseconds: list[float]) -> float:
 
 
 def series(varied: str, sizes: list[int], dtype: str, repeats: int) -> list[float]:
-    """Prints a row for each size of what is varied, batch, side or devices; returns the milliseconds."""
+    """Prints a row for each size of what is varied, batch, side or devices; returns the
+    milliseconds.
+    """
     found = []
     for size in sizes:
-        of = {'batch': QUICK.score.batch_size, 'side': QUICK.data.points, 'devices': 1} | {varied: size}
-        changes = {'data.points': of['side'], 'data.states': of['side'], 'train.compute_dtype': dtype}
-        step = timed_step(override(get_config('quick').unlock(), changes), of['batch'], of['devices'], repeats)
+        of = {'batch': QUICK.score.batch_size, 'side': QUICK.data.points, 'devices': 1} | {
+            varied: size
+        }
+        changes = {
+            'data.points': of['side'],
+            'data.states': of['side'],
+            'train.compute_dtype': dtype,
+        }
+        step = timed_step(
+            override(get_config('quick').unlock(), changes), of['batch'], of['devices'], repeats
+        )
         found.append(step.milliseconds)
         rates = 1e3 * of['batch'] / step.milliseconds, 1e3 * step.gflop / step.milliseconds
-        numbers = f'{step.milliseconds:.1f}', *(f'{rate:.0f}' for rate in rates), f'{step.megabytes:.0f}'
-        print('| ' + ' | '.join((varied, str(size), dtype, *numbers, f'{step.compilation:.1f}')) + ' |', flush=True)
+        numbers = (
+            f'{step.milliseconds:.1f}',
+            *(f'{rate:.0f}' for rate in rates),
+            f'{step.megabytes:.0f}',
+        )
+        print(
+            '| '
+            + ' | '.join((varied, str(size), dtype, *numbers, f'{step.compilation:.1f}'))
+            + ' |',
+            flush=True,
+        )
     return found
 
 
 def main() -> None:
     numbers = lambda text: [int(part) for part in text.split(',')]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--batches', type=numbers, default='4,8,16,32')
     parser.add_argument('--sides', type=numbers, default='16,32,64')
     parser.add_argument('--dtypes', default='float32', help='float32,bfloat16')
-    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each step, after one to warm up')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='timed calls of each step, after one to warm up'
+    )
     given = parser.parse_args()
     batch, side, count = QUICK.score.batch_size, QUICK.data.points, len(jax.devices())
-    print(f'{count} x {jax.devices()[0].device_kind}, JAX {jax.__version__}; batch {batch}, side {side} unless varied')
+    print(
+        f'{count} x {jax.devices()[0].device_kind}, JAX {jax.__version__}; batch {batch}, side '
+        f'{side} unless varied'
+    )
     print('\n| varied | size | dtype | ms | images a second | GFLOP/s | MB | compilation, s |')
     print('|---|---|---|---|---|---|---|---|', flush=True)
     devices = [2**k for k in range(count.bit_length()) if batch % 2**k == 0]
@@ -87,9 +125,16 @@ def main() -> None:
         for t in given.dtypes.split(',')
         for name, sizes in varied.items()
     }
-    told = [f'{name} ({t}) {exponent(varied[name], ms):.2f}' for (name, t), ms in found.items() if len(ms) > 1]
+    told = [
+        f'{name} ({t}) {exponent(varied[name], ms):.2f}'
+        for (name, t), ms in found.items()
+        if len(ms) > 1
+    ]
     print(f'\nexponents: {", ".join(told)}')
-    fed, step = feeding(batch, side, given.repeats), next(ms for (name, _), ms in found.items() if name == 'devices')[0]
+    fed, step = (
+        feeding(batch, side, given.repeats),
+        next(ms for (name, _), ms in found.items() if name == 'devices')[0],
+    )
     print(f'a batch from the data set to the device: {fed:.3f} ms, {fed / step:.2%} of a step')
 
 

@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""Times each training step beside the machine's matmul peak, and our mirror step beside the published one.
+"""Times each training step beside the machine's matmul peak, and our mirror step beside the
+published one.
 
     python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--parts=2] [--repeats=5]
 
-One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written), their share of the
-peak of a float32 matmul in the same process, megabytes of temporaries and seconds of compilation. For each preset the
-parts of the mirror step follow: g, f and the constraint, each with its gradient; and the denoiser, with and without its
-gradient, each above a step of the sampler that calls it: drawing samples, and drawing posterior samples by DPS. A
-step's work is its network's. Last, the published networks (ICNN of
-3 layers of 32 filters, ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and
-separate network calls, and as this library runs it. Both have the same parameters, and their losses are checked to
-agree.
+One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written),
+their share of the peak of a float32 matmul in the same process, megabytes of temporaries and
+seconds of compilation. For each preset the parts of the mirror step follow: g, f and the
+constraint, each with its gradient; and the denoiser, with and without its gradient, each above a
+step of the sampler that calls it: drawing samples, and drawing posterior samples by DPS. A step's
+work is its network's. Last, the published networks (ICNN of 3 layers of 32 filters, ResNet of 64)
+at 64x64 twice: as the method is written down, with stock convolutions and separate network calls,
+and as this library runs it. Both have the same parameters, and their losses are checked to agree.
 """
 
 import argparse
@@ -41,14 +42,19 @@ from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
 from namm_jax.train.state import init_state, make_train_step
 
 PUBLISHED_NETWORKS = {
-    'mirror.inverse': 'resnet', 'mirror.channels': (64,), 'mirror.blocks': 6, 'mirror.dropout': 0.5,
+    'mirror.inverse': 'resnet',
+    'mirror.channels': (64,),
+    'mirror.blocks': 6,
+    'mirror.dropout': 0.5,
     'mirror.output': 'residual_softplus',
-}  # fmt: skip
+}
 STEPS = 10  # of the samplers
 
 
 class Measured(NamedTuple):
-    """Images a call, its median milliseconds, XLA's count of its GFLOP, MB of temporaries, seconds of compilation."""
+    """Images a call, its median milliseconds, XLA's count of its GFLOP, MB of temporaries, seconds
+    of compilation.
+    """
 
     images: int
     milliseconds: float
@@ -57,8 +63,12 @@ class Measured(NamedTuple):
     compilation: float
 
 
-def measured(function: Callable, *arguments: Any, images: int, repeats: int, carries: bool = False) -> Measured:
-    """Times a jitted function; `carries` passes its first result on as the next call's first argument."""
+def measured(
+    function: Callable, *arguments: Any, images: int, repeats: int, carries: bool = False
+) -> Measured:
+    """Times a jitted function; `carries` passes its first result on as the next call's first
+    argument.
+    """
     lowered, begun = function.lower(*arguments), time.perf_counter()
     compiled = lowered.compile()
     compilation, times = time.perf_counter() - begun, []
@@ -67,7 +77,10 @@ def measured(function: Callable, *arguments: Any, images: int, repeats: int, car
         result = jax.block_until_ready(compiled(*arguments))
         times.append(time.perf_counter() - begun)
         arguments = (result[0], *arguments[1:]) if carries else arguments
-    gflop, megabytes = lowered.cost_analysis()['flops'] / 1e9, compiled.memory_analysis().temp_size_in_bytes / 1e6
+    gflop, megabytes = (
+        lowered.cost_analysis()['flops'] / 1e9,
+        compiled.memory_analysis().temp_size_in_bytes / 1e6,
+    )
     return Measured(images, 1e3 * float(np.median(times[1:])), gflop, megabytes, compilation)
 
 
@@ -90,11 +103,15 @@ def fields(config: Any) -> jax.Array:
     return family.pack(family.fields(np.arange(n)))
 
 
-def step_of(task: Any, batch: dict[str, Any], repeats: int, parts: int = 1, devices: int = 1) -> Measured:
+def step_of(
+    task: Any, batch: dict[str, Any], repeats: int, parts: int = 1, devices: int = 1
+) -> Measured:
     """Times the training step of a task on the first so many devices."""
     mesh = make_mesh(jax.devices()[:devices])
     step = make_train_step(task, ema=0.999, mesh=mesh, parts=parts)
-    state, frozen = (put(tree, replicated(mesh)) for tree in (init_state(task, jax.random.key(0)), task.frozen))
+    state, frozen = (
+        put(tree, replicated(mesh)) for tree in (init_state(task, jax.random.key(0)), task.frozen)
+    )
     arguments = state, frozen, jax.random.key(1), put(batch, batch_sharding(mesh))
     return measured(step, *arguments, images=len(batch['x']), repeats=repeats, carries=True)
 
@@ -105,11 +122,15 @@ def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[
     mirror = tasks.mirror_task(config, 100, constraint)
     denoising = tasks.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
-    finetune = tasks.finetune_task(config, 100, constraint, state.params, moments_of(state.opt_state['inverse']))
+    finetune = tasks.finetune_task(
+        config, 100, constraint, state.params, moments_of(state.opt_state['inverse'])
+    )
     batch = lambda section: x[: config[section].batch_size]
     return {
         'mirror step': step_of(mirror, {'x': batch('mirror')}, repeats, parts),
-        'finetune step': step_of(finetune, {'x': batch('finetune'), 'z': batch('finetune')}, repeats, parts),
+        'finetune step': step_of(
+            finetune, {'x': batch('finetune'), 'z': batch('finetune')}, repeats, parts
+        ),
         'denoising step': step_of(denoising, {'x': batch('score')}, repeats, parts),
     }
 
@@ -124,37 +145,53 @@ def parts(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
         'constraint and its gradient': lambda p, x: constraint.distance(x).mean(),
     }
     return {
-        name: measured(jax.jit(jax.value_and_grad(scalar, (0, 1))), params, x + 0.01, images=len(x), repeats=repeats)
+        name: measured(
+            jax.jit(jax.value_and_grad(scalar, (0, 1))),
+            params,
+            x + 0.01,
+            images=len(x),
+            repeats=repeats,
+        )
         for name, scalar in scalars.items()
     }
 
 
 def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
-    """Times the denoiser, with and without its gradient, and a step of a sampler, without and with guidance by half
-    of a field; the whole loop is timed, its start shared among its steps.
+    """Times the denoiser, with and without its gradient, and a step of a sampler, without and with
+    guidance by half of a field; the whole loop is timed, its start shared among its steps.
     """
     x, shape = x[: config.score.batch_size], x.shape[1:]
     moments = float(x.mean()), float(x.std())
     params = tasks.denoising_task(config, 100, *moments).init(jax.random.key(0))
-    sampler = make_sampler('ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False)
+    sampler = make_sampler(
+        'ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False
+    )
     misfit = inverse_problems.misfit(lambda u: u[:, : shape[0] // 2], x[:, : shape[0] // 2], 0.2)
-    guided = sampler._replace(step=inverse_problems.dps(sampler.step, sampler.schedule, misfit, scale=1e-3))
+    guided = sampler._replace(
+        step=inverse_problems.dps(sampler.step, sampler.schedule, misfit, scale=1e-3)
+    )
     keys = jax.random.split(jax.random.key(1), len(x))
     denoiser = lambda params: tasks.make_denoiser(config, params, *moments)
     call = lambda params, x: denoiser(params)(x, jnp.float32(moments[1]))
     pulled = lambda params, x: jax.vjp(lambda x: call(params, x), x)[1](x)
-    timed = lambda function, argument: measured(jax.jit(function), params, argument, images=len(x), repeats=repeats)
+    timed = lambda function, argument: measured(
+        jax.jit(function), params, argument, images=len(x), repeats=repeats
+    )
     rows = {}
     for name, alone, draw in (('sampler', call, sampler), ('DPS', pulled, guided)):
         one = timed(alone, x)
         loop = timed(lambda params, keys, draw=draw: draw(keys, denoiser(params), shape), keys)
         rows[f'{name}: its network'] = one
-        rows[f'{name}: a step'] = loop._replace(milliseconds=loop.milliseconds / draw.calls, gflop=one.gflop)
+        rows[f'{name}: a step'] = loop._replace(
+            milliseconds=loop.milliseconds / draw.calls, gflop=one.gflop
+        )
     return rows
 
 
 def direct_icnn(params: dict, x: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
-    """Returns the ICNN of `networks.icnn` as it is written down: stock convolutions, one for each of its symbols."""
+    """Returns the ICNN of `networks.icnn` as it is written down: stock convolutions, one for each
+    of its symbols.
+    """
     bias = params['bias']
     layers = sum(name.startswith('nonnegative') for name in params) - 1
     q, linear = (jnp.split(kernel, layers + 1, -1) for kernel in jnp.split(params['input'], 2, -1))
@@ -166,20 +203,34 @@ def direct_icnn(params: dict, x: jax.Array, periodic: tuple[bool, bool]) -> jax.
     return convolve(z, params['nonnegative_last'], (True, True)).mean((2, 3)).sum(1)
 
 
-def stock_up(call: Callable, arguments: tuple, options: dict, context: nn.module.InterceptorContext) -> Any:
-    """Computes the transposed convolutions of `networks.resnet` by `lax.conv_transpose`; an interceptor of Flax."""
+def stock_up(
+    call: Callable, arguments: tuple, options: dict, context: nn.module.InterceptorContext
+) -> Any:
+    """Computes the transposed convolutions of `networks.resnet` by `lax.conv_transpose`; an
+    interceptor of Flax.
+    """
     if not isinstance(context.module, Up) or context.method_name != '__call__':
         return call(*arguments, **options)
     (h,), params, periodic = arguments, context.module.variables['params'], context.module.periodic
-    y = jax.lax.conv_transpose(wrap(h, 1, periodic), params['kernel'], (2, 2), 'VALID') + params['bias']
-    rows, columns = (slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, h.shape[1:3], strict=True))
+    y = (
+        jax.lax.conv_transpose(wrap(h, 1, periodic), params['kernel'], (2, 2), 'VALID')
+        + params['bias']
+    )
+    rows, columns = (
+        slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, h.shape[1:3], strict=True)
+    )
     return y[:, rows, columns]
 
 
 def direct_loss(config: Any) -> Callable:
-    """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate network calls."""
+    """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate
+    network calls.
+    """
     mirror, section = tasks.make_mirror(config), config.mirror
-    a, periodic = section.strong_convexity, tasks.PADDINGS[section.forward_padding](make_family(config).periodic)
+    a, periodic = (
+        section.strong_convexity,
+        tasks.PADDINGS[section.forward_padding](make_family(config).periodic),
+    )
 
     def g(params: Any, x: jax.Array) -> jax.Array:
         gradient = jax.grad(lambda x: direct_icnn(params['forward'], x, periodic).sum())(x)
@@ -189,22 +240,32 @@ def direct_loss(config: Any) -> Callable:
         with nn.intercept_methods(stock_up):
             return mirror.inverse(params, z, dropout_key)
 
-    def loss(params: Any, frozen: Any, key: jax.Array, batch: Any, *, train: bool) -> tuple[jax.Array, dict]:
-        key_noise, *keys = jax.random.split(key, 3) if train else (jax.random.split(key)[0], None, None)
+    def loss(
+        params: Any, frozen: Any, key: jax.Array, batch: Any, *, train: bool
+    ) -> tuple[jax.Array, dict]:
+        key_noise, *keys = (
+            jax.random.split(key, 3) if train else (jax.random.split(key)[0], None, None)
+        )
         x = batch['x']
-        z, _ = add_noise(key_noise, g(params, x), sigma_max=section.sigma_max, power=section.sigma_power)
+        z, _ = add_noise(
+            key_noise, g(params, x), sigma_max=section.sigma_max, power=section.sigma_power
+        )
         x_inverse = f(params, z, keys[0])
         cycle_data = jnp.abs(f(params, g(params, x), keys[1]) - x).mean()
         cycle_mirror = jnp.abs(g(params, x_inverse) - z).mean()
         regularisation = jnp.abs((g(params, x) - a * x) / (1 - a)).mean()
-        total = section.lambda_cycle * (cycle_data + cycle_mirror) / 2 + section.lambda_reg * regularisation
+        total = (
+            section.lambda_cycle * (cycle_data + cycle_mirror) / 2
+            + section.lambda_reg * regularisation
+        )
         return total + section.lambda_constr * frozen['constraint'].distance(x_inverse).mean(), {}
 
     return loss
 
 
 def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
-    """Times the mirror step of the published networks, ours and as written down, and checks that both agree.
+    """Times the mirror step of the published networks, ours and as written down, and checks that
+    both agree.
 
     Raises:
         RuntimeError: if the two losses differ by more than 1e-4 of their value.
@@ -214,11 +275,17 @@ def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     direct = ours._replace(loss=direct_loss(config))
     params = ours.init(jax.random.key(0))
     values = [
-        float(jax.jit(lambda p, t=t: t.loss(p, t.frozen, jax.random.key(2), {'x': x}, train=False)[0])(params))
+        float(
+            jax.jit(
+                lambda p, t=t: t.loss(p, t.frozen, jax.random.key(2), {'x': x}, train=False)[0]
+            )(params)
+        )
         for t in (direct, ours)
     ]
     if abs(values[0] - values[1]) > 1e-4 * abs(values[0]):
-        raise RuntimeError(f'got losses {values}, expected equal ones: the two steps are not the same method')
+        raise RuntimeError(
+            f'got losses {values}, expected equal ones: the two steps are not the same method'
+        )
     return {
         'published networks, as written down': step_of(direct, {'x': x}, repeats),
         'published networks, ours': step_of(ours, {'x': x}, repeats, parts),
@@ -226,28 +293,57 @@ def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--presets', default='quick,paper', help='of configs/burgers.py, separated by commas')
-    parser.add_argument('--batch', type=int, default=4, help="the batch above 32x32 pixels; 0 for the preset's own")
-    parser.add_argument('--repeats', type=int, default=5, help='timed calls of each step, after one to warm up')
-    parser.add_argument('--parts', type=int, default=2, help='of a batch, side by side; train.parts')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--presets', default='quick,paper', help='of configs/burgers.py, separated by commas'
+    )
+    parser.add_argument(
+        '--batch', type=int, default=4, help="the batch above 32x32 pixels; 0 for the preset's own"
+    )
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='timed calls of each step, after one to warm up'
+    )
+    parser.add_argument(
+        '--parts', type=int, default=2, help='of a batch, side by side; train.parts'
+    )
     arguments = parser.parse_args()
     peak = matmul_peak()
-    print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 matmul\n')
-    print('| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | MB | compilation, s |')
+    print(
+        f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 '
+        'matmul\n'
+    )
+    print(
+        '| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | MB | compilation, s |'
+    )
     print('|---|---|---|---|---|---|---|---|---|', flush=True)
 
     def report(preset: str, rows: dict[str, Measured]) -> None:
         for name, row in rows.items():
             rate = row.gflop / row.milliseconds * 1e3
-            cells = (preset, name, row.images, f'{row.milliseconds:.1f}', f'{row.milliseconds / row.images:.2f}')
-            cells += (f'{rate:.0f}', f'{rate / peak:.0%}', f'{row.megabytes:.0f}', f'{row.compilation:.1f}')
+            cells = (
+                preset,
+                name,
+                row.images,
+                f'{row.milliseconds:.1f}',
+                f'{row.milliseconds / row.images:.2f}',
+            )
+            cells += (
+                f'{rate:.0f}',
+                f'{rate / peak:.0%}',
+                f'{row.megabytes:.0f}',
+                f'{row.compilation:.1f}',
+            )
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
     for preset in filter(None, arguments.presets.split(',')):
         config = get_config(preset).unlock()
         if arguments.batch and config.data.points > 32:
-            override(config, {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')})
+            override(
+                config,
+                {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')},
+            )
         x = fields(config)
         report(preset, training_steps(config, x, arguments.repeats, arguments.parts))
         report(preset, parts(config, x, arguments.repeats))

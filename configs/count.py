@@ -1,4 +1,6 @@
-"""Galaxy images with exactly eight sources, as counted by a network that the stage `counter` trains."""
+"""Galaxy images with exactly eight sources, as counted by a network that the stage `counter`
+trains.
+"""
 
 from namm_jax.train import presets
 from namm_jax.train.config import experiment

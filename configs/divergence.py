@@ -1,4 +1,6 @@
-"""Divergence-free flow: the velocity of Kolmogorov flow, whose divergence vanishes in every cell of the grid."""
+"""Divergence-free flow: the velocity of Kolmogorov flow, whose divergence vanishes in every cell of
+the grid.
+"""
 
 from namm_jax.train import presets
 from namm_jax.train.config import experiment

@@ -8,7 +8,8 @@ from namm_jax.train.config import experiment
 
 RULE = {'constraint.name': 'kolmogorov', 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 
-# Not the Gauss-Newton rows: a product with J J^T goes through all time steps and back, a projection takes minutes.
+# Not the Gauss-Newton rows: a product with J J^T goes through all time steps and back, a projection
+# takes minutes.
 ROWS = ('dm', 'dm_guided', 'dm_restored', 'dm_projected_sampling', 'mdm', 'mdm_finetuned')
 
 QUICK = presets.MUON | {
@@ -19,7 +20,8 @@ QUICK = presets.MUON | {
     'finetune.sigma_max': 0.3,
     'mirror.lambda_constr': 5.0,
     'finetune.lambda_constr': 5.0,
-    # The gradient of the constraint goes through 60 time steps and back: in training, and 40 times a guided sample.
+    # The gradient of the constraint goes through 60 time steps and back: in training, and 40 times
+    # a guided sample.
     'mirror.steps': 300,
     'mdm.steps': 1200,
     'finetune.samples': 256,
@@ -34,7 +36,12 @@ PAPER = (
     presets.PAPER
     | presets.epochs(mirror=100, mdm=700, finetune=400, dm=2000)
     | RULE
-    | {'data.points': 64, 'data.states': 8, 'mirror.layers': 2, 'mirror.optimizer.learning_rate': 1e-3}
+    | {
+        'data.points': 64,
+        'data.states': 8,
+        'mirror.layers': 2,
+        'mirror.optimizer.learning_rate': 1e-3,
+    }
 )
 
 PUBLISHED = presets.published(PAPER) | {'data.layout': 'tiled', 'mirror.output': 'plain'}

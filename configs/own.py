@@ -1,4 +1,6 @@
-"""Your own data, and your own rule: `--config.data.path=DATA --config.constraint.distance=FILE.py:FUNCTION`."""
+"""Your own data, and your own rule: `--config.data.path=DATA
+--config.constraint.distance=FILE.py:FUNCTION`.
+"""
 
 from namm_jax.train import presets
 from namm_jax.train.config import experiment

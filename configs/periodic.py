@@ -24,7 +24,12 @@ PAPER = (
     | {'data.points': 64, 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 )
 
-PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': presets.published(PAPER), 'tiny': presets.TINY | ACROSS}
+PRESETS = {
+    'quick': QUICK,
+    'paper': PAPER,
+    'published': presets.published(PAPER),
+    'tiny': presets.TINY | ACROSS,
+}
 
 
 def get_config(preset: str = 'quick'):

@@ -3,8 +3,8 @@
 from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
-# An f that starts with z's mean taken off has the sum at hand. The rule's gradient is 1 in every pixel, that of the
-# cycle terms one over their number: a small weight is enough.
+# An f that starts with z's mean taken off has the sum at hand. The rule's gradient is 1 in every
+# pixel, that of the cycle terms one over their number: a small weight is enough.
 METHOD = {'mirror.output': 'centred', 'mirror.lambda_constr': 0.01, 'finetune.lambda_constr': 0.01}
 
 QUICK = METHOD | {'data.train': 2000}

@@ -1,4 +1,6 @@
-"""Draws `black-holes.png`: 36 black-hole images of the data family. `python docs/black_holes.py`."""
+"""Draws `black-holes.png`: 36 black-hole images of the data family.
+`python docs/black_holes.py`.
+"""
 
 import sys
 from pathlib import Path
@@ -11,11 +13,19 @@ from matplotlib.figure import Figure
 
 from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
 
-x = np.asarray(sample_black_holes(jax.random.split(jax.random.key(0), 36), problem=BlackHoleProblem()))
+x = np.asarray(
+    sample_black_holes(jax.random.split(jax.random.key(0), 36), problem=BlackHoleProblem())
+)
 figure = Figure(figsize=(9, 9.6), layout='constrained')
 axes = figure.subplots(6, 6)
 for ax, image in zip(axes.ravel(), x[..., 0], strict=True):
     shown = ax.imshow(image, cmap='inferno', vmin=0, vmax=np.quantile(x, 0.999))
     ax.set(xticks=[], yticks=[])
-figure.colorbar(shown, ax=axes, orientation='horizontal', label='brightness; the sum of each image is 120', aspect=50)
+figure.colorbar(
+    shown,
+    ax=axes,
+    orientation='horizontal',
+    label='brightness; the sum of each image is 120',
+    aspect=50,
+)
 figure.savefig(Path(__file__).parent / 'black-holes.png', dpi=80)

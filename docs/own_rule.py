@@ -1,11 +1,16 @@
-"""A rule of one's own: every row of an image sums to 1. `python own_rule.py` writes data that obey it."""
+"""A rule of one's own: every row of an image sums to 1.
+
+`python own_rule.py` writes data that obey it.
+"""
 
 import jax.numpy as jnp
 import numpy as np
 
 
 def rows_sum_to_one(x):
-    """Returns the mean over the rows of |sum - 1|, one number `(b,)` for each image of a batch `(b, h, w, c)`."""
+    """Returns the mean over the rows of |sum - 1|, one number `(b,)` for each image of a batch
+    `(b, h, w, c)`.
+    """
     return jnp.mean(jnp.abs(x.sum(axis=2) - 1), axis=(1, 2))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measures the constraint distance of any samples; writes one JSON object to standard output.
 
-    python launch/evaluate.py --config=configs/burgers.py[:preset] --samples=FILE.npy [--workdir=DIR]
-                              [--config.<section>.<field>=VALUE]
+    python launch/evaluate.py --config=configs/burgers.py[:preset] --samples=FILE.npy
+                              [--workdir=DIR] [--config.<section>.<field>=VALUE]
 
 FILE.npy holds fields `(n, h, w, c)` in the paper's layout. Exit status: 0 done; 2 a user's mistake.
 """

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Runs an experiment, all its stages or some of them, in a run folder.
 
-    python launch/main.py --config=configs/burgers.py[:preset] [--workdir=DIR] [--stages=a,b] [--redo=STAGE]
-                          [--seeds=0,1,2] [--config.<section>.<field>=VALUE]
+    python launch/main.py --config=configs/burgers.py[:preset] [--workdir=DIR] [--stages=a,b]
+                          [--redo=STAGE] [--seeds=0,1,2] [--config.<section>.<field>=VALUE]
 
-Exit status: 0 done; 1 a failed run; 2 a user's mistake, told in one message; 130 or 143 stopped by SIGINT or SIGTERM,
-after saving.
+Exit status: 0 done; 1 a failed run; 2 a user's mistake, told in one message; 130 or 143 stopped by
+SIGINT or SIGTERM, after saving.
 """
 
 import sys

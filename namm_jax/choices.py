@@ -1,4 +1,6 @@
-"""Names that choose: one dictionary a module, and one error that lists its keys and says the nearest."""
+"""Names that choose: one dictionary a module, and one error that lists its keys and says the
+nearest.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,7 +10,9 @@ _T = TypeVar('_T')
 
 
 def nearest(got: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error message: what was got, all choices, and those most like it, if any is."""
+    """Returns the end of an error message: what was got, all choices, and those most like it, if
+    any is.
+    """
     names = list(choices)
     near = difflib.get_close_matches(str(got), names, n=2, cutoff=0.5)
     hint = f'; did you mean {" or ".join(near)}?' if near else ''

@@ -1,17 +1,20 @@
-"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other module imports it.
+"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other
+module imports it.
 
-    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density,    div v = 0,
-    f = forcing sin(forcing_wavenumber y) e_x + drag v,
+    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density, div v =
+    0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
 
-on [0, 2 pi]^2. A velocity `v` is an array `(h, w, 2)`: rows are x, columns y, component 0 is along x and component 1
-along y. The grid is staggered: point `(i, j)` has component 0 at `((i + 1) dx, (j + 1/2) dx)`, component 1 at
-`((i + 1/2) dx, (j + 1) dx)`, divergence and pressure at the centre of its cell, `((i + 1/2) dx, (j + 1/2) dx)`, and
-vorticity at its corner, `((i + 1) dx, (j + 1) dx)`. Functions of `v` take any number of axes before these three.
+on [0, 2 pi]^2. A velocity `v` is an array `(h, w, 2)`: rows are x, columns y, component 0 is along
+x and component 1 along y. The grid is staggered: point `(i, j)` has component 0 at
+`((i + 1) dx, (j + 1/2) dx)`, component 1 at `((i + 1/2) dx, (j + 1) dx)`, divergence and pressure
+at the centre of its cell, `((i + 1/2) dx, (j + 1/2) dx)`, and vorticity at its corner,
+`((i + 1) dx, (j + 1) dx)`. Functions of `v` take any number of axes before these three.
 
-A step adds the van Leer advection, the viscosity and the force, each at the old velocity, and projects onto the
-divergence-free fields.
+A step adds the van Leer advection, the viscosity and the force, each at the old velocity, and
+projects onto the divergence-free fields.
 
-Reference: Kochkov et al., "Machine learning-accelerated computational fluid dynamics", PNAS 118(21), 2021.
+Reference: Kochkov et al., "Machine learning-accelerated computational fluid dynamics", PNAS
+118(21), 2021.
 """
 
 import dataclasses
@@ -29,7 +32,8 @@ from namm_jax.choices import choose
 from namm_jax.pdes import Stepper, repeated, trajectory
 from namm_jax.types import Key
 
-# jax-cfd 0.2.1 calls jax.tree_map here, which JAX has removed; its forcings look this function up when they are called.
+# jax-cfd 0.2.1 calls jax.tree_map here, which JAX has removed; its forcings look this function up
+# when they are called.
 cfd.equations.sum_fields = lambda *fields: jax.tree.map(lambda *terms: sum(terms), *fields)
 
 Velocity = Float[Array, '... h w 2']
@@ -47,7 +51,9 @@ def _grid(h: int, w: int) -> Any:
 def _wrap(v: Float[Array, 'h w 2']) -> tuple[Any, ...]:
     """Returns the velocity as jax-cfd's variables, one a component."""
     grid, periodic = _grid(*v.shape[:2]), cfd.boundaries.periodic_boundary_conditions(2)
-    arrays = (cfd.grids.GridArray(v[..., i], offset, grid) for i, offset in enumerate(grid.cell_faces))
+    arrays = (
+        cfd.grids.GridArray(v[..., i], offset, grid) for i, offset in enumerate(grid.cell_faces)
+    )
     return tuple(cfd.grids.GridVariable(array, periodic) for array in arrays)
 
 
@@ -56,16 +62,22 @@ def _unwrap(variables: tuple[Any, ...]) -> Float[Array, 'h w 2']:
 
 
 def _apply(function: Callable[[tuple[Any, ...]], Array], v: Velocity, result: str) -> Array:
-    """Returns `function` of jax-cfd's variables, `result` the axes of what it returns, over all leading axes of v."""
+    """Returns `function` of jax-cfd's variables, `result` the axes of what it returns, over all
+    leading axes of v.
+    """
     if v.ndim < 3 or v.shape[-1] != 2:
-        raise ValueError(f'Got v of shape {v.shape}, expected (..., h, w, 2): pass both components as the last axis.')
+        raise ValueError(
+            f'Got v of shape {v.shape}, expected (..., h, w, 2): pass both components as the last '
+            'axis.'
+        )
     return jnp.vectorize(lambda v: function(_wrap(v)), signature=f'(h,w,c)->({result})')(v)
 
 
 def divergence(v: Velocity) -> Scalar:
     """Returns the divergence that jax-cfd's solver keeps at zero, by backward differences.
 
-    `(u_{i,j} - u_{i-1,j}) / dx + (v_{i,j} - v_{i,j-1}) / dx` for components u along rows and v along columns.
+    `(u_{i,j} - u_{i-1,j}) / dx + (v_{i,j} - v_{i,j-1}) / dx` for components u along rows and v
+    along columns.
 
     Args:
         v: Velocities `(..., h, w, 2)`.
@@ -80,7 +92,8 @@ def divergence(v: Velocity) -> Scalar:
 
 
 def vorticity(v: Velocity) -> Scalar:
-    """Returns the vorticity `dv/dx - du/dy` by forward differences, counterclockwise positive with x to the right.
+    """Returns the vorticity `dv/dx - du/dy` by forward differences, counterclockwise positive with
+    x to the right.
 
     Args:
         v: Velocities `(..., h, w, 2)`.
@@ -97,9 +110,10 @@ def vorticity(v: Velocity) -> Scalar:
 def project(v: Velocity) -> Velocity:
     """Returns the divergence-free field nearest to `v`, by jax-cfd's pressure projection.
 
-    `v - grad q` with `div grad q = div v`: gradient and divergence are minus each other's transposes, so what is taken
-    away is orthogonal to all divergence-free fields. The divergence falls to round-off, about 3e-7 of what it was in
-    float32; a Poisson equation with the symbol of another discrete operator would not do that.
+    `v - grad q` with `div grad q = div v`: gradient and divergence are minus each other's
+    transposes, so what is taken away is orthogonal to all divergence-free fields. The divergence
+    falls to round-off, about 3e-7 of what it was in float32; a Poisson equation with the symbol of
+    another discrete operator would not do that.
 
     Args:
         v: Velocities `(..., h, w, 2)`.
@@ -115,14 +129,16 @@ def project(v: Velocity) -> Velocity:
 
 @dataclasses.dataclass(frozen=True)
 class FlowProblem:
-    """The numbers that flow data and the flow constraints share. Lengths are radians: the square's side is 2 pi.
+    """The numbers that flow data and the flow constraints share. Lengths are radians: the square's
+    side is 2 pi.
 
     Attributes:
         points: Grid points a side, >= 4.
         states: Stored states of a trajectory: 1, 2, 3, or a multiple of 4.
         inner_steps: Time steps between stored states, >= 1.
-        dt: Time step, > 0. The solver is explicit: `max_velocity dt / dx` and `4 viscosity / density dt / dx^2` are at
-            most 1. Forced flows become faster than their start, so leave a margin of two or three.
+        dt: Time step, > 0. The solver is explicit: `max_velocity dt / dx` and
+            `4 viscosity / density dt / dx^2` are at most 1. Forced flows become faster than their
+            start, so leave a margin of two or three.
         viscosity: Inverse of the Reynolds number, >= 0.
         density: Density, > 0.
         max_velocity: Largest speed of the random start, > 0.
@@ -130,7 +146,8 @@ class FlowProblem:
         forcing: Amplitude of the constant force.
         forcing_wavenumber: Periods of the constant force along y, >= 1 and at most `points / 2`.
         drag: Coefficient of the force proportional to velocity, <= 0.
-        burn_in: Time of the first stored state after the random start, >= 0, a whole number of `dt`.
+        burn_in: Time of the first stored state after the random start, >= 0, a whole number of
+            `dt`.
         layout: How networks and constraints see a trajectory, a key of `layout.FLOW_LAYOUTS`.
 
     Raises:
@@ -159,7 +176,10 @@ class FlowProblem:
             if not getattr(self, name) > 0:
                 raise ValueError(f'Got {name} = {getattr(self, name)}, expected a positive number.')
         if not self.drag <= 0:
-            raise ValueError(f'Got drag = {self.drag}, expected at most 0: a positive one drives the flow to infinity.')
+            raise ValueError(
+                f'Got drag = {self.drag}, expected at most 0: a positive one drives the flow to '
+                'infinity.'
+            )
         self._check_resolution()
         layout.tile_grid(self.states)
         choose('layout', self.layout, layout.FLOW_LAYOUTS)
@@ -167,21 +187,25 @@ class FlowProblem:
     def _check_resolution(self) -> None:
         if 2 * self.forcing_wavenumber > self.points:
             raise ValueError(
-                f'Got forcing_wavenumber = {self.forcing_wavenumber}, expected at most points / 2 = {self.points / 2}: '
-                'the grid does not resolve the force.'
+                f'Got forcing_wavenumber = {self.forcing_wavenumber}, expected at most points / 2 '
+                f'= {self.points / 2}: the grid does not resolve the force.'
             )
         courant = self.max_velocity * self.dt / self.dx
         diffusion = 4 * self.viscosity / self.density * self.dt / self.dx**2
         if max(courant, diffusion) > 1:
             raise ValueError(
-                f'Got dt = {self.dt} at {self.points} points: max_velocity dt / dx = {courant:.3g} and '
-                f'4 viscosity / density dt / dx^2 = {diffusion:.3g}, expected at most 1 each: take a smaller dt.'
+                f'Got dt = {self.dt} at {self.points} points: max_velocity dt / dx = {courant:.3g} '
+                f'and 4 viscosity / density dt / dx^2 = {diffusion:.3g}, expected at most 1 each: '
+                'take a smaller dt.'
             )
         if (
             not math.isfinite(self.burn_in / self.dt)
             or abs(self.burn_in - self.burn_in_steps * self.dt) > 1e-6 * self.dt
         ):
-            raise ValueError(f'Got burn_in = {self.burn_in}, expected a whole number of time steps, dt = {self.dt}.')
+            raise ValueError(
+                f'Got burn_in = {self.burn_in}, expected a whole number of time steps, dt = '
+                f'{self.dt}.'
+            )
 
     @property
     def dx(self) -> float:
@@ -208,10 +232,12 @@ class FlowProblem:
         return jax.eval_shape(layout.STATES_TO_LAYOUT[name], states).shape[1:]
 
     def steps(self, n: int) -> Stepper:
-        """Returns the step over `n` time steps, `(..., points, points, 2)` to the same, by jax-cfd's solver.
+        """Returns the step over `n` time steps, `(..., points, points, 2)` to the same, by
+        jax-cfd's solver.
 
-        It keeps the dtype, is differentiable in both modes, and commutes with rolling along rows, and along columns by
-        whole periods of the force. The mean velocity is multiplied by `1 + drag dt / density` in each time step.
+        It keeps the dtype, is differentiable in both modes, and commutes with rolling along rows,
+        and along columns by whole periods of the force. The mean velocity is multiplied by
+        `1 + drag dt / density` in each time step.
 
         Args:
             n: Number of time steps, >= 0.
@@ -219,16 +245,19 @@ class FlowProblem:
         solver = _solver(self)
 
         def step(v: tuple[Any, ...]) -> tuple[Any, ...]:
-            # The solver's forces are double under jax_enable_x64, whatever v is; the loop's carry may not change.
+            # The solver's forces are double under jax_enable_x64, whatever v is; the loop's carry
+            # may not change.
             return jax.tree.map(lambda new, old: new.astype(old.dtype), solver(v), v)
 
-        # Backward, a step is taken again rather than its intermediates kept: on a CPU 1.5 times faster, too.
+        # Backward, a step is taken again rather than its intermediates kept: on a CPU 1.5 times
+        # faster, too.
         advance = repeated(jax.checkpoint(step), n)
 
         def advance_arrays(v: Velocity) -> Velocity:
             if v.shape[-3:] != (expected := (self.points, self.points, 2)):
                 raise ValueError(
-                    f'Got v of shape {v.shape}, expected (..., {", ".join(map(str, expected))}): step velocities on '
+                    f'Got v of shape {v.shape}, expected (..., {", ".join(map(str, expected))}): '
+                    'step velocities on '
                     "the problem's own grid."
                 )
             return _apply(lambda v: _unwrap(advance(v)), v, 'h,w,c')
@@ -266,7 +295,11 @@ def _solver(problem: FlowProblem) -> Callable[[tuple[Any, ...]], tuple[Any, ...]
         forcing_type='kolmogorov',
     )
     return cfd.equations.semi_implicit_navier_stokes(
-        density=problem.density, viscosity=problem.viscosity, dt=problem.dt, grid=grid, forcing=forcing
+        density=problem.density,
+        viscosity=problem.viscosity,
+        dt=problem.dt,
+        grid=grid,
+        forcing=forcing,
     )
 
 
@@ -281,5 +314,7 @@ def start(key: Key, *, problem: FlowProblem) -> Velocity:
         A velocity `(points, points, 2)`, float32, of mean 0 and largest speed `max_velocity`.
     """
     grid = _grid(problem.points, problem.points)
-    noise = cfd.initial_conditions.filtered_velocity_field(key, grid, problem.max_velocity, problem.peak_wavenumber)
+    noise = cfd.initial_conditions.filtered_velocity_field(
+        key, grid, problem.max_velocity, problem.peak_wavenumber
+    )
     return _unwrap(noise).astype(jnp.float32)

@@ -1,4 +1,6 @@
-"""Radio interferometry: which frequencies of an image an array of telescopes samples while the Earth turns."""
+"""Radio interferometry: which frequencies of an image an array of telescopes samples while the
+Earth turns.
+"""
 
 from collections.abc import Mapping
 
@@ -28,11 +30,13 @@ def eht_coverage(
     elevation: float = 10.0,
     stations: Mapping[str, tuple[float, float]] = STATIONS,
 ) -> Float[np.ndarray, 'm 2']:
-    """Returns the frequencies that pairs of stations sample while the Earth turns: part of an ellipse for each pair.
+    """Returns the frequencies that pairs of stations sample while the Earth turns: part of an
+    ellipse for each pair.
 
-    At Greenwich hour angle H and declination d, the source is at `s = (cos d cos H, -cos d sin H, sin d)`, east and
-    north on the sky are `e = (sin H, cos H, 0)` and `n = (-sin d cos H, sin d sin H, cos d)`, and a baseline B, in
-    wavelengths, samples `(u, v) = (B . e, B . n)`. Its reverse samples `(-u, -v)`, the conjugate, and is left out.
+    At Greenwich hour angle H and declination d, the source is at
+    `s = (cos d cos H, -cos d sin H, sin d)`, east and north on the sky are `e = (sin H, cos H, 0)`
+    and `n = (-sin d cos H, sin d sin H, cos d)`, and a baseline B, in wavelengths, samples
+    `(u, v) = (B . e, B . n)`. Its reverse samples `(-u, -v)`, the conjugate, and is left out.
 
     Args:
         field_of_view: Width of the image in microarcseconds, > 0. The ring of M87 is 42 across.
@@ -47,22 +51,37 @@ def eht_coverage(
         Frequencies `(m, 2)`, east and north, in cycles per field of view.
 
     Raises:
-        ValueError: If a number is out of its range, or no two stations ever see the source together.
+        ValueError: If a number is out of its range, or no two stations ever see the source
+            together.
 
-    Reference: Thompson, Moran & Swenson, "Interferometry and Synthesis in Radio Astronomy", 3rd ed. 2017, chapter 4.
+    Reference: Thompson, Moran & Swenson, "Interferometry and Synthesis in Radio Astronomy", 3rd ed.
+    2017, chapter 4.
     """
-    for name, value in (('field_of_view', field_of_view), ('interval', interval), ('wavelength', wavelength)):
+    for name, value in (
+        ('field_of_view', field_of_view),
+        ('interval', interval),
+        ('wavelength', wavelength),
+    ):
         if not 0 < value < np.inf:
             raise ValueError(f'{name}: got {value}, expected a finite number > 0')
-    hour, d = np.deg2rad(15 * np.arange(hours[0], hours[1] + 1e-6, interval / 60)), np.deg2rad(declination)
-    source, north, east = _direction(d, -hour), _direction(d + np.pi / 2, -hour), _direction(0, np.pi / 2 - hour)
+    hour, d = (
+        np.deg2rad(15 * np.arange(hours[0], hours[1] + 1e-6, interval / 60)),
+        np.deg2rad(declination),
+    )
+    source, north, east = (
+        _direction(d, -hour),
+        _direction(d + np.pi / 2, -hour),
+        _direction(0, np.pi / 2 - hour),
+    )
     sites = _direction(*np.deg2rad(np.reshape(list(stations.values()), (-1, 2))).T)
     sees = sites @ source.T >= np.sin(np.deg2rad(elevation))
     i, j = np.triu_indices(len(sites), 1)
     baselines = EARTH_RADIUS / wavelength * (sites[j] - sites[i])
     uv = np.stack([baselines @ east.T, baselines @ north.T], -1)[sees[i] & sees[j]]
     if not len(uv):
-        raise ValueError('stations: got none of which two see the source together; give others, or other hours')
+        raise ValueError(
+            'stations: got none of which two see the source together; give others, or other hours'
+        )
     return field_of_view * MICROARCSECOND * uv
 
 

@@ -1,8 +1,8 @@
 """Image layouts: how trajectories become images and back. No other file knows them.
 
-A Burgers image `(b, h, w, 1)` shows space against time: columns are time, forward from left to right; rows are
-space, *flipped upside down*: the first row is the last grid point. Flip back before stepping in time, or the waves
-run the wrong way.
+A Burgers image `(b, h, w, 1)` shows space against time: columns are time, forward from left to
+right; rows are space, *flipped upside down*: the first row is the last grid point. Flip back before
+stepping in time, or the waves run the wrong way.
 """
 
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ def image_to_states(x: Float[Array, 'b h w 1']) -> Float[Array, 'b t n']:
         ValueError: If `x` does not have four axes or not exactly one channel.
     """
     if x.ndim != 4 or x.shape[-1] != 1:
-        raise ValueError(f'Got x of shape {x.shape}, expected (b, h, w, 1): pass a batch of one-channel images.')
+        raise ValueError(
+            f'Got x of shape {x.shape}, expected (b, h, w, 1): pass a batch of one-channel images.'
+        )
     return jnp.swapaxes(x[:, ::-1, :, 0], 1, 2)
 
 
@@ -39,17 +41,21 @@ def states_to_image(states: Float[Array, 'b t n']) -> Float[Array, 'b h w 1']:
         ValueError: If `states` does not have three axes.
     """
     if states.ndim != 3:
-        raise ValueError(f'Got states of shape {states.shape}, expected (b, t, n): pass a batch of trajectories.')
+        raise ValueError(
+            f'Got states of shape {states.shape}, expected (b, t, n): pass a batch of trajectories.'
+        )
     return jnp.swapaxes(states, 1, 2)[:, ::-1, :, None]
 
 
-# A flow is `k` states `(b, k, h, w, c)` in time, c = 2 velocity components. Files show the states as the tiles of one
-# image, four in a row; networks see each component of each state as a channel, where both axes wrap exactly.
+# A flow is `k` states `(b, k, h, w, c)` in time, c = 2 velocity components. Files show the states
+# as the tiles of one image, four in a row; networks see each component of each state as a channel,
+# where both axes wrap exactly.
 TILES_IN_A_ROW = 4
 
 
 def tile_grid(states: int) -> tuple[int, int]:
-    """Returns the rows and columns of tiles that show so many states; state k is at row k // 4, column k % 4.
+    """Returns the rows and columns of tiles that show so many states; state k is at row k // 4,
+    column k % 4.
 
     Args:
         states: Number of states: 1, 2, 3, or a multiple of 4.
@@ -59,8 +65,8 @@ def tile_grid(states: int) -> tuple[int, int]:
     """
     if states < 1 or (states > TILES_IN_A_ROW and states % TILES_IN_A_ROW):
         raise ValueError(
-            f'Got {states} states, expected 1, 2, 3 or a multiple of {TILES_IN_A_ROW}: tiles fill whole rows of '
-            f'{TILES_IN_A_ROW}.'
+            f'Got {states} states, expected 1, 2, 3 or a multiple of {TILES_IN_A_ROW}: tiles fill '
+            f'whole rows of {TILES_IN_A_ROW}.'
         )
     return -(-states // TILES_IN_A_ROW), min(states, TILES_IN_A_ROW)
 
@@ -81,8 +87,8 @@ def tiled_to_states(x: Float[Array, 'b H W c'], states: int) -> Float[Array, 'b 
     rows, columns = tile_grid(states)
     if x.ndim != 4 or x.shape[1] % rows or x.shape[2] % columns:
         raise ValueError(
-            f'Got x of shape {x.shape}, expected (b, {rows} h, {columns} w, c) for {states} states: pass a batch of '
-            f'mosaics of {rows} x {columns} tiles.'
+            f'Got x of shape {x.shape}, expected (b, {rows} h, {columns} w, c) for {states} '
+            f'states: pass a batch of mosaics of {rows} x {columns} tiles.'
         )
     b, height, width, c = x.shape
     tiles = jnp.reshape(x, (b, rows, height // rows, columns, width // columns, c))
@@ -123,8 +129,8 @@ def packed_to_states(x: Float[Array, 'b h w c'], states: int) -> Float[Array, 'b
     """
     if x.ndim != 4 or x.shape[-1] != 2 * states:
         raise ValueError(
-            f'Got x of shape {x.shape}, expected (b, h, w, {2 * states}) for {states} states: pass a batch with two '
-            'channels for each state.'
+            f'Got x of shape {x.shape}, expected (b, h, w, {2 * states}) for {states} states: pass '
+            'a batch with two channels for each state.'
         )
     return jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], states, 2)), 3, 1)
 
@@ -136,7 +142,8 @@ def states_to_packed(states: Float[Array, 'b k h w 2']) -> Float[Array, 'b h w c
         states: States `(b, k, h, w, 2)`.
 
     Returns:
-        Packed flows `(b, h, w, 2 k)`: both components of the first state, both of the second, and so on.
+        Packed flows `(b, h, w, 2 k)`: both components of the first state, both of the second, and
+            so on.
 
     Raises:
         ValueError: If `states` does not have five axes, or not two components.
@@ -149,8 +156,8 @@ def states_to_packed(states: Float[Array, 'b k h w 2']) -> Float[Array, 'b h w c
 def _check_states(states: Float[Array, '...'], components: int | None = None) -> None:
     if states.ndim != 5 or (components and states.shape[-1] != components):
         raise ValueError(
-            f'Got states of shape {states.shape}, expected (b, k, h, w, {components or "c"}): pass a batch of '
-            'trajectories.'
+            f'Got states of shape {states.shape}, expected (b, k, h, w, {components or "c"}): pass '
+            'a batch of trajectories.'
         )
 
 

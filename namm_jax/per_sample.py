@@ -1,4 +1,6 @@
-"""Batches whose samples do not know of each other: `x (b, ...)`, a number or a key for each sample."""
+"""Batches whose samples do not know of each other: `x (b, ...)`, a number or a key for each
+sample.
+"""
 
 import jax
 import jax.numpy as jnp

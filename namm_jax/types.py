@@ -1,7 +1,7 @@
 """The seams: array aliases and the roles that the rest of the package plays.
 
-Symbols, used everywhere with the same meaning: `x` data, `z` mirror space, `y` measurement, `noise` a
-standard normal draw, `t` diffusion time, `alpha_t` and `sigma_t` the signal and noise scales of
+Symbols, used everywhere with the same meaning: `x` data, `z` mirror space, `y` measurement, `noise`
+a standard normal draw, `t` diffusion time, `alpha_t` and `sigma_t` the signal and noise scales of
 `x_t = alpha_t x_0 + sigma_t noise`. Arrays are batch first and channels last, `(b, h, w, c)`.
 """
 
@@ -21,12 +21,17 @@ PerSample: TypeAlias = Float[Array, ' b']
 # (x, sigma) -> E[x_0 | x_0 + sigma noise = x], in data units; sigma a scalar or `(b,)`.
 Denoiser: TypeAlias = Callable[[Array, Array], Array]
 
-# (denoiser, keys, x_t, memory, t, s) -> (x_s, memory); keys `(b,)`, one a sample; memory starts as `()`.
+# (denoiser, keys, x_t, memory, t, s) -> (x_s, memory); keys `(b,)`, one a sample; memory starts as
+# `()`.
 Step: TypeAlias = Callable[[Denoiser, Key, Array, PyTree, Array, Array], tuple[Array, PyTree]]
 
 Measurement: TypeAlias = Float[Array, 'b *m']
-Measure: TypeAlias = Callable[[Array], Measurement]  # x (b, ...) -> A(x) (b, *m), row by row, differentiable
-Gain: TypeAlias = ArrayLike | Callable[[Array], Array]  # |A|^2: a number, or a function of the noise level
+Measure: TypeAlias = Callable[
+    [Array], Measurement
+]  # x (b, ...) -> A(x) (b, *m), row by row, differentiable
+Gain: TypeAlias = (
+    ArrayLike | Callable[[Array], Array]
+)  # |A|^2: a number, or a function of the noise level
 
 # (params, frozen, key, batch, *, train) -> (scalar, named terms)
 Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
@@ -36,10 +41,10 @@ Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
 class Constraint(Protocol):
     """A set M, given by a differentiable distance. Implementations are pytrees.
 
-    `terms(x)` maps fields `(b, h, w, c)` to named non-negative distances `(b,)`, each 0 iff satisfied;
-    `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. A constraint may also have
-    `restores`, a mapping from names to exact ways back `x -> (x, info)`, each the identity on M; `restore`, the first
-    of them; and `given(x_ref) -> Constraint`.
+    `terms(x)` maps fields `(b, h, w, c)` to named non-negative distances `(b,)`, each 0 iff
+    satisfied; `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. A
+    constraint may also have `restores`, a mapping from names to exact ways back `x -> (x, info)`,
+    each the identity on M; `restore`, the first of them; and `given(x_ref) -> Constraint`.
     """
 
     def terms(self, x: Fields) -> Mapping[str, PerSample]: ...
@@ -53,7 +58,8 @@ class MirrorMap(NamedTuple):
     """A forward map g into mirror space and its (approximate) inverse f.
 
     Attributes:
-        init: `(key, x) -> params`, `{}` for a closed form; otherwise `{'forward': ..., 'inverse': ...}`.
+        init: `(key, x) -> params`, `{}` for a closed form; otherwise
+            `{'forward': ..., 'inverse': ...}`.
         forward: `(params, x) -> z`, the map g.
         inverse: `(params, z, dropout_key=None) -> x`, the map f; no key means no dropout.
     """
@@ -64,7 +70,9 @@ class MirrorMap(NamedTuple):
 
     def bind(self, params: Params) -> tuple[jax.tree_util.Partial, jax.tree_util.Partial]:
         """Returns `(g, f)` as functions of arrays alone, which are themselves pytrees."""
-        return jax.tree_util.Partial(self.forward, params), jax.tree_util.Partial(self.inverse, params)
+        return jax.tree_util.Partial(self.forward, params), jax.tree_util.Partial(
+            self.inverse, params
+        )
 
 
 class Schedule(NamedTuple):

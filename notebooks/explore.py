@@ -11,16 +11,20 @@
 # %% [markdown]
 # # Neural approximate mirror maps: a look around
 #
-# Fields that obey a rule, a mirror map that brings points back onto it, a diffusion model in mirror space, and a rule
-# of your own. A CPU is enough. The next cell finds the repository, or clones it, and installs it.
+# Fields that obey a rule, a mirror map that brings points back onto it, a diffusion model in mirror
+# space, and a rule of your own. A CPU is enough. The next cell finds the repository, or clones it,
+# and installs it.
 
 # %%
 import subprocess
 from pathlib import Path
 
-REPOSITORY = 'https://github.com/OWNER/namm_jax'  # its address; used only where this notebook is not in a clone
+# its address; used only where this notebook is not in a clone
+REPOSITORY = 'https://github.com/OWNER/namm_jax'
 HERE = Path.cwd()
-CLONE = next((folder for folder in (HERE, HERE.parent) if (folder / 'launch').is_dir()), HERE / 'namm_jax')
+CLONE = next(
+    (folder for folder in (HERE, HERE.parent) if (folder / 'launch').is_dir()), HERE / 'namm_jax'
+)
 if not CLONE.exists():
     subprocess.run(['git', 'clone', '--quiet', REPOSITORY, str(CLONE)], check=True)
 # %pip install -q "{CLONE}"
@@ -54,14 +58,16 @@ def show(figure):
 # %% [markdown]
 # ## A run
 #
-# `RUN` is a run folder: one of yours, or a new one that the preset `tiny` fills in a minute or two. Its models have
-# seen a dozen batches: they show how things fit together, not how good they get. For that, train with
-# `python launch/main.py --config=configs/burgers.py` and put its folder here.
+# `RUN` is a run folder: one of yours, or a new one that the preset `tiny` fills in a minute or two.
+# Its models have seen a dozen batches: they show how things fit together, not how good they get.
+# For that, train with `python launch/main.py --config=configs/burgers.py` and put its folder here.
 
 # %%
 RUN = CLONE / 'runs' / 'explore'
 if not (RUN / 'config.json').exists():
-    command.main(['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}'])
+    command.main(
+        ['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}']
+    )
 
 with command.open_experiment(RUN) as run:
     x = jnp.asarray(run.split('test')[:64])
@@ -72,8 +78,8 @@ with command.open_experiment(RUN) as run:
 # %% [markdown]
 # ## Sampling
 #
-# The mirror diffusion model draws `z`, in mirror space; `f` takes it to `x`. The sample of a key depends on that key
-# alone, so another `seed` gives other samples and the same seed the same ones.
+# The mirror diffusion model draws `z`, in mirror space; `f` takes it to `x`. The sample of a key
+# depends on that key alone, so another `seed` gives other samples and the same seed the same ones.
 
 # %%
 seed = 0
@@ -106,27 +112,32 @@ show(mirror_figure)
 # %% [markdown]
 # ## Applying f
 #
-# `f` undoes `g`, and it was trained to land on the rule from noisy mirror points, which is what a diffusion model
-# gives. The same noise on `x` itself stays there.
+# `f` undoes `g`, and it was trained to land on the rule from noisy mirror points, which is what a
+# diffusion model gives. The same noise on `x` itself stays there.
 
 # %%
 sigma = run.config.mirror.sigma_max
 noise = sigma * jax.random.normal(jax.random.key(1), x.shape)
 print('mean |f(g(x)) - x|:', jnp.abs(f(g(x)) - x).mean())
 distances = {'data': x, 'x + noise': x + noise, 'f(g(x) + noise)': f(g(x) + noise)}
-noise_figure = figures.distance_histograms({name: constraint.distance(fields) for name, fields in distances.items()})
+noise_figure = figures.distance_histograms(
+    {name: constraint.distance(fields) for name, fields in distances.items()}
+)
 show(noise_figure)
 
 # %% [markdown]
 # ## A rule of your own
 #
-# A constraint is a pytree with `terms`, `distance` and `residual`; here, that every value lies between two bounds.
-# Anything that JAX can differentiate will do. No config: a mirror map, its loss, and a loop.
+# A constraint is a pytree with `terms`, `distance` and `residual`; here, that every value lies
+# between two bounds. Anything that JAX can differentiate will do. No config: a mirror map, its
+# loss, and a loop.
 
 
 # %%
 class Between(NamedTuple):
-    """Fields with values in `[low, high]`: `l(x)` is the mean over pixels of how far they lie outside."""
+    """Fields with values in `[low, high]`: `l(x)` is the mean over pixels of how far they lie
+    outside.
+    """
 
     low: jax.Array
     high: jax.Array
@@ -146,13 +157,17 @@ class Between(NamedTuple):
 
 between = Between(jnp.float32(-0.5), jnp.float32(0.5))
 fields = x.clip(between.low, between.high)  # data that obey it
-print('distance of x:', between.distance(x).mean(), 'of the fields:', between.distance(fields).max())
+print(
+    'distance of x:', between.distance(x).mean(), 'of the fields:', between.distance(fields).max()
+)
 
 # %%
 STEPS = 300
 axes, sigma = run.family.periodic, 0.3
 own = mirror.neural_mirror_map(ICNN(8, 1, periodic=axes), UNet((16,), periodic=axes, norm='none'))
-adam = optax.chain(optax.adam(2e-3), optax.masked(optax.keep_params_nonnegative(), nonnegative_mask))
+adam = optax.chain(
+    optax.adam(2e-3), optax.masked(optax.keep_params_nonnegative(), nonnegative_mask)
+)
 
 
 @jax.jit
@@ -178,7 +193,11 @@ for k, key in enumerate(jax.random.split(jax.random.key(3), STEPS)):
 # %%
 own_g, own_f = own.bind(params)
 noise = sigma * jax.random.normal(jax.random.key(4), fields.shape)
-noisy = {'data': fields, 'x + noise': fields + noise, 'f(g(x) + noise)': own_f(own_g(fields) + noise)}
+noisy = {
+    'data': fields,
+    'x + noise': fields + noise,
+    'f(g(x) + noise)': own_f(own_g(fields) + noise),
+}
 print({name: float(between.distance(fields).mean()) for name, fields in noisy.items()})
 rows = {name: (fields, between.residual(fields)[..., 0]) for name, fields in noisy.items()}
 own_figure = figures.samples_with_residuals(rows, units=('u', 'outside by'))

@@ -1,4 +1,6 @@
-"""What all tests share: eight devices, a cold compilation cache of their own, checked types, and one tiny run."""
+"""What all tests share: eight devices, a cold compilation cache of their own, checked types, and
+one tiny run.
+"""
 
 import collections
 import contextlib
@@ -27,12 +29,16 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_disable_most_optimizations', True)
 
-# Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot read `typing.Self`,
-# so the modules whose classes return themselves go without; so do layout and pdes, whose tests also give them arrays
-# for numbers, and shapes that their own errors are about.
+# Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot
+# read `typing.Self`, so the modules whose classes return themselves go without; so do layout and
+# pdes, whose tests also give them arrays for numbers, and shapes that their own errors are about.
 MATHS = 'types data constraints networks mirror diffusion sampling evaluation'.split()
-TRAINING = [f'train.{name}' for name in 'config dataset experiment loop sharding stages state tasks'.split()]
-jaxtyping.install_import_hook([f'namm_jax.{name}' for name in MATHS + TRAINING], 'beartype.beartype')
+TRAINING = [
+    f'train.{name}' for name in 'config dataset experiment loop sharding stages state tasks'.split()
+]
+jaxtyping.install_import_hook(
+    [f'namm_jax.{name}' for name in MATHS + TRAINING], 'beartype.beartype'
+)
 
 from namm_jax.train import command  # noqa: E402
 
@@ -56,13 +62,17 @@ def _launch(*arguments: object) -> int:
 
 @pytest.fixture
 def launch() -> Callable[..., int]:
-    """Returns `launch/main.py` as a function of its arguments, run in this process, that returns the exit status."""
+    """Returns `launch/main.py` as a function of its arguments, run in this process, that returns
+    the exit status.
+    """
     return _launch
 
 
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a finished run folder of the preset `tiny`, one for all workers; copy it before changing anything."""
+    """Returns a finished run folder of the preset `tiny`, one for all workers; copy it before
+    changing anything.
+    """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
     with open(root / 'tiny.lock', 'w') as lock:
@@ -73,6 +83,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the file that makes the tiny run first, so that no worker waits for it, then files with many tests first."""
+    """Puts the file that makes the tiny run first, so that no worker waits for it, then files with
+    many tests first.
+    """
     tests = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.stem != 'test_pipeline', -tests[item.path], item.path))

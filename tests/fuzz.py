@@ -2,10 +2,11 @@
 
     python tests/fuzz.py --cases=100000 [--seed=0] [--only=overrides] [--seconds=240]
 
-A fuzzer makes a case from random numbers (`fuzz_cases`) and checks what becomes of it: `check_<fuzzer>(case)` raises an
-AssertionError unless the case is taken with the right result, or refused by a ValueError, which the commands show as
-one message with exit status 2. Whatever happens, no text or pickle of the case is executed, no file is written, and no
-memory is taken that the case merely promises to fill. Case i of a seed is always the same. Exit status: 0, or 1 after
+A fuzzer makes a case from random numbers (`fuzz_cases`) and checks what becomes of it:
+`check_<fuzzer>(case)` raises an AssertionError unless the case is taken with the right result, or
+refused by a ValueError, which the commands show as one message with exit status 2. Whatever
+happens, no text or pickle of the case is executed, no file is written, and no memory is taken that
+the case merely promises to fill. Case i of a seed is always the same. Exit status: 0, or 1 after
 failures, of which the first of each kind is shown.
 
     overrides    the command line of launch/main.py, up to what would be trained
@@ -73,7 +74,9 @@ class Fuzzer(NamedTuple):
 
 
 def outcome(call: Callable[[], Any], name: str = '') -> Any:
-    """Returns what a call returns, or the ValueError by which it refuses, whose message must hold `name`."""
+    """Returns what a call returns, or the ValueError by which it refuses, whose message must hold
+    `name`.
+    """
     try:
         return call()
     except ValueError as error:
@@ -90,12 +93,19 @@ _opened: list[str] | None = None
 
 @functools.cache
 def _watch_files() -> None:
-    sys.addaudithook(lambda event, facts: event == 'open' and _opened is not None and _opened.append(str(facts[0])))
+    sys.addaudithook(
+        lambda event, facts: (
+            event == 'open' and _opened is not None and _opened.append(str(facts[0]))
+        )
+    )
 
 
 @contextlib.contextmanager
-def sandbox(files: Mapping[str, bytes], outside: bytes = b'', traced: bool = True) -> Iterator[Path]:
-    """Yields a folder of these files; nothing may be written beside it, read outside of it, or promised to be large.
+def sandbox(
+    files: Mapping[str, bytes], outside: bytes = b'', traced: bool = True
+) -> Iterator[Path]:
+    """Yields a folder of these files; nothing may be written beside it, read outside of it, or
+    promised to be large.
 
     Args:
         files: name -> content.
@@ -123,8 +133,14 @@ def sandbox(files: Mapping[str, bytes], outside: bytes = b'', traced: bool = Tru
             tracemalloc.stop()
             os.chdir(before)
         assert peak < MEMORY, f'took {peak} bytes'
-        assert not [path for path in opened if path.endswith(('outside.npy', 'passwd'))], f'opened {opened}'
-        written = [path.relative_to(root) for path in Path(root).rglob('*') if folder not in (path, *path.parents)]
+        assert not [path for path in opened if path.endswith(('outside.npy', 'passwd'))], (
+            f'opened {opened}'
+        )
+        written = [
+            path.relative_to(root)
+            for path in Path(root).rglob('*')
+            if folder not in (path, *path.parents)
+        ]
         assert sorted(written) == [Path('current'), Path('outside.npy')], f'wrote {written}'
 
 
@@ -133,7 +149,9 @@ def check_overrides(arguments: list[str]) -> None:
     with (
         sandbox({}, traced=False),
         mock.patch.object(command, '_run', _up_to_training),
-        mock.patch.object(command, '_join', lambda place, config, asked: place and address_of(place)),
+        mock.patch.object(
+            command, '_join', lambda place, config, asked: place and address_of(place)
+        ),
         mock.patch.object(command, '_aggregate', lambda workdir, seeds: None),
         contextlib.redirect_stderr(io.StringIO()),
     ):
@@ -141,7 +159,9 @@ def check_overrides(arguments: list[str]) -> None:
 
 
 def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> None:
-    """Checks what opening a run folder checks, and all of `experiment.check` but the networks, which take seconds."""
+    """Checks what opening a run folder checks, and all of `experiment.check` but the networks,
+    which take seconds.
+    """
     resolved = override(measured(config).to_dict(), {})
     override(resolved, asked.overrides)  # what the folder's next command does
     assert flatten(resolved).keys() == flatten(asked.preset.to_dict()).keys()
@@ -151,7 +171,12 @@ def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> 
     check_ranges(config)
     make_family(config)
     rules_of(config.sharding.parameters, config.sharding.rules)
-    for stage, section in {'mirror': 'mirror', 'finetune': 'finetune', 'mdm': 'score', 'dm': 'score'}.items():
+    for stage, section in {
+        'mirror': 'mirror',
+        'finetune': 'finetune',
+        'mdm': 'score',
+        'dm': 'score',
+    }.items():
         make_optimizer(config[section].optimizer, steps_of(config, stage))
 
 
@@ -163,11 +188,20 @@ def check_npy(data: bytes) -> None:
         for shape in (None, SHAPE):
             fields = outcome(lambda shape=shape: dataset.read_fields(path, shape), str(path))
             if not isinstance(fields, ValueError):
-                assert fields.dtype == np.float32 and np.isfinite(fields).all() and fields.size and fields.ndim == 4
-                assert shape in (None, fields.shape[1:]) and np.array_equal(fields, np.load(path).astype(np.float32))
+                assert (
+                    fields.dtype == np.float32
+                    and np.isfinite(fields).all()
+                    and fields.size
+                    and fields.ndim == 4
+                )
+                assert shape in (None, fields.shape[1:]) and np.array_equal(
+                    fields, np.load(path).astype(np.float32)
+                )
                 assert np.array_equal(fields, array.astype(np.float32))
         fields = outcome(lambda: read_user_data(folder), str(folder))
-        assert isinstance(fields, ValueError) or (fields.dtype == np.float32 and np.isfinite(fields).all())
+        assert isinstance(fields, ValueError) or (
+            fields.dtype == np.float32 and np.isfinite(fields).all()
+        )
 
 
 def check_manifest(files: Mapping[str, bytes]) -> None:
@@ -183,11 +217,14 @@ def _check_splits(folder: Path) -> None:
         fields = outcome(lambda split=split: dataset.load_split(folder, split), str(folder))
         if not isinstance(fields, ValueError):
             assert fields.dtype == np.float32 and fields.shape == (stop - start, *SHAPE)
-            # A shard with other numbers is taken if its checksum is on record: nothing tells it from a good one.
+            # A shard with other numbers is taken if its checksum is on record: nothing tells it
+            # from a good one.
             manifest = (folder / 'manifest.json').read_bytes()
             names = [name for name in good_files() if name.startswith(split)]
             forged = [name for name in names if (folder / name).read_bytes() != good_files()[name]]
-            assert all(b'%d' % zlib.crc32((folder / name).read_bytes()) in manifest for name in forged)
+            assert all(
+                b'%d' % zlib.crc32((folder / name).read_bytes()) in manifest for name in forged
+            )
             assert forged or np.array_equal(fields, fields_of(np.arange(start, stop)))
 
 
@@ -206,7 +243,10 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)
-            assert y.shape == jax.eval_shape(operator, jax.ShapeDtypeStruct((len(y), *shape), 'f4')).shape
+            assert (
+                y.shape
+                == jax.eval_shape(operator, jax.ShapeDtypeStruct((len(y), *shape), 'f4')).shape
+            )
             assert 0 < config.assimilate.noise_std < np.inf and config.assimilate.samples >= 2
 
 
@@ -248,7 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--cases', type=int, default=100_000, help='of each fuzzer')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', choices=FUZZERS)
-    parser.add_argument('--seconds', type=float, default=float('inf'), help='after which each fuzzer stops, at most')
+    parser.add_argument(
+        '--seconds', type=float, default=float('inf'), help='after which each fuzzer stops, at most'
+    )
     asked, failed = parser.parse_args(arguments), False
     for name in [asked.only] if asked.only else FUZZERS:
         begun, kinds, done = time.monotonic(), {}, 0
@@ -261,7 +303,10 @@ def main(arguments: list[str] | None = None) -> int:
                 kinds[_place(error)] += 1
             done += 1
         seconds = time.monotonic() - begun
-        print(f'{name}: {done} cases, {done / seconds:.0f} a second, failed: {kinds or "none"}', flush=True)
+        print(
+            f'{name}: {done} cases, {done / seconds:.0f} a second, failed: {kinds or "none"}',
+            flush=True,
+        )
         failed |= bool(kinds)
     return int(failed)
 

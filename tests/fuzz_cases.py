@@ -1,4 +1,6 @@
-"""The cases of `fuzz.py`: `make_<fuzzer>(random)` returns one, which holds all that its outcome depends on."""
+"""The cases of `fuzz.py`: `make_<fuzzer>(random)` returns one, which holds all that its outcome
+depends on.
+"""
 
 import contextlib
 import copy
@@ -30,14 +32,45 @@ from namm_jax.train.stages import STAGES
 SHAPE = (2, 3, 1)  # of a sample
 SIZES = {'train': 7, 'validation': 3, 'test': 2}
 CONFIGS = ('burgers', 'kolmogorov', 'divergence', 'total_brightness', 'periodic', 'count', 'own')
-DEFAULTS = {name: value for family in FIELDS for name, value in flatten(schema(family).to_dict()).items()}
+DEFAULTS = {
+    name: value for family in FIELDS for name, value in flatten(schema(family).to_dict()).items()
+}
 SECTIONS = sorted({name.split('.')[0] for name in DEFAULTS})
 FLAGS = [
-    *('stages', 'redo', 'seeds', 'workdir', 'distributed', 'nodistributed', 'coordinator', 'num_processes'),
+    *(
+        'stages',
+        'redo',
+        'seeds',
+        'workdir',
+        'distributed',
+        'nodistributed',
+        'coordinator',
+        'num_processes',
+    ),
     *('process_index', 'flagfile', 'undefok', 'config', 'noconfig', 'data', '', '-'),
 ]
-WORDS = ['heun', 'edm', 'vp', 'resnet', 'zeros', 'fsdp', '.*=whole', '(=data', 'constant', 'identity', 'box', 'simplex']
-CODE = ["__import__('os').system('touch X')", '$(touch X)', '`touch X`', "open('X', 'w')", 'os:mkdir', 'lambda: touch']
+WORDS = [
+    'heun',
+    'edm',
+    'vp',
+    'resnet',
+    'zeros',
+    'fsdp',
+    '.*=whole',
+    '(=data',
+    'constant',
+    'identity',
+    'box',
+    'simplex',
+]
+CODE = [
+    "__import__('os').system('touch X')",
+    '$(touch X)',
+    '`touch X`',
+    "open('X', 'w')",
+    'os:mkdir',
+    'lambda: touch',
+]
 NUMBERS = [
     *(
         '0',
@@ -58,23 +91,141 @@ NUMBERS = [
         '1e-300',
         '1e308',
     ),
-    *('9' * 9, '9' * 10, '9' * 18, '9' * 19, '-' + '9' * 30, '9' * 400, '9' * 5000, '0x10', '1_000', '1j', 'None'),
+    *(
+        '9' * 9,
+        '9' * 10,
+        '9' * 18,
+        '9' * 19,
+        '-' + '9' * 30,
+        '9' * 400,
+        '9' * 5000,
+        '0x10',
+        '1_000',
+        '1j',
+        'None',
+    ),
 ]
 TEXTS = [
-    *('', ' ', 'True', 'false', 'none', '{}', '()', '(1,)', '(1, 2)', '(0,)', '(-1, 2)', '(1, 2', '[1, 2]', "('a',)"),
-    *("(1.5, 'a')", '(1, (2, 3))', '(nan,)', '(1e400,)', '(None,)', "{'a': 1}", '1,2', '"', '"a', 'a,"b', 'é', '٣'),
-    *('\u202e', '😀', '\udcff', '\n', '=', '--', '-' * 3000 + '1', '(' * 300, 'a' * 300, 'a' * 5000, '~', '~nobody/x'),
+    *(
+        '',
+        ' ',
+        'True',
+        'false',
+        'none',
+        '{}',
+        '()',
+        '(1,)',
+        '(1, 2)',
+        '(0,)',
+        '(-1, 2)',
+        '(1, 2',
+        '[1, 2]',
+        "('a',)",
+    ),
+    *(
+        "(1.5, 'a')",
+        '(1, (2, 3))',
+        '(nan,)',
+        '(1e400,)',
+        '(None,)',
+        "{'a': 1}",
+        '1,2',
+        '"',
+        '"a',
+        'a,"b',
+        'é',
+        '٣',
+    ),
+    *(
+        '\u202e',
+        '😀',
+        '\udcff',
+        '\n',
+        '=',
+        '--',
+        '-' * 3000 + '1',
+        '(' * 300,
+        'a' * 300,
+        'a' * 5000,
+        '~',
+        '~nobody/x',
+    ),
     *('..', '/dev/null', 'a://b', '%s', '{0}', 'a:1', 'a:99999', ':', *NUMBERS),
 ]
 JUNK = [
-    *(None, True, False, -1, 0, 1, 2, 7, 0.5, 7.0, -0.0, 2**31, 2**40, 2**63, 10**30, float('nan'), float('inf')),
-    *('', 'a', '7', '../outside.npy', '/etc/passwd', '\0', '\ud800', 'a' * 300, 'test-00000.npy', 'train-00001.npy'),
-    *([], {}, [0], [2**40, 1, 1], [2, 3], [2, 3, 1], [2, 3, 1, 1], [-2, 3, -1], [1, 6, 1], {'n': 1}, {'n': 2**50}),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        2,
+        7,
+        0.5,
+        7.0,
+        -0.0,
+        2**31,
+        2**40,
+        2**63,
+        10**30,
+        float('nan'),
+        float('inf'),
+    ),
+    *(
+        '',
+        'a',
+        '7',
+        '../outside.npy',
+        '/etc/passwd',
+        '\0',
+        '\ud800',
+        'a' * 300,
+        'test-00000.npy',
+        'train-00001.npy',
+    ),
+    *(
+        [],
+        {},
+        [0],
+        [2**40, 1, 1],
+        [2, 3],
+        [2, 3, 1],
+        [2, 3, 1, 1],
+        [-2, 3, -1],
+        [1, 6, 1],
+        {'n': 1},
+        {'n': 2**50},
+    ),
 ]
-DTYPES = '<f4 >f4 <f8 >f8 <f2 |i1 |u1 <i8 >i2 <u8 |b1 <c8 <U3 |S3 |S0 |V4 |V0 <M8[s] <m8[s] <f16'.split()
-DESCRS = [*DTYPES, '|O', [('a', '<f4')], [('a', '|O')], [('', 3)], [1], 'f', '', None, 3, ('<f4', (2,))]
+DTYPES = (
+    '<f4 >f4 <f8 >f8 <f2 |i1 |u1 <i8 >i2 <u8 |b1 <c8 <U3 |S3 |S0 |V4 |V0 <M8[s] <m8[s] <f16'.split()
+)
+DESCRS = [
+    *DTYPES,
+    '|O',
+    [('a', '<f4')],
+    [('a', '|O')],
+    [('', 3)],
+    [1],
+    'f',
+    '',
+    None,
+    3,
+    ('<f4', (2,)),
+]
 SHAPES = [(n, *SHAPE) for n in (1, 2, 3, 0, -1, True, 2**40, 2**62, 2**64, 2**70, 1.5)] + [
-    *((), (6,), SHAPE, (1, 6, 1, 1), (1, 0, 3, 1), (0,) * 4, (2**40, 1, 1, 1), (2**33, 2**33, 1, 1), (2**63,) * 4),
+    *(
+        (),
+        (6,),
+        SHAPE,
+        (1, 6, 1, 1),
+        (1, 0, 3, 1),
+        (0,) * 4,
+        (2**40, 1, 1, 1),
+        (2**33, 2**33, 1, 1),
+        (2**63,) * 4,
+    ),
     *([1, *SHAPE], '(1, 2, 3, 1)', None, 6, {}, ('1', 2, 3, 1)),
 ]
 HEADERS = ['[' * 300, '-' * 9000 + '1', '{[]: 1}', "{'descr': '''", '(', '1\n  2\n 3', '{}', 'None']
@@ -95,7 +246,16 @@ def saved_array(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
 
 
 PICKLES = [pickle.dumps(Payload()), saved_array(np.array([Payload()], object))]
-OTHERS = [b'', b'1 2 3\n', b'PK\x03\x04', b'\x93NUMPY', b'\xff\xfe', b'[' * 100_000, b'{}', *PICKLES]
+OTHERS = [
+    b'',
+    b'1 2 3\n',
+    b'PK\x03\x04',
+    b'\x93NUMPY',
+    b'\xff\xfe',
+    b'[' * 100_000,
+    b'{}',
+    *PICKLES,
+]
 
 
 def mutated(random: Random, data: bytes) -> bytes:
@@ -104,7 +264,19 @@ def mutated(random: Random, data: bytes) -> bytes:
         i = random.randint(0, len(data))
         j = min(len(data), i + random.choice((1, 1, 4, 50)))
         new = random.choice(
-            (b'', b'', random.randbytes(1), b'0', b'-', b'9' * 20, b'[', b'"', b"'", b'\\', data[i:j] * 2)
+            (
+                b'',
+                b'',
+                random.randbytes(1),
+                b'0',
+                b'-',
+                b'9' * 20,
+                b'[',
+                b'"',
+                b"'",
+                b'\\',
+                data[i:j] * 2,
+            )
         )
         data = random.choice((data[:i] + new + data[j:], data[:i] + new + data[i:], data[:i]))
     return data
@@ -115,7 +287,9 @@ def make_overrides(random: Random) -> list[str]:
     file = f'configs/{_misspelt(random, random.choice(CONFIGS), 0.03)}.py'
     file = file if random.random() < 0.98 else random.choice(TEXTS)
     preset = random.choice(('tiny',) * 8 + ('quick', 'paper', 'published', random.choice(TEXTS)))
-    arguments = random.choice(([f'--config={file}:{preset}'], ['--config', f'{file}:{preset}'], [f'-config={file}']))
+    arguments = random.choice(
+        ([f'--config={file}:{preset}'], ['--config', f'{file}:{preset}'], [f'-config={file}'])
+    )
     for _ in range(random.choice((0, 1, 1, 1, 2, 3, 6))):
         kind = random.random()
         name = random.choice(list(DEFAULTS))
@@ -125,60 +299,104 @@ def make_overrides(random: Random) -> list[str]:
             text = f'--config.{_no_field(random, name)}={_text(random)}'
         else:
             text = f'--{_misspelt(random, random.choice(FLAGS), 0.1)}={_text(random)}'
-        text = text if random.random() < 0.97 else random.choice((text.split('=')[0], text.strip('-'), '--', ''))
+        text = (
+            text
+            if random.random() < 0.97
+            else random.choice((text.split('=')[0], text.strip('-'), '--', ''))
+        )
         arguments.insert(len(arguments) if random.random() < 0.97 else 0, text)
     return [argument.replace('\0', '') for argument in arguments if random.random() < 0.998]
 
 
 def _no_field(random: Random, name: str) -> str:
     section, _, field = name.rpartition('.')
-    others = [f'{random.choice(SECTIONS)}.{field}', section, field, f'{name}.real', f'{section}.__class__', f'{name}(']
-    return random.choice((*others, f'{name}[0]', f'{name}[99]', f'{name}[a]', f'{name}[:]', _misspelt(random, name, 1)))
+    others = [
+        f'{random.choice(SECTIONS)}.{field}',
+        section,
+        field,
+        f'{name}.real',
+        f'{section}.__class__',
+        f'{name}(',
+    ]
+    return random.choice(
+        (
+            *others,
+            f'{name}[0]',
+            f'{name}[99]',
+            f'{name}[a]',
+            f'{name}[:]',
+            _misspelt(random, name, 1),
+        )
+    )
 
 
 def _misspelt(random: Random, text: str, chance: float) -> str:
     if not text or random.random() >= chance:
         return text
     i = random.randrange(len(text))
-    return random.choice((text[:i] + text[i + 1 :], text[:i] + random.choice('_x.é -') + text[i:], text.upper()))
+    return random.choice(
+        (text[:i] + text[i + 1 :], text[:i] + random.choice('_x.é -') + text[i:], text.upper())
+    )
 
 
 def _fitting(random: Random, name: str) -> str:
     """Returns a value that the command line takes for a field, if no more."""
     default = DEFAULTS[name]
     if isinstance(default, list | tuple):
-        item = lambda: random.choice((random.choice(NUMBERS[:17]), repr(random.choice(WORDS + CODE)), 'True', '(1,)'))
+        item = lambda: random.choice(
+            (random.choice(NUMBERS[:17]), repr(random.choice(WORDS + CODE)), 'True', '(1,)')
+        )
         return f'({", ".join(item() for _ in range(random.randint(0, 3)))},)'.replace('(,', '(')
     if isinstance(default, bool):
         return random.choice(('true', 'False', '1', '0'))
     if isinstance(default, str):
         return random.choice((random.choice(WORDS), random.choice(CODE), random.choice(TEXTS)))
-    digits = str(random.choice((random.randint(-2, 40), random.randint(0, 2**70), 2 ** random.randint(0, 70))))
-    exponent = '' if isinstance(default, int) else f'e{random.choice((0, -3, 3, random.randint(-320, 320)))}'
+    digits = str(
+        random.choice(
+            (random.randint(-2, 40), random.randint(0, 2**70), 2 ** random.randint(0, 70))
+        )
+    )
+    exponent = (
+        ''
+        if isinstance(default, int)
+        else f'e{random.choice((0, -3, 3, random.randint(-320, 320)))}'
+    )
     return random.choice((random.choice(NUMBERS), digits + exponent, digits + exponent))
 
 
 def _text(random: Random) -> str:
     kinds = (
         lambda: random.choice(TEXTS),
-        lambda: str(random.choice((random.randint(-2, 40), random.gauss(0, 3), random.randint(0, 2**70)))),
+        lambda: str(
+            random.choice((random.randint(-2, 40), random.gauss(0, 3), random.randint(0, 2**70)))
+        ),
         lambda: random.choice(CODE + WORDS),
-        lambda: ','.join(random.choice((*STAGES, '0', '1', *WORDS)) for _ in range(random.randint(1, 3))),
+        lambda: ','.join(
+            random.choice((*STAGES, '0', '1', *WORDS)) for _ in range(random.randint(1, 3))
+        ),
         lambda: f'({", ".join(random.choice(TEXTS + CODE) for _ in range(random.randint(1, 3)))},)',
-        lambda: ''.join(chr(random.choice((random.randint(1, 255), random.randint(1, 0xFFFF)))) for _ in range(9)),
+        lambda: ''.join(
+            chr(random.choice((random.randint(1, 255), random.randint(1, 0xFFFF))))
+            for _ in range(9)
+        ),
     )
     return random.choice(kinds)()
 
 
 def make_npy(random: Random) -> bytes:
-    """Returns the bytes of a file: a good one, a damaged one, one with a header that lies, or something else."""
+    """Returns the bytes of a file: a good one, a damaged one, one with a header that lies, or
+    something else.
+    """
     kind = random.random()
     if kind < 0.08:
         return random.choice(OTHERS)
     if kind < 0.5:
         data = _good_array(random, random.choice(DTYPES), random.choice(SHAPES[:3]))
         return data if kind < 0.2 else mutated(random, data)
-    header: Any = {'descr': random.choice(DESCRS), 'fortran_order': random.choice((False, False, True, 0, None))}
+    header: Any = {
+        'descr': random.choice(DESCRS),
+        'fortran_order': random.choice((False, False, True, 0, None)),
+    }
     header['shape'] = random.choice(SHAPES)
     if random.random() < 0.2:
         header.pop(random.choice(list(header)))
@@ -186,7 +404,11 @@ def make_npy(random: Random) -> bytes:
         header[random.choice(('x', 1, None))] = 1
     text = random.choice((*(repr(header),) * 12, *HEADERS)).encode()
     text = mutated(random, text) if random.random() < 0.3 else text
-    return headed(text, random.choice((1, 1, 2, 3, 0, 9)), random.randbytes(random.choice((0, 4, 24, 48, 200, 5000))))
+    return headed(
+        text,
+        random.choice((1, 1, 2, 3, 0, 9)),
+        random.randbytes(random.choice((0, 4, 24, 48, 200, 5000))),
+    )
 
 
 def headed(header: bytes, version: int, body: bytes) -> bytes:
@@ -208,7 +430,9 @@ def _good_array(random: Random, dtype: str, shape: tuple[int, ...]) -> bytes:
 
 def fields_of(indices: np.ndarray) -> np.ndarray:
     """Returns the samples of the data set: sample i is constant i."""
-    return np.broadcast_to(np.asarray(indices, np.float64)[:, None, None, None], (len(indices), *SHAPE))
+    return np.broadcast_to(
+        np.asarray(indices, np.float64)[:, None, None, None], (len(indices), *SHAPE)
+    )
 
 
 def write(folder: Path, calls: int = 9) -> None:
@@ -216,7 +440,9 @@ def write(folder: Path, calls: int = 9) -> None:
     left = iter(range(calls))
     source = lambda indices: fields_of(indices) if next(left, None) is not None else 1 / 0
     with contextlib.suppress(ZeroDivisionError):
-        dataset.write_dataset(folder, source, sizes=SIZES, shard_size=3, provenance={'seed': 0, 'config': {'a': [1]}})
+        dataset.write_dataset(
+            folder, source, sizes=SIZES, shard_size=3, provenance={'seed': 0, 'config': {'a': [1]}}
+        )
 
 
 @functools.cache
@@ -228,7 +454,9 @@ def good_files(calls: int = 9) -> dict[str, bytes]:
 
 
 def make_manifest(random: Random) -> dict[str, bytes]:
-    """Returns the files of a folder: those of a data set, complete or half written, and some of them changed."""
+    """Returns the files of a folder: those of a data set, complete or half written, and some of
+    them changed.
+    """
     files = dict(good_files(random.choice((9, 9, 9, 1, 3, 4))))
     manifest = next(name for name in files if name.startswith('manifest'))
     for _ in range(random.choice((1, 1, 2, 3))):
@@ -247,7 +475,9 @@ def make_manifest(random: Random) -> dict[str, bytes]:
         if kind < 0.7:
             files.pop('crc32.json')
         elif kind < 0.8:
-            files['crc32.json'] = json.dumps(mutated_json(random, json.loads(good_files()['crc32.json']))).encode()
+            files['crc32.json'] = json.dumps(
+                mutated_json(random, json.loads(good_files()['crc32.json']))
+            ).encode()
     return files
 
 
@@ -265,7 +495,13 @@ def mutated_json(random: Random, value: Any) -> Any:
     places, todo = [], [value]
     while todo:
         node = todo.pop()
-        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else []
+        keys = (
+            list(node)
+            if isinstance(node, dict)
+            else range(len(node))
+            if isinstance(node, list)
+            else []
+        )
         places += [(node, key) for key in keys]
         todo += [node[key] for key in keys]
     if not places or random.random() < 0.03:
@@ -274,13 +510,17 @@ def mutated_json(random: Random, value: Any) -> Any:
     kind = random.choice(('junk', 'junk', 'number', 'drop', 'rename', 'exchange', 'add'))
     if kind == 'number' and isinstance(node[key], int | float):
         number = node[key]
-        node[key] = random.choice((-number, number + 1, number - 1, number * 2**40, float(number), str(number)))
+        node[key] = random.choice(
+            (-number, number + 1, number - 1, number * 2**40, float(number), str(number))
+        )
     elif kind == 'drop':
         del node[key]
     elif kind == 'exchange':
         node[key], other[there] = copy.deepcopy(other[there]), copy.deepcopy(node[key])
     elif kind in ('rename', 'add') and isinstance(node, dict):
-        name = random.choice(('x', '../outside.npy', '/etc/passwd', 'train-00002.npy', 'test-00000.npy', '\0', ''))
+        name = random.choice(
+            ('x', '../outside.npy', '/etc/passwd', 'train-00002.npy', 'test-00000.npy', '\0', '')
+        )
         node[name] = copy.deepcopy(node[key]) if kind == 'add' else node.pop(key)
     else:
         node[key] = random.choice(JUNK)
@@ -296,7 +536,9 @@ def saved_config(name: str) -> dict[str, Any]:
 
 @functools.cache
 def measured_shape(config: str, operator: str) -> tuple[int, ...]:
-    """Returns the shape of one measurement; that of a field where the config has no such operator."""
+    """Returns the shape of one measurement; that of a field where the config has no such
+    operator.
+    """
     settings = ConfigDict(saved_config(config))
     settings.assimilate.operator = operator
     field = make_family(settings).shape
@@ -308,19 +550,35 @@ def measured_shape(config: str, operator: str) -> tuple[int, ...]:
 
 
 def make_measurement(random: Random) -> tuple[bytes, list[str]]:
-    """Returns a file of measurements and the arguments of launch/solve.py, most of which fit each other."""
+    """Returns a file of measurements and the arguments of launch/solve.py, most of which fit each
+    other.
+    """
     config, operator = random.choice(CONFIGS[:-1]), random.choice(('', '', *OPERATORS))
     arguments = [f'--config=configs/{config}.py:tiny']
-    arguments += [f'--operator={_misspelt(random, operator, 0.1)}'] if operator or random.random() < 0.1 else []
+    arguments += (
+        [f'--operator={_misspelt(random, operator, 0.1)}']
+        if operator or random.random() < 0.1
+        else []
+    )
     for name in ('noise_std', 'num_samples', 'sampler'):
         if random.random() < 0.2:
-            texts = {'noise_std': ('0.1', '3', *NUMBERS), 'num_samples': ('4', *NUMBERS), 'sampler': tuple(ROWS)}[name]
-            arguments.append(f'--{name}={random.choice(texts) if random.random() < 0.8 else _text(random)}')
+            texts = {
+                'noise_std': ('0.1', '3', *NUMBERS),
+                'num_samples': ('4', *NUMBERS),
+                'sampler': tuple(ROWS),
+            }[name]
+            arguments.append(
+                f'--{name}={random.choice(texts) if random.random() < 0.8 else _text(random)}'
+            )
     if random.random() < 0.2:
         names = list(flatten(saved_config(config)))
-        name = random.choice((random.choice(names), random.choice([name for name in names if 'assimilate' in name])))
+        name = random.choice(
+            (random.choice(names), random.choice([name for name in names if 'assimilate' in name]))
+        )
         arguments.append(f'--config.{name}={_fitting(random, name)}')
     shape = measured_shape(config, operator)
-    shape = random.choice((shape, (1, *shape), (2, *shape), shape[1:], (0, *shape), (1, 2, *shape), shape[::-1]))
+    shape = random.choice(
+        (shape, (1, *shape), (2, *shape), shape[1:], (0, *shape), (1, 2, *shape), shape[::-1])
+    )
     data = _good_array(random, random.choice(('<f4', *DTYPES)), shape)
     return random.choice((data, data, mutated(random, data), make_npy(random))), arguments

@@ -1,4 +1,6 @@
-"""The stage `assimilate`: every sampler on the tiny run, in its table, resumable between measurements."""
+"""The stage `assimilate`: every sampler on the tiny run, in its table, resumable between
+measurements.
+"""
 
 import json
 import os
@@ -28,7 +30,12 @@ def folder(tiny_run, tmp_path):
 
 def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     (folder / 'report.html').unlink()  # not to be drawn again
-    assert launch(TINY, f'--workdir={folder}', '--stages=assimilate', '--config.assimilate.sampler=dps') == 0
+    assert (
+        launch(
+            TINY, f'--workdir={folder}', '--stages=assimilate', '--config.assimilate.sampler=dps'
+        )
+        == 0
+    )
     entry = read_json(folder / 'metrics.json')['assimilation']['first_states']['dps']
     assert entry['n'] == 2 and entry['calls'] == 3 and entry['diverged'] == 0
     assert all(np.isfinite(entry[name]) for name in ('rmse', 'crps', 'spread_skill', 'misfit'))
@@ -38,19 +45,26 @@ def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     kept = np.load(folder / 'assimilate' / 'first_states' / 'arrays.npz')
     np.testing.assert_allclose(kept['dps/mean'], samples[..., 0].mean(0), rtol=1e-5)
     np.testing.assert_allclose(kept['dps/std'], samples[..., 0].std(0, ddof=1), rtol=1e-4)
-    assert np.isfinite(kept['truth/measured'][:, :2]).all() and np.isnan(kept['truth/measured'][:, 2:]).all()
+    assert (
+        np.isfinite(kept['truth/measured'][:, :2]).all()
+        and np.isnan(kept['truth/measured'][:, 2:]).all()
+    )
     assert (folder / 'figures' / 'assimilation_first_states.png').exists()
 
 
 @pytest.mark.slow
 def test_another_sampler_has_its_entry_beside_the_first_and_its_place_in_the_report(launch, folder):
     command = (TINY, f'--workdir={folder}', '--stages=assimilate')
-    page = (folder / 'report.html').rename(folder.parent / 'report.html')  # to be drawn once, with both
+    page = (folder / 'report.html').rename(
+        folder.parent / 'report.html'
+    )  # to be drawn once, with both
     assert launch(*command, '--config.assimilate.sampler=dps') == 0
     page.rename(folder / 'report.html')
     assert launch(*command, '--config.assimilate.sampler=variational') == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
-    assert set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
+    assert (
+        set(entries) == {'dps', 'variational'} and entries['variational']['distance']['max'] < 1e-5
+    )
     report = (folder / 'report.html').read_text()
     assert 'id="assimilation"' in report and 'by dps and variational' in report
 
@@ -66,7 +80,10 @@ def test_another_sampler_has_its_entry_beside_the_first_and_its_place_in_the_rep
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(launch, folder, capsys, change, told):
-    assert launch(TINY, f'--workdir={folder}', '--stages=assimilate', f'--config.assimilate.{change}') == 2
+    assert (
+        launch(TINY, f'--workdir={folder}', '--stages=assimilate', f'--config.assimilate.{change}')
+        == 2
+    )
     said = capsys.readouterr().err
     assert told in said and 'assimilate: starting' not in said and 'Traceback' not in said
 
@@ -77,7 +94,11 @@ def test_every_family_has_an_operator():
 
 def solving(folder, y, *more):
     np.save(folder / 'y.npy', y)
-    paths = [f'--workdir={folder}', f'--measurement={folder}/y.npy', f'--out={folder}/posterior.npy']
+    paths = [
+        f'--workdir={folder}',
+        f'--measurement={folder}/y.npy',
+        f'--out={folder}/posterior.npy',
+    ]
     return solve(['launch/solve.py', TINY, *paths, *more])
 
 
@@ -85,10 +106,17 @@ def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
     y = np.load(folder / 'data' / 'test-00000.npy')[:2, :, :2]  # the first 2 of 16 states
     assert solving(folder, y, '--num_samples=3', '--sampler=dps', '--noise_std=0.1') == 0
     told = json.loads(capsys.readouterr().out)
-    assert told['measurements'] == 2 and told['n'] == 6 and told['diverged'] == 0 and told['misfit'] > 0
+    assert (
+        told['measurements'] == 2
+        and told['n'] == 6
+        and told['diverged'] == 0
+        and told['misfit'] > 0
+    )
     assert np.load(folder / 'posterior.npy').shape == (6, 16, 16, 1)
     config = read_json(folder / 'config.json')['config']['assimilate']
-    assert config['noise_std'] == 0.2 and 'assimilation' not in read_json(folder / 'metrics.json')  # as they were
+    assert config['noise_std'] == 0.2 and 'assimilation' not in read_json(
+        folder / 'metrics.json'
+    )  # as they were
 
 
 @pytest.mark.parametrize(
@@ -120,12 +148,21 @@ sys.exit(main(['launch/main.py', *sys.argv[1:]]))
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('sampler', ['mirror_dps', 'mirror_few_steps', 'smc'])
 def test_samples_do_not_depend_on_the_number_of_devices(launch, folder, sampler):
-    command = [TINY, f'--workdir={folder}', '--stages=assimilate', f'--config.assimilate.sampler={sampler}']
+    command = [
+        TINY,
+        f'--workdir={folder}',
+        '--stages=assimilate',
+        f'--config.assimilate.sampler={sampler}',
+    ]
     assert launch(*command) == 0
     path = folder / 'assimilate' / 'first_states' / sampler / '0.npy'
     one = np.load(path)
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, '-c', TWO_DEVICES, *command, '--redo=assimilate'], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, '-c', TWO_DEVICES, *command, '--redo=assimilate'],
+        env=environment,
+        check=True,
+    )
     np.testing.assert_allclose(np.load(path), one, atol=1e-4)
 
 
@@ -133,9 +170,13 @@ def test_the_noise_floor_of_data_is_that_of_the_last_step(tiny_run):
     with open_experiment(tiny_run) as experiment:
         x = jnp.zeros((4, 16, 16, 1)) + 3.0
         noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
-        sampler = make_sampler('ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED)
+        sampler = make_sampler(
+            'ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED
+        )
     r_t, r_s = np.asarray(sampler.levels()[-2:]) / std
-    added = std * np.sqrt(VARIANCES['forward'](r_t, r_s) / (1 + r_s**2))  # times alpha_s; what came before has faded
+    added = std * np.sqrt(
+        VARIANCES['forward'](r_t, r_s) / (1 + r_s**2)
+    )  # times alpha_s; what came before has faded
     np.testing.assert_allclose((noisy - x).std(), added, rtol=0.1)
     np.testing.assert_allclose(noisy.mean(), 3, atol=0.2)
 
@@ -150,5 +191,7 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
     path = folder / 'assimilate' / 'first_states' / 'mirror_daps' / '1.npy'
     kept = path.read_bytes()
     path.unlink()
-    assert launch(*command, '--config.assimilate.sampler=mirror_daps') == 0  # opens the stage again, discards nothing
+    assert (
+        launch(*command, '--config.assimilate.sampler=mirror_daps') == 0
+    )  # opens the stage again, discards nothing
     assert path.read_bytes() == kept

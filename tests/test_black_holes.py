@@ -1,4 +1,6 @@
-"""Black-hole images: exact orbits and rays, the symmetries of the scene, and what must be there to see."""
+"""Black-hole images: exact orbits and rays, the symmetries of the scene, and what must be there to
+see.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +26,9 @@ PROBLEM = BlackHoleProblem()
 SAMPLE = jax.jit(functools.partial(sample_black_holes, problem=PROBLEM))
 KEYS = jax.random.split(jax.random.key(0), 16)
 DISTANCE_TO_CENTRE = np.hypot(*np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5))
-FACE_ON = dict(spin=0, inclination=0, diameter=0.26, exponent=5, boost=0.6, orientation=0, right=0, up=0)
+FACE_ON = dict(
+    spin=0, inclination=0, diameter=0.26, exponent=5, boost=0.6, orientation=0, right=0, up=0
+)
 TILTED = FACE_ON | dict(inclination=50)
 SCENES = {
     'face_on': FACE_ON,
@@ -45,7 +49,9 @@ def fields():
 
 @pytest.fixture(scope='module')
 def scenes():
-    holes = BlackHole(**{name: jnp.float32([scene[name] for scene in SCENES.values()]) for name in FACE_ON})
+    holes = BlackHole(
+        **{name: jnp.float32([scene[name] for scene in SCENES.values()]) for name in FACE_ON}
+    )
     images = np.asarray(jax.jit(jax.vmap(functools.partial(render, problem=PROBLEM)))(holes))
     return dict(zip(SCENES, 120 * images / images.sum((1, 2), keepdims=True), strict=True))
 
@@ -57,17 +63,23 @@ def profile(image):
 
 
 def angle_to_infinity(b, r):
-    """The exact angle between a radius r that a ray leaves outwards and the direction that it takes in the end."""
+    """The exact angle between a radius r that a ray leaves outwards and the direction that it takes
+    in the end.
+    """
     u = (np.arange(4000) + 0.5) / (4000 * r)
     return np.mean(1 / np.sqrt(1 / b**2 - u**2 * (1 - 2 * u))) / r
 
 
 def angle_around(b, r):
-    """The exact angle of a ray from r inwards, around the hole and out again, for b above the critical sqrt(27)."""
+    """The exact angle of a ray from r inwards, around the hole and out again, for b above the
+    critical sqrt(27).
+    """
     left, turn, right = np.sort(np.roots([2, -1, 0, 1 / b**2]).real)  # of (du / dphi)^2, u = 1 / r
 
     def leg(u_0):
-        s = (np.arange(4000) + 0.5) / 4000 * np.sqrt(turn - u_0)  # u = turn - s^2 takes the root out of the integrand
+        s = (
+            (np.arange(4000) + 0.5) / 4000 * np.sqrt(turn - u_0)
+        )  # u = turn - s^2 takes the root out of the integrand
         u = turn - s**2
         return np.sqrt(turn - u_0) * np.mean(2 / np.sqrt(2 * (right - u) * (u - left)))
 
@@ -91,21 +103,30 @@ def test_orbital_speed():
 def test_direct_rays_against_exact_geodesics(r, degrees):
     b = r * np.sin(np.deg2rad(degrees)) / np.sqrt(1 - 2 / r)
     cos_psi = np.cos(angle_to_infinity(b, r))
-    assert float(direct_radius(jnp.float32([[b]]), jnp.float32([[cos_psi]]))[0, 0]) == pytest.approx(r, rel=0.005)
+    assert float(
+        direct_radius(jnp.float32([[b]]), jnp.float32([[cos_psi]]))[0, 0]
+    ) == pytest.approx(r, rel=0.005)
 
 
 @pytest.mark.parametrize('delta', [0.02, 0.05, 0.1])
 def test_lensed_rays_against_exact_geodesics(delta):
     b = np.sqrt(27) * (1 + delta)
     cos_psi = np.cos(angle_around(b, 6) - np.pi)
-    assert float(lensed_radius(jnp.float32([[b]]), jnp.float32([[cos_psi]]))[0, 0]) == pytest.approx(6, rel=0.05)
+    assert float(
+        lensed_radius(jnp.float32([[b]]), jnp.float32([[cos_psi]]))[0, 0]
+    ) == pytest.approx(6, rel=0.05)
 
 
 def test_lensed_rays_end_in_the_hole_or_miss_the_disk():
     # Face-on, the second image of the disk spans b = 5.02 to 6.17 (Gralla, Holz & Wald 2019).
     b = jnp.float32([[0.1, 3.0, 4.9, 5.02, 5.3, 6.3, 10.0, 100.0]])
     r = np.asarray(lensed_radius(b, jnp.zeros_like(b)))[0]
-    assert (r[:3] < 2).all() and r[3] == pytest.approx(2, rel=0.05) and 3 < r[4] < 6 and (r[5:] > 1e5).all()
+    assert (
+        (r[:3] < 2).all()
+        and r[3] == pytest.approx(2, rel=0.05)
+        and 3 < r[4] < 6
+        and (r[5:] > 1e5).all()
+    )
 
 
 def test_every_image_has_the_total_and_no_negative_pixel(fields):
@@ -146,7 +167,8 @@ def test_face_on_is_axisymmetric(scenes):
 
 
 def test_face_on_ring_has_the_radius_of_the_innermost_stable_orbit(scenes):
-    # Gas at r is seen at about r + 1 (Gralla & Lupsasca 2020): the edge, 6 M, at 7 M, and the peak soon outside it.
+    # Gas at r is seen at about r + 1 (Gralla & Lupsasca 2020): the edge, 6 M, at 7 M, and the peak
+    # soon outside it.
     pixels_per_m = 0.26 * 64 / (2 * np.sqrt(27))
     assert 6.8 < (profile(scenes['face_on']).argmax() + 0.5) / pixels_per_m < 8
 
@@ -177,7 +199,9 @@ def test_without_motion_left_and_right_are_alike_and_top_and_bottom_are_not(scen
 
 def test_shift_moves_the_hole_right_and_up(scenes):
     moved = np.roll(scenes['face_on'], (-2, 4), (0, 1))
-    np.testing.assert_allclose(scenes['shifted'][8:-8, 8:-8], moved[8:-8, 8:-8], rtol=5e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        scenes['shifted'][8:-8, 8:-8], moved[8:-8, 8:-8], rtol=5e-3, atol=1e-5
+    )
 
 
 def test_errors():

@@ -25,16 +25,23 @@ class State:
 
 
 def make_state(seed):
-    params = {'w': jax.random.normal(jax.random.key(seed), (40, 50)), 'b': jnp.full(3, seed, jnp.bfloat16)}
+    params = {
+        'w': jax.random.normal(jax.random.key(seed), (40, 50)),
+        'b': jnp.full(3, seed, jnp.bfloat16),
+    }
     optimizer = optax.chain(optax.clip(1.0), optax.adam(1e-3))
-    return State(jnp.int32(seed), params, jax.tree.map(jnp.negative, params), optimizer.init(params))
+    return State(
+        jnp.int32(seed), params, jax.tree.map(jnp.negative, params), optimizer.init(params)
+    )
 
 
 TARGET = jax.eval_shape(lambda: make_state(0))
 
 
 def bits(tree):
-    return [(np.asarray(leaf).tobytes(), str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves(tree)]
+    return [
+        (np.asarray(leaf).tobytes(), str(leaf.dtype), leaf.shape) for leaf in jax.tree.leaves(tree)
+    ]
 
 
 @pytest.fixture
@@ -97,7 +104,10 @@ def test_a_step_saved_before_stays_and_an_earlier_one_is_refused(folder):
 
 
 def biggest(folder, step):
-    return max((path for path in folder.glob(f'{step}/state/**/d/*') if path.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (path for path in folder.glob(f'{step}/state/**/d/*') if path.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
 
 
 def flip(folder, step):
@@ -135,7 +145,9 @@ def truncate_meta(folder, step):
 def test_damage_falls_back_with_a_warning_and_training_goes_on(folder, damage, capfd):
     damage(folder, 3)
     with Checkpoints(folder) as checkpoints:
-        with pytest.warns(RuntimeWarning, match='checkpoints/3 is damaged, trying the one before it: .'):
+        with pytest.warns(
+            RuntimeWarning, match='checkpoints/3 is damaged, trying the one before it: .'
+        ):
             restored = checkpoints.restore(TARGET)
         assert restored.step == 2 and bits(restored.state) == bits(make_state(2))
         checkpoints.save(3, make_state(3), {})  # the redone step takes the damaged one's place
@@ -174,7 +186,10 @@ def test_no_damage_to_any_file_gives_a_wrong_state(folder, capfd):
 def test_nothing_intact_is_an_error_not_a_fresh_start(folder):
     flip(folder, 2)
     truncate(folder, 3)
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r'damaged checkpoints \[2, 3\].*--redo'):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match=r'damaged checkpoints \[2, 3\].*--redo'),
+    ):
         restore(folder)
 
 
@@ -182,7 +197,10 @@ def test_nothing_intact_is_an_error_not_a_fresh_start(folder):
     'ema, message',
     [
         ({'w': jnp.zeros((40, 50)), 'b': jnp.zeros(3)}, r'ema/b .*bfloat16.*expected .*float32'),
-        ({'w': jnp.zeros((50, 40)), 'b': jnp.zeros(3, jnp.bfloat16)}, r'ema/w .*\[40, 50\].*expected .*\[50, 40\]'),
+        (
+            {'w': jnp.zeros((50, 40)), 'b': jnp.zeros(3, jnp.bfloat16)},
+            r'ema/w .*\[40, 50\].*expected .*\[50, 40\]',
+        ),
         ({'w': jnp.zeros((40, 50))}, 'ema/b .*expected no such leaf'),
         (TARGET.ema | {'more': jnp.zeros(1)}, 'ema/more no such leaf'),
     ],

@@ -1,4 +1,6 @@
-"""Closed-form mirror maps: exact round trips, gradients of their potentials, and samples that never leave the set."""
+"""Closed-form mirror maps: exact round trips, gradients of their potentials, and samples that never
+leave the set.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,9 @@ def test_round_trips(name):
 def test_simplex_round_trip_is_relative_to_each_pixel():
     x = jnp.array([1.0, 1e-3, 1e-6, 1e-9, 1e-12, 1e-15, 1e-20, 2.0]).reshape(1, 2, 2, 2)
     x = 5 * x / x.sum()
-    np.testing.assert_allclose(MAPS['simplex'].inverse({}, MAPS['simplex'].forward({}, x)), x, rtol=1e-5)
+    np.testing.assert_allclose(
+        MAPS['simplex'].inverse({}, MAPS['simplex'].forward({}, x)), x, rtol=1e-5
+    )
 
 
 def test_nothing_leaves_its_set():
@@ -92,7 +96,8 @@ def test_the_centre_is_the_origin():
 
 
 def test_floor_takes_the_border_and_its_bias_is_the_stated_one():
-    # Half of each field black, the simplex; every pixel on a border, the box; of the norm R, the ball.
+    # Half of each field black, the simplex; every pixel on a border, the box; of the norm R, the
+    # ball.
     border = {'simplex': (5 / 16, 0.0), 'box': (-0.3, 1.7), 'ball': (3 / 4, 0.0)}
     centre = {'simplex': 5 / 32, 'box': 0.7, 'ball': 0.0}
     floored = {

@@ -1,4 +1,6 @@
-"""Bad input to the two commands: exit status 2, one message that helps, no traceback, and no stage begun."""
+"""Bad input to the two commands: exit status 2, one message that helps, no traceback, and no stage
+begun.
+"""
 
 import os
 import pickle
@@ -35,16 +37,28 @@ def refused(launch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'parts'),
     [
-        ([TINY, '--config.mirror.lambda_const=1'], ["'mirror.lambda_const'", 'did you mean', 'mirror.lambda_constr']),
+        (
+            [TINY, '--config.mirror.lambda_const=1'],
+            ["'mirror.lambda_const'", 'did you mean', 'mirror.lambda_constr'],
+        ),
         ([TINY, '--config.mirror.optimizer.lr=1'], ["'mirror.optimizer.lr'", 'expected one of']),
         ([TINY, '--config.mirror.steps=ten'], ['mirror.steps', 'ten']),
         (['--config=configs/burgers.py:tyny'], ["preset: got 'tyny'", 'did you mean tiny']),
-        (['--config=configs/burger.py'], ["got 'configs/burger.py'", 'did you mean configs/burgers.py']),
+        (
+            ['--config=configs/burger.py'],
+            ["got 'configs/burger.py'", 'did you mean configs/burgers.py'],
+        ),
         ([TINY, '--stages=data,miror'], ["stage: got 'miror'", 'did you mean mirror']),
         ([TINY, '--redo=sampel'], ["stage: got 'sampel'", 'did you mean sample']),
         ([TINY, '--config.sample.sampler=hein'], ["got 'hein'", 'did you mean heun']),
-        ([TINY, '--config.constraint.name=burger'], ["constraint: got 'burger'", 'did you mean burgers']),
-        ([TINY, '--config.mirror.inverse=resnt'], ["mirror.inverse: got 'resnt'", 'did you mean resnet']),
+        (
+            [TINY, '--config.constraint.name=burger'],
+            ["constraint: got 'burger'", 'did you mean burgers'],
+        ),
+        (
+            [TINY, '--config.mirror.inverse=resnt'],
+            ["mirror.inverse: got 'resnt'", 'did you mean resnet'],
+        ),
         ([TINY, '--config.score.parameterisation=edn'], ["got 'edn'", 'did you mean edm']),
         ([TINY, '--seeds=0,one'], ['--seeds: got 0,one', 'expected non-negative integers']),
         ([TINY, '--workdr=x'], ['workdr']),
@@ -89,7 +103,10 @@ def test_config_after_a_space_is_found_from_any_directory(refused, tmp_path, mon
 
 def test_missing_earlier_stage_is_named_with_the_command(refused):
     message = refused(TINY, '--stages=mirror')
-    assert "stage mirror builds on ['data'], not finished" in message and '--stages=data,...' in message
+    assert (
+        "stage mirror builds on ['data'], not finished" in message
+        and '--stages=data,...' in message
+    )
 
 
 def save(path, array):
@@ -97,12 +114,27 @@ def save(path, array):
 
 
 SPOILT = {
-    'shape': (lambda path: save(path, np.zeros((2, 8, 8, 1))), ['(2, 8, 8, 1)', 'expected (n, 16, 16, 1)']),
+    'shape': (
+        lambda path: save(path, np.zeros((2, 8, 8, 1))),
+        ['(2, 8, 8, 1)', 'expected (n, 16, 16, 1)'],
+    ),
     'empty': (lambda path: save(path, np.zeros((0, 16, 16, 1))), ['(0, 16, 16, 1)', 'n >= 1']),
-    'nan': (lambda path: save(path, np.full((1, 16, 16, 1), np.nan)), ['256 of 256 values NaN or infinite']),
-    'text': (lambda path: save(path, np.full((1, 16, 16, 1), 'a')), ['dtype <U1, expected real numbers']),
-    'objects': (lambda path: np.save(path, np.full((1, 16, 16, 1), None), allow_pickle=True), ['whole numeric array']),
-    'pickle': (lambda path: path.write_bytes(pickle.dumps([1.0])), ['a pickle, which is never opened']),
+    'nan': (
+        lambda path: save(path, np.full((1, 16, 16, 1), np.nan)),
+        ['256 of 256 values NaN or infinite'],
+    ),
+    'text': (
+        lambda path: save(path, np.full((1, 16, 16, 1), 'a')),
+        ['dtype <U1, expected real numbers'],
+    ),
+    'objects': (
+        lambda path: np.save(path, np.full((1, 16, 16, 1), None), allow_pickle=True),
+        ['whole numeric array'],
+    ),
+    'pickle': (
+        lambda path: path.write_bytes(pickle.dumps([1.0])),
+        ['a pickle, which is never opened'],
+    ),
     'other': (lambda path: path.write_text('1, 2, 3'), ['expected a .npy file']),
     'missing': (lambda path: None, ['no such file']),
 }
@@ -130,7 +162,10 @@ def test_an_interrupt_before_the_first_stage_has_its_status(monkeypatch, capsys)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, '_main', interrupted)
-    assert command.main(['launch/main.py']) == 130 and capsys.readouterr().err == 'stopped by signal 2\n'
+    assert (
+        command.main(['launch/main.py']) == 130
+        and capsys.readouterr().err == 'stopped by signal 2\n'
+    )
 
 
 def test_signals_are_given_back(tmp_path):
@@ -146,13 +181,20 @@ def test_help(tmp_path, script):
     arguments = [sys.executable, str(ROOT / 'launch' / script), '--help']
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ''
-    assert f'python launch/{script} --config=configs/burgers.py' in done.stdout and '--config.' in done.stdout
+    assert (
+        f'python launch/{script} --config=configs/burgers.py' in done.stdout
+        and '--config.' in done.stdout
+    )
 
 
 def test_help_to_a_reader_that_has_gone():
     """As in `--help | head -1`."""
     end, ours = os.pipe()
     os.close(end)
-    done = subprocess.run([sys.executable, str(ROOT / 'launch/main.py'), '--help'], stdout=ours, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'launch/main.py'), '--help'],
+        stdout=ours,
+        stderr=subprocess.PIPE,
+    )
     os.close(ours)
     assert (done.returncode, done.stderr) == (0, b'')

@@ -1,4 +1,6 @@
-"""Weighted sums of constraints, and distances to a reference: what is kept, named, weighed and passed on."""
+"""Weighted sums of constraints, and distances to a reference: what is kept, named, weighed and
+passed on.
+"""
 
 import dataclasses
 
@@ -14,14 +16,20 @@ from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.types import Constraint
 
 TOTAL = own(
-    lambda x: jnp.abs(x.sum((1, 2, 3)) - 6), 'total', residual=lambda x: (x.sum((1, 2, 3)) - 6)[:, None]
-)  # fmt: skip
+    lambda x: jnp.abs(x.sum((1, 2, 3)) - 6),
+    'total',
+    residual=lambda x: (x.sum((1, 2, 3)) - 6)[:, None],
+)
 FLAT = own(
-    lambda x: jnp.abs(x[:, 1:] - x[:, :-1]).mean((1, 2, 3)), 'flat', residual=lambda x: x[:, 1:] - x[:, :-1]
-)  # fmt: skip
+    lambda x: jnp.abs(x[:, 1:] - x[:, :-1]).mean((1, 2, 3)),
+    'flat',
+    residual=lambda x: x[:, 1:] - x[:, :-1],
+)
 BOTH = weighted_sum({'sum': TOTAL, 'columns': FLAT}, {'columns': 2, 'sum': 0.5})
 # Rows 0, 1, 3: a total of 8, and steps of 1 and 2. Ones: a total of 6, flat.
-X = jnp.stack([jnp.broadcast_to(jnp.asarray([0.0, 1.0, 3.0])[:, None, None], (3, 2, 1)), jnp.ones((3, 2, 1))])
+X = jnp.stack(
+    [jnp.broadcast_to(jnp.asarray([0.0, 1.0, 3.0])[:, None, None], (3, 2, 1)), jnp.ones((3, 2, 1))]
+)
 
 
 @jax.tree_util.register_dataclass
@@ -44,13 +52,17 @@ class Level:
         return {'level': self.distance(x)}
 
 
-LEVELS = weighted_sum({'low': Level(jnp.float32(1)), 'high': Level(jnp.float32(3))}, {'low': 2, 'high': 5})
+LEVELS = weighted_sum(
+    {'low': Level(jnp.float32(1)), 'high': Level(jnp.float32(3))}, {'low': 2, 'high': 5}
+)
 
 
 def test_distance_is_weighed_and_terms_are_not():
     assert isinstance(BOTH, Constraint)
     np.testing.assert_allclose(BOTH.distance(X), [0.5 * 2 + 2 * 1.5, 0], atol=1e-6)
-    chex.assert_trees_all_close(BOTH.terms(X), {'total': jnp.asarray([2.0, 0]), 'flat': jnp.asarray([1.5, 0])})
+    chex.assert_trees_all_close(
+        BOTH.terms(X), {'total': jnp.asarray([2.0, 0]), 'flat': jnp.asarray([1.5, 0])}
+    )
 
 
 def test_mean_residual_is_the_distance_whatever_the_number_of_entries():
@@ -63,7 +75,9 @@ def test_mean_residual_is_the_distance_whatever_the_number_of_entries():
 def test_projection_lands_on_both_sets_at_the_nearest_point():
     x = jax.random.normal(jax.random.key(0), (3, 3, 2, 1))
     columns = x.mean(1, keepdims=True)  # the nearest flat image, which a shift keeps flat
-    nearest = jnp.broadcast_to(columns + (6 - 3 * columns.sum((1, 2, 3), keepdims=True)) / 6, x.shape)
+    nearest = jnp.broadcast_to(
+        columns + (6 - 3 * columns.sum((1, 2, 3), keepdims=True)) / 6, x.shape
+    )
     uneven = weighted_sum({'sum': TOTAL, 'columns': FLAT}, {'sum': 1, 'columns': 10})
     projected, info = gauss_newton_projection(uneven.residual, x, tolerance=1e-5)
     np.testing.assert_allclose(projected, nearest, atol=1e-4)
@@ -79,12 +93,19 @@ def test_a_part_of_weight_zero_is_only_shown():
 
 def test_names_that_clash_take_that_of_their_part():
     x = jnp.full((1, 2, 2, 1), 2.0)
-    assert {name: float(term[0]) for name, term in LEVELS.terms(x).items()} == {'low/level': 1, 'high/level': 1}
+    assert {name: float(term[0]) for name, term in LEVELS.terms(x).items()} == {
+        'low/level': 1,
+        'high/level': 1,
+    }
     assert set(weighted_sum({'one': LEVELS, 'two': TOTAL}, {'one': 1, 'two': 1}).terms(x)) == {
-        'low/level', 'high/level', 'total',
-    }  # fmt: skip
+        'low/level',
+        'high/level',
+        'total',
+    }
     level = Level(jnp.float32(1))
-    twice = weighted_sum({'low': level, 'again': level, 'both': LEVELS}, {'low': 1, 'again': 1, 'both': 1})
+    twice = weighted_sum(
+        {'low': level, 'again': level, 'both': LEVELS}, {'low': 1, 'again': 1, 'both': 1}
+    )
     with pytest.raises(ValueError, match="two terms called 'low/level'.*rename a part"):
         twice.terms(x)
 
@@ -93,7 +114,9 @@ def test_parts_are_leaves_in_their_order_and_weights_are_not():
     assert [float(leaf) for leaf in jax.tree.leaves(LEVELS)] == [1, 3]
     assert jax.tree.map(lambda leaf: leaf, LEVELS).names == ('low', 'high')
     x = jnp.full((1, 2, 2, 1), 2.0)
-    distance, gradient = jax.jit(jax.value_and_grad(lambda constraint, x: constraint.distance(x).sum()))(LEVELS, x)
+    distance, gradient = jax.jit(
+        jax.value_and_grad(lambda constraint, x: constraint.distance(x).sum())
+    )(LEVELS, x)
     assert float(distance) == 2 * 1 + 5 * 1
     assert [float(leaf) for leaf in jax.tree.leaves(gradient)] == [-2, 5]
 
@@ -113,7 +136,11 @@ def test_reference_is_passed_to_the_parts_that_take_one():
         ({'sum': TOTAL}, {'sum': -1}, 'finite numbers >= 0'),
         ({'sum': TOTAL}, {'sum': float('nan')}, 'finite numbers >= 0'),
         ({'sum': TOTAL, 'columns': FLAT}, {'sum': 0, 'columns': 0}, 'not all 0'),
-        ({'sum': jnp.sum}, {'sum': 1}, 'sum: got .*expected a constraint; make one of a function by own'),
+        (
+            {'sum': jnp.sum},
+            {'sum': 1},
+            'sum: got .*expected a constraint; make one of a function by own',
+        ),
     ],
 )
 def test_sums_that_are_refused(parts, weights, message):
@@ -125,12 +152,16 @@ def test_reference_distance_needs_its_batch():
     near = reference(lambda x, x_ref: jnp.abs(x - x_ref).mean((1, 2, 3)), 'near')
     assert isinstance(near, Constraint)
     for use in (near.distance, near.residual, near.terms):
-        with pytest.raises(ValueError, match=r"'near': got no reference batch.*call given\(x_ref\)"):
+        with pytest.raises(
+            ValueError, match=r"'near': got no reference batch.*call given\(x_ref\)"
+        ):
             use(X)
     given = near.given(X + jnp.asarray([1.0, 2.0])[:, None, None, None])
     np.testing.assert_allclose(given.distance(X), [1, 2], atol=1e-6)
     np.testing.assert_allclose(given.residual(X), [[1], [2]], atol=1e-6)
-    np.testing.assert_allclose(jax.jit(lambda constraint, x: constraint.terms(x)['near'])(given, X), [1, 2], atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(lambda constraint, x: constraint.terms(x)['near'])(given, X), [1, 2], atol=1e-6
+    )
     assert near.x_ref is None and len(jax.tree.leaves(given)) == 1
 
 

@@ -26,9 +26,15 @@ def load(path):
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / 'configs').glob('*.py'))}
 EVERY = [(name, preset) for name, config in CONFIGS.items() for preset in config.PRESETS]
 DEAR = {  # large networks take a second each to trace, and those of one constraint stand for all
-    (name, preset) for name, preset in EVERY if preset in ('paper', 'published') and name != 'burgers'
+    (name, preset)
+    for name, preset in EVERY
+    if preset in ('paper', 'published') and name != 'burgers'
 }
-BUILT = [pytest.param(*both, marks=[pytest.mark.slow] * (both in DEAR)) for both in EVERY if both[0] != 'own']
+BUILT = [
+    pytest.param(*both, marks=[pytest.mark.slow] * (both in DEAR))
+    for both in EVERY
+    if both[0] != 'own'
+]
 
 
 @pytest.mark.parametrize(('name', 'preset'), EVERY)
@@ -49,21 +55,30 @@ def test_every_object_can_be_built(name, preset):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_quick_is_the_default_and_unknown_presets_are_refused(name):
     assert CONFIGS[name].get_config() == CONFIGS[name].get_config('quick')
-    with pytest.raises(ValueError, match=r"preset: got 'papr', expected one of .*; did you mean paper"):
+    with pytest.raises(
+        ValueError, match=r"preset: got 'papr', expected one of .*; did you mean paper"
+    ):
         CONFIGS[name].get_config('papr')
 
 
 def test_config_loads_from_any_directory_and_without_jax(tmp_path):
     path = str(ROOT / 'configs' / 'burgers.py')
-    code = f'import runpy, sys; runpy.run_path({path!r})["get_config"](); assert "jax" not in sys.modules'
+    code = (
+        f'import runpy, sys; runpy.run_path({path!r})["get_config"](); assert "jax" not in '
+        'sys.modules'
+    )
     environment = {'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_override_refuses_what_is_no_field():
     config = override(schema(), {'mirror.optimizer.b1': 0.5})
-    assert config.mirror.optimizer.b1 == 0.5 and config.finetune.optimizer.b1 == 0.9  # each has its own
+    assert (
+        config.mirror.optimizer.b1 == 0.5 and config.finetune.optimizer.b1 == 0.9
+    )  # each has its own
     with pytest.raises(ValueError, match=r'config field: .*did you mean mirror\.lambda_constr'):
         override(schema(), {'mirror.lamda_constr': 1.0})
 
@@ -107,9 +122,17 @@ def test_published_switches_every_deviation_back(deviation):
 def test_published_burgers_setting():
     for preset in ('paper', 'published'):
         config = CONFIGS['burgers'].get_config(preset)
-        assert (config.data.train, config.data.validation, config.data.test) == (10_000, 1_000, 1_000)
+        assert (config.data.train, config.data.validation, config.data.test) == (
+            10_000,
+            1_000,
+            1_000,
+        )
         assert (config.data.points, config.data.states, config.data.inner_steps) == (64, 64, 5)
-        assert (config.mirror.steps, config.mirror.sigma_max, config.mirror.lambda_constr) == (100 * 625, 0.1, 1.0)
+        assert (config.mirror.steps, config.mirror.sigma_max, config.mirror.lambda_constr) == (
+            100 * 625,
+            0.1,
+            1.0,
+        )
         assert (config.mdm.steps, config.dm.steps) == (300 * (10_000 // 64), 1500 * (10_000 // 64))
         assert config.mirror.reduction == 'row_sum' and config.finetune.samples == 12_800
 
@@ -123,7 +146,9 @@ def test_learning_rate():
     rates = [learning_rate(section, 100)(step) for step in (0, 5, 10, 55, 100)]
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.2, 0.2], atol=1e-7)
     section.warmup = 0.0
-    np.testing.assert_allclose([learning_rate(section, 100)(step) for step in (0, 99)], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(
+        [learning_rate(section, 100)(step) for step in (0, 99)], 0.2, rtol=1e-6
+    )
 
 
 def test_budget_multiplies_steps():
@@ -135,13 +160,18 @@ def test_budget_multiplies_steps():
 @pytest.mark.parametrize('low', AT_LEAST)
 def test_numbers_below_their_range_are_refused(low):
     for name in AT_LEAST[low].split():
-        with pytest.raises(ValueError, match=f'^{name}: got -?{abs(low - 1)}(.0)?, expected at least {low}'):
+        with pytest.raises(
+            ValueError, match=f'^{name}: got -?{abs(low - 1)}(.0)?, expected at least {low}'
+        ):
             check_ranges(override(schema(), {name: low - 1}))
 
 
 def test_sizes_that_do_not_fit_are_refused():
     for changes, message in (
-        ({'score.batch_size': 5000}, 'data.train: got 4000, expected at least 5000, the largest batch'),
+        (
+            {'score.batch_size': 5000},
+            'data.train: got 4000, expected at least 5000, the largest batch',
+        ),
         ({'data.validation': 15}, 'data.validation: got 15, expected at least 16'),
         ({'finetune.samples': 15}, 'finetune.samples: got 15, expected at least 16'),
         ({'score.channels': ()}, 'score.channels: got 0, expected a positive number'),

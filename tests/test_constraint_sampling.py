@@ -49,7 +49,9 @@ def test_guidance_of_scale_zero_is_the_denoiser(x):
 
 @pytest.mark.parametrize('through', [False, True])
 def test_scale_is_the_part_of_the_way_to_a_plane(x, through):
-    """Independent pixels of one variance: their covariance has no preferred direction, so both ways are one."""
+    """Independent pixels of one variance: their covariance has no preferred direction, so both ways
+    are one.
+    """
     sigma = jnp.linspace(0.1, 30, 5)
     estimate = NORMAL(x, sigma)
     close(guided(NORMAL, plane, scale=1.0, through=through)(x, sigma), shift(estimate))
@@ -59,9 +61,16 @@ def test_scale_is_the_part_of_the_way_to_a_plane(x, through):
 
 def test_through_the_network_scale_one_is_the_conditional_denoiser():
     rng = np.random.default_rng(0)
-    mean, factor, normal, level, sigma = rng.normal(size=6), rng.normal(size=(6, 6)) / 2, rng.normal(size=6), 0.4, 0.8
+    mean, factor, normal, level, sigma = (
+        rng.normal(size=6),
+        rng.normal(size=(6, 6)) / 2,
+        rng.normal(size=6),
+        0.4,
+        0.8,
+    )
     covariance, x = factor @ factor.T, rng.normal(size=(4, 6))
-    # The law of the data given x = x_0 + sigma noise and normal . x_0 = level, both as measurements.
+    # The law of the data given x = x_0 + sigma noise and normal . x_0 = level, both as
+    # measurements.
     seen = np.vstack([np.eye(6), normal])
     noise = np.diag([sigma**2] * 6 + [0])
     gain = covariance @ seen.T @ np.linalg.inv(seen @ covariance @ seen.T + noise)
@@ -71,10 +80,16 @@ def test_through_the_network_scale_one_is_the_conditional_denoiser():
     posterior = covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(6))
     denoiser = lambda x, sigma: mean + (x - mean) @ posterior.T
     distance = lambda x: jnp.abs(x @ normal - level)
-    close(guided(denoiser, distance, scale=1.0, through=True)(jnp.asarray(x), sigma), expected, atol=1e-4)
+    close(
+        guided(denoiser, distance, scale=1.0, through=True)(jnp.asarray(x), sigma),
+        expected,
+        atol=1e-4,
+    )
     at_estimate = guided(denoiser, distance, scale=1.0)(jnp.asarray(x), sigma)
     assert float(distance(at_estimate).max()) < 1e-5
-    assert float(jnp.abs(at_estimate - expected).max()) > 0.01, 'on the plane, but at the nearest point'
+    assert float(jnp.abs(at_estimate - expected).max()) > 0.01, (
+        'on the plane, but at the nearest point'
+    )
 
 
 @pytest.mark.parametrize('scale', [0.5, 1.0, 1.9])
@@ -104,7 +119,9 @@ def test_guidance_without_a_slope_is_the_denoiser():
         assert (guided(same, flat, scale=1.0)(x, ONE) == x).all()
     # On the plane already, and a direction through the network along which the distance grows.
     close(guided(same, plane, scale=1.0)(shift(x), ONE), shift(x), atol=1e-6)
-    assert (guided(lambda x, sigma: -x, lambda x: x.mean(AXES), scale=1.0, through=True)(-x, ONE) == x).all()
+    assert (
+        guided(lambda x, sigma: -x, lambda x: x.mean(AXES), scale=1.0, through=True)(-x, ONE) == x
+    ).all()
 
 
 def test_guidance_goes_no_farther_than_its_limit():
@@ -117,11 +134,17 @@ def test_guidance_goes_no_farther_than_its_limit():
 def test_guided_samples_follow_the_guided_flow():
     """For a plane through the mean, the distance `w` from it obeys a linear equation.
 
-    `dw/dr = w (1 - (1 - k) s^2 / (s^2 + r^2)) / r`, so `w` is a multiple of `r^k (s^2 + r^2)^((1 - k) / 2)`.
+    `dw/dr = w (1 - (1 - k) s^2 / (s^2 + r^2)) / r`, so `w` is a multiple of
+    `r^k (s^2 + r^2)^((1 - k) / 2)`.
     """
     through_mean = lambda x: jnp.abs(x.sum(AXES) - 16 * MEAN)
-    sampler, keys = make_sampler('heun', steps=150, mean=MEAN, std=STD, grid='log'), sample_keys(jax.random.key(4), 6)
-    run = jax.jit(lambda scale: sampler.trajectory(keys, guided(NORMAL, through_mean, scale=scale), SHAPE)[0])
+    sampler, keys = (
+        make_sampler('heun', steps=150, mean=MEAN, std=STD, grid='log'),
+        sample_keys(jax.random.key(4), 6),
+    )
+    run = jax.jit(
+        lambda scale: sampler.trajectory(keys, guided(NORMAL, through_mean, scale=scale), SHAPE)[0]
+    )
     levels, last = np.asarray(sampler.levels(), float)[[0, -1]], []
     for k in (0.0, 0.1, 0.3, 0.6):
         w = np.asarray(run(jnp.float32(k)), float).sum((2, 3, 4)) - 16 * MEAN
@@ -137,7 +160,8 @@ def test_projected_samples_have_the_law_of_the_data_on_the_plane(name, steps):
     keys = sample_keys(jax.random.key(5), n)
     samples = jax.jit(lambda keys: sampler(keys, projected(NORMAL, shift), SHAPE))(keys)
     assert float(plane(samples).max()) < 1e-4
-    # Given their sum, independent pixels have its 16th part as mean and lose a 16th of their variance.
+    # Given their sum, independent pixels have its 16th part as mean and lose a 16th of their
+    # variance.
     close(samples.mean(0), TOTAL / 16, atol=4 * STD / np.sqrt(n))
     close(samples.var(0).mean(), STD**2 * 15 / 16, rtol=0.05)
 
@@ -152,7 +176,9 @@ def test_projection_only_below_a_level(x):
 
 
 def test_a_projection_that_diverges_leaves_its_sample(x):
-    broken = projected(same, lambda x: shift(x).at[1, 0, 0, 0].set(jnp.nan).at[2, 1, 1, 0].set(jnp.inf))
+    broken = projected(
+        same, lambda x: shift(x).at[1, 0, 0, 0].set(jnp.nan).at[2, 1, 1, 0].set(jnp.inf)
+    )
     expected = shift(x).at[1:3].set(x[1:3])
     assert (broken(x, ONE) == expected).all()
 
@@ -161,7 +187,10 @@ def test_half_precision_stays(x):
     half = x.astype(jnp.bfloat16)
     raised = lambda x: plane(x.astype(jnp.float32))
     assert guided(same, raised, scale=0.5)(half, ONE).dtype == jnp.bfloat16
-    assert projected(same, lambda x: shift(x.astype(jnp.float32)), below=2.0)(half, ONE).dtype == jnp.bfloat16
+    assert (
+        projected(same, lambda x: shift(x.astype(jnp.float32)), below=2.0)(half, ONE).dtype
+        == jnp.bfloat16
+    )
 
 
 def test_errors(x):
@@ -174,5 +203,7 @@ def test_errors(x):
         projected(NORMAL, shift, below=-1.0)
     with pytest.raises(ValueError, match=r'project: got tuple.*lambda x: function\(x\)\[0\]'):
         projected(NORMAL, lambda x: (x, {}))(x, ONE)
-    with pytest.raises(ValueError, match=r'project: got shape \(5,\), expected an array of shape \(5, 4, 4, 1\)'):
+    with pytest.raises(
+        ValueError, match=r'project: got shape \(5,\), expected an array of shape \(5, 4, 4, 1\)'
+    ):
         projected(NORMAL, plane)(x, ONE)

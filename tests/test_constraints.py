@@ -1,4 +1,6 @@
-"""Constraints and the projection onto them: nearest points that are known, identities and limits."""
+"""Constraints and the projection onto them: nearest points that are known, identities and
+limits.
+"""
 
 import dataclasses
 
@@ -54,16 +56,22 @@ def test_burgers_is_invariant_to_rolling_space_and_not_to_reversing_it(constrain
 def test_burgers_keeps_double_and_raises_half_precision(constraint, fields):
     assert constraint.distance(fields.astype(jnp.bfloat16)).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert constraint.distance(jnp.asarray(np.asarray(fields), jnp.float64)).dtype == jnp.float64
+        assert (
+            constraint.distance(jnp.asarray(np.asarray(fields), jnp.float64)).dtype == jnp.float64
+        )
 
 
 def test_burgers_wrong_shape(constraint):
-    with pytest.raises(ValueError, match=r'Got x of shape \(2, 8, 32, 1\), expected \(b, 32, 8, 1\)'):
+    with pytest.raises(
+        ValueError, match=r'Got x of shape \(2, 8, 32, 1\), expected \(b, 32, 8, 1\)'
+    ):
         jax.eval_shape(constraint.distance, jnp.zeros((2, 8, 32, 1)))
 
 
 def test_unknown_constraint_names_the_nearest():
-    with pytest.raises(ValueError, match=r"constraint: got 'burger', expected one of .*did you mean burgers"):
+    with pytest.raises(
+        ValueError, match=r"constraint: got 'burger', expected one of .*did you mean burgers"
+    ):
         make_constraint('burger')
     assert 'burgers' in CONSTRAINTS
 
@@ -92,7 +100,9 @@ def test_projection_with_a_redundant_residual():
 
 
 def test_projection_gives_a_residual_without_gradient_up_at_once():
-    """The second sample's residual is 1 whatever x: a billion conjugate-gradient steps are allowed, none is of use."""
+    """The second sample's residual is 1 whatever x: a billion conjugate-gradient steps are allowed,
+    none is of use.
+    """
     shape = jnp.array([[1.0], [0.0]])
     residual = lambda x: shape * x.sum((1, 2, 3))[:, None] - 1
     x = jnp.zeros((2, 2, 2, 1))
@@ -102,7 +112,9 @@ def test_projection_gives_a_residual_without_gradient_up_at_once():
 
 
 def test_projection_onto_a_sphere_is_radial():
-    x = jnp.array([1.0, 2.0, 0.5])[:, None, None, None] * jax.random.normal(jax.random.key(3), (3, 2, 2, 1))
+    x = jnp.array([1.0, 2.0, 0.5])[:, None, None, None] * jax.random.normal(
+        jax.random.key(3), (3, 2, 2, 1)
+    )
     norm = jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
     project = jax.jit(lambda x: gauss_newton_projection(lambda x: (x**2).sum((1, 2, 3)) - 1, x))
     projected, info = project(x)
@@ -118,10 +130,14 @@ def test_projection_onto_a_sphere_is_radial():
 def test_projection_by_one_row_is_that_by_a_matrix():
     # The same residual said twice has two rows, whose products are never formed.
     x = jax.random.normal(jax.random.key(4), (3, 2, 2, 1))
-    once = lambda x: (jnp.array([1.0, 1.1, 1.2, 1.3]).reshape(2, 2, 1) * x**2).sum((1, 2, 3))[:, None] - 1
+    once = lambda x: (
+        (jnp.array([1.0, 1.1, 1.2, 1.3]).reshape(2, 2, 1) * x**2).sum((1, 2, 3))[:, None] - 1
+    )
     twice = lambda x: jnp.concatenate([once(x), once(x)], 1)
     x = x / jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
-    ours, theirs = (gauss_newton_projection(residual, x, cg_tolerance=1e-4)[0] for residual in (once, twice))
+    ours, theirs = (
+        gauss_newton_projection(residual, x, cg_tolerance=1e-4)[0] for residual in (once, twice)
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert float(jnp.abs(once(ours)).max()) < 1e-6
 
@@ -150,8 +166,11 @@ def test_projection_of_burgers_data_and_of_noisy_data():
     assert info['iterations'][0] == 0
     assert 1 <= info['iterations'][1:].min() and info['iterations'].max() <= 8
     assert float(info['residual'].max()) <= 1e-6
-    # The set has 1/8 of the dimensions: about that share of the noise's energy lies along it and must stay.
-    share = ((projected - fields)[1:] ** 2).sum((1, 2, 3)) / ((noisy - fields)[1:] ** 2).sum((1, 2, 3))
+    # The set has 1/8 of the dimensions: about that share of the noise's energy lies along it and
+    # must stay.
+    share = ((projected - fields)[1:] ** 2).sum((1, 2, 3)) / ((noisy - fields)[1:] ** 2).sum(
+        (1, 2, 3)
+    )
     assert float(share.mean()) == pytest.approx(1 / 8, rel=0.3)
 
 
@@ -162,7 +181,9 @@ def test_projection_without_steps_is_the_identity_and_reports_the_residual(const
     np.testing.assert_allclose(info['residual'], constraint.distance(x), rtol=1e-5)
 
 
-@pytest.mark.parametrize('setting', [{'tolerance': 0.0}, {'cg_tolerance': 1.0}, {'max_iterations': -1}])
+@pytest.mark.parametrize(
+    'setting', [{'tolerance': 0.0}, {'cg_tolerance': 1.0}, {'max_iterations': -1}]
+)
 def test_projection_errors(setting):
     with pytest.raises(ValueError, match=f'{next(iter(setting))} = '):
         gauss_newton_projection(lambda x: x, jnp.zeros((1, 2, 2, 1)), **setting)

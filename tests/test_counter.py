@@ -1,4 +1,6 @@
-"""Counting: networks with known weights, the constraint's exact gradient, and peaks that stand out by known amounts."""
+"""Counting: networks with known weights, the constraint's exact gradient, and peaks that stand out
+by known amounts.
+"""
 
 import functools
 import sys
@@ -31,10 +33,14 @@ def size_of(network, *shape):
 
 @pytest.fixture(scope='module')
 def adding():
-    """Returns a counter, and parameters with which it adds up positive pixels and divides by 4, as one pooling does."""
+    """Returns a counter, and parameters with which it adds up positive pixels and divides by 4, as
+    one pooling does.
+    """
     network = Counter(filters=(1,), hidden=1)
     shapes = jax.eval_shape(lambda: init(network, 1, 8, 8, 1))
-    ones = jax.tree.map(lambda leaf: jnp.full(leaf.shape, leaf.ndim > 1, jnp.float32), shapes)  # biases are vectors
+    ones = jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, leaf.ndim > 1, jnp.float32), shapes
+    )  # biases are vectors
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
     return network, ones | {'Conv_0': ones['Conv_0'] | {'kernel': kernel}}
 
@@ -71,13 +77,17 @@ def test_density_counter_is_the_sum_of_its_density_at_any_size():
 def test_density_counter_starts_at_a_few_objects_an_image():
     x = jnp.zeros((1, 16, 16, 1))  # every feature of a black image is 0
     np.testing.assert_allclose(
-        jax.jit(DensityCounter().apply)({'params': init(DensityCounter(), *x.shape)}, x), 8, rtol=1e-4
+        jax.jit(DensityCounter().apply)({'params': init(DensityCounter(), *x.shape)}, x),
+        8,
+        rtol=1e-4,
     )
 
 
 def test_huber_is_that_of_optax():
     count, sources = jnp.linspace(0, 4, 9), jnp.ones((9, 2, 1, 1))
-    np.testing.assert_allclose(huber(count, sources), optax.huber_loss(count, 2.0 + 0 * count, delta=0.5), atol=1e-6)
+    np.testing.assert_allclose(
+        huber(count, sources), optax.huber_loss(count, 2.0 + 0 * count, delta=0.5), atol=1e-6
+    )
 
 
 def test_misplacement_is_least_at_the_mean_of_images_that_look_alike():
@@ -92,37 +102,58 @@ def test_misplacement_is_least_at_the_mean_of_images_that_look_alike():
 
 
 def test_sources_teach_their_places():
-    """Moving an object to another cell changes the loss of the density, and not that of the count alone."""
+    """Moving an object to another cell changes the loss of the density, and not that of the count
+    alone.
+    """
     x = jax.random.uniform(jax.random.key(0), (1, 8, 8, 1))
     here, near, there = (jnp.zeros((1, 8, 8, 1)).at[0, i, 1].set(1) for i in (0, 3, 4))
-    for network, moves in ((Counter(filters=(2,), hidden=3), False), (DensityCounter(channels=(2, 2)), True)):
+    for network, moves in (
+        (Counter(filters=(2,), hidden=3), False),
+        (DensityCounter(channels=(2, 2)), True),
+    ):
         params = init(network, *x.shape)
-        loss = lambda sources, n=network, p=params: float(n.apply({'params': p}, x, sources, method='loss')[0])
+        loss = lambda sources, n=network, p=params: float(
+            n.apply({'params': p}, x, sources, method='loss')[0]
+        )
         assert loss(here) == loss(near)  # one cell
         assert (loss(there) != loss(here)) == moves
 
 
 def test_source_map_holds_each_source_at_its_pixel():
-    centres = jnp.array([[[0, 3], [2, 1], [-1, -1]], [[2, 1], [2, 1], [3, 0]]], jnp.float32)[..., None]
+    centres = jnp.array([[[0, 3], [2, 1], [-1, -1]], [[2, 1], [2, 1], [3, 0]]], jnp.float32)[
+        ..., None
+    ]
     expected = np.zeros((2, 4, 4, 1))
     expected[0, 0, 3] = expected[0, 2, 1] = expected[1, 3, 0] = 1
     expected[1, 2, 1] = 2
     np.testing.assert_array_equal(source_map(centres, 4), expected)
 
 
-@pytest.mark.parametrize(('network', 'factor'), [(Counter(), 4), (DensityCounter(), 4), (Counter(filters=(1,)), 2)])
+@pytest.mark.parametrize(
+    ('network', 'factor'), [(Counter(), 4), (DensityCounter(), 4), (Counter(filters=(1,)), 2)]
+)
 def test_counters_need_sizes_that_can_be_halved(network, factor):
-    with pytest.raises(ValueError, match=rf'Got x of shape \(1, 8, 9, 1\), expected .* multiples of {factor}'):
+    with pytest.raises(
+        ValueError, match=rf'Got x of shape \(1, 8, 9, 1\), expected .* multiples of {factor}'
+    ):
         jax.eval_shape(lambda: init(network, 1, 8, 9, 1))
 
 
-@pytest.mark.parametrize('network', [Counter(filters=(2,), hidden=3), DensityCounter(channels=(2, 2))])
+@pytest.mark.parametrize(
+    'network', [Counter(filters=(2,), hidden=3), DensityCounter(channels=(2, 2))]
+)
 def test_counters_keep_double_and_raise_half_precision(network):
     params = init(network, 1, 4, 4, 1)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
-    assert network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.bfloat16)).dtype == jnp.float32
+    assert (
+        network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.bfloat16)).dtype
+        == jnp.float32
+    )
     with jax.enable_x64(True):
-        assert network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.float64)).dtype == jnp.float64
+        assert (
+            network.apply({'params': params}, jnp.zeros((1, 4, 4, 1), jnp.float64)).dtype
+            == jnp.float64
+        )
 
 
 def test_count_is_a_constraint_whose_leaves_are_the_parameters(adding):
@@ -157,9 +188,13 @@ def test_the_network_is_static_and_its_parameters_are_not(adding):
 
     _, params = adding
     for factor in (1, 2):
-        scaled = params | {'Dense_1': jax.tree.map(lambda leaf, factor=factor: factor * leaf, params['Dense_1'])}
+        scaled = params | {
+            'Dense_1': jax.tree.map(lambda leaf, factor=factor: factor * leaf, params['Dense_1'])
+        }
         constraint = count(PROBLEM, Counter(filters=(1,), hidden=1), scaled)
-        np.testing.assert_allclose(distance(constraint, constant(0.25)), [4 * factor - 2], atol=1e-5)
+        np.testing.assert_allclose(
+            distance(constraint, constant(0.25)), [4 * factor - 2], atol=1e-5
+        )
     assert len(traced) == 1
 
 
@@ -191,7 +226,9 @@ def test_classical_count_of_clear_blobs():
 
 
 def ridge(saddle, second):
-    """Returns peaks of 50 and `second` with a saddle between: the noise is taken as 50/50 = 1, levels are 3.5 + k/2."""
+    """Returns peaks of 50 and `second` with a saddle between: the noise is taken as 50/50 = 1,
+    levels are 3.5 + k/2.
+    """
     x = np.zeros((1, 20, 20, 1))
     x[0, 5, 5:10, 0] = [50, saddle, saddle, saddle, second]
     return x
@@ -206,7 +243,11 @@ def test_a_peak_counts_if_it_is_high_and_separated_by_a_deep_saddle(saddle, seco
 
 
 def test_classical_count_of_galaxies():
-    sample = jax.jit(functools.partial(sample_galaxies_with_counts, problem=GalaxyProblem(points=64, count=(0, 16))))
+    sample = jax.jit(
+        functools.partial(
+            sample_galaxies_with_counts, problem=GalaxyProblem(points=64, count=(0, 16))
+        )
+    )
     x, counts = map(np.asarray, sample(jax.random.split(jax.random.key(0), 64)))
     error = classical_count(x) - counts
     assert np.abs(error).mean() < 1
@@ -240,6 +281,8 @@ def test_classical_count_refuses_what_is_not_finite_and_says_what_it_needs(monke
 def test_training_images_are_turned_into_all_their_mirror_images():
     image = np.arange(9.0).reshape(1, 3, 3, 1)
     flips = [image, image[:, ::-1], image[:, :, ::-1], image[:, ::-1, ::-1]]
-    expected = {flip.tobytes() for flip in flips} | {flip.swapaxes(1, 2).tobytes() for flip in flips}
+    expected = {flip.tobytes() for flip in flips} | {
+        flip.swapaxes(1, 2).tobytes() for flip in flips
+    }
     found = np.asarray(turned(jax.random.key(0), jnp.asarray(image.repeat(200, 0))), float)
     assert {one.tobytes() for one in found} == expected and len(expected) == 8

@@ -1,4 +1,6 @@
-"""The data sets: what lies on its constraint, what its scales are, and what each field depends on."""
+"""The data sets: what lies on its constraint, what its scales are, and what each field depends
+on.
+"""
 
 import dataclasses
 import functools
@@ -36,7 +38,9 @@ def test_layout_round_trip_and_orientation():
     x = layout.states_to_image(states)
     chex.assert_shape(x, (2, 3, 4, 1))
     chex.assert_trees_all_equal(layout.image_to_states(x), states)
-    assert x[0, 0, 1, 0] == states[0, 1, -1], 'the first row is the last point in space, columns are time'
+    assert x[0, 0, 1, 0] == states[0, 1, -1], (
+        'the first row is the last point in space, columns are time'
+    )
 
 
 def test_layout_errors():
@@ -56,34 +60,43 @@ def test_burgers_fields_are_bounded(fields):
 def test_burgers_distances_have_the_published_scales(fields):
     assert _distance(PROBLEM, fields) < 1e-6
     assert _distance(EULER, fields) == pytest.approx(1.6e-4, rel=0.25)
-    assert _distance(PROBLEM, fields[:, ::-1]) == pytest.approx(0.0194, rel=0.15), 'not flipped back'
+    assert _distance(PROBLEM, fields[:, ::-1]) == pytest.approx(0.0194, rel=0.15), (
+        'not flipped back'
+    )
     persistence = jnp.abs(jnp.diff(fields, axis=2)).mean()
     assert float(persistence) == pytest.approx(0.0101, rel=0.15), 'the size of a step'
 
 
 def test_burgers_euler_data_under_both_steppers():
-    x = jax.jit(functools.partial(sample_burgers, problem=EULER))(jax.random.split(jax.random.key(1), 32))
+    x = jax.jit(functools.partial(sample_burgers, problem=EULER))(
+        jax.random.split(jax.random.key(1), 32)
+    )
     assert _distance(EULER, x) < 1e-6
     assert _distance(PROBLEM, x) == pytest.approx(1.6e-4, rel=0.25)
 
 
 def test_burgers_fields_conserve_the_mean_of_their_start(fields):
     starts = sample_starts(jax.random.split(jax.random.key(0), 32), problem=PROBLEM)
-    np.testing.assert_allclose(fields.mean((1, 3)), np.broadcast_to(starts.mean(1)[:, None], (32, 64)), atol=1e-5)
+    np.testing.assert_allclose(
+        fields.mean((1, 3)), np.broadcast_to(starts.mean(1)[:, None], (32, 64)), atol=1e-5
+    )
 
 
 def test_burgers_first_state_is_one_interval_after_the_start():
     keys = jax.random.split(jax.random.key(2), 6)
     states = layout.image_to_states(SAMPLE_SMALL(keys))
-    chex.assert_trees_all_close(states[:, 0], SMALL.interval()(sample_starts(keys, problem=SMALL)), atol=1e-6)
+    chex.assert_trees_all_close(
+        states[:, 0], SMALL.interval()(sample_starts(keys, problem=SMALL)), atol=1e-6
+    )
 
 
 def test_starts_span_zero_to_one_and_are_correlated_as_stated():
     u = sample_starts(jax.random.split(jax.random.key(3), 400), problem=PROBLEM)
     chex.assert_trees_all_equal(u.min(1), jnp.zeros(400))
     np.testing.assert_allclose(u.max(1), 1, atol=1e-6)
-    # Matern 3/2 at r = 0.2 (6.3 points): (1 + sqrt 3) exp(-sqrt 3) = 0.483. Scaling each sample by its range changes
-    # the correlation of increments little: E (u_i - u_{i+k})^2 is proportional to 1 - k(r).
+    # Matern 3/2 at r = 0.2 (6.3 points): (1 + sqrt 3) exp(-sqrt 3) = 0.483. Scaling each sample by
+    # its range changes the correlation of increments little: E (u_i - u_{i+k})^2 is proportional to
+    # 1 - k(r).
     ratio = jnp.mean((u[:, 6:] - u[:, :-6]) ** 2) / jnp.mean((u[:, 18:] - u[:, :-18]) ** 2)
     assert float(ratio) == pytest.approx(0.49 / 0.95, rel=0.1)
 

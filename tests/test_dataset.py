@@ -1,4 +1,6 @@
-"""Data sets on disk and the order of batches: what is written is read back, what is damaged is named."""
+"""Data sets on disk and the order of batches: what is written is read back, what is damaged is
+named.
+"""
 
 import json
 
@@ -13,12 +15,19 @@ SIZES = {'train': 7, 'validation': 3, 'test': 2}
 
 def fields_of(indices):
     """Sample i is constant i, so that a misplaced sample shows."""
-    return np.broadcast_to(np.asarray(indices, np.float64)[:, None, None, None], (len(indices), 2, 3, 1))
+    return np.broadcast_to(
+        np.asarray(indices, np.float64)[:, None, None, None], (len(indices), 2, 3, 1)
+    )
 
 
 def write(directory, source=fields_of, seed=0, **kwargs):
     write_dataset(
-        directory, source, sizes=SIZES, shard_size=3, provenance={'seed': seed, 'config': {'a': (1, 2)}}, **kwargs
+        directory,
+        source,
+        sizes=SIZES,
+        shard_size=3,
+        provenance={'seed': seed, 'config': {'a': (1, 2)}},
+        **kwargs,
     )
     return directory
 
@@ -34,7 +43,11 @@ def test_samples_are_numbered_through_the_splits(tmp_path):
     fields = load_split(tmp_path / 'data', 'test')
     assert fields.dtype == np.float32 and fields.shape == (2, 2, 3, 1)
     manifest = json.loads((tmp_path / 'data/manifest.json').read_text())
-    assert manifest['sizes'] == SIZES and manifest['shape'] == [2, 3, 1] and manifest['provenance']['seed'] == 0
+    assert (
+        manifest['sizes'] == SIZES
+        and manifest['shape'] == [2, 3, 1]
+        and manifest['provenance']['seed'] == 0
+    )
 
 
 @pytest.mark.parametrize('calls', [0, 1, 3, 4])
@@ -54,7 +67,11 @@ def test_stopped_writing_goes_on_to_the_same_bytes(tmp_path, calls):
     (tmp_path / 'stopped' / 'train-00001.npy.tmp').write_bytes(b'half')
     (tmp_path / 'stopped' / 'test-00000.npy').write_bytes(b'not on record')
     later = []
-    write(tmp_path / 'stopped', lambda i: later.append(i) or fields_of(i), progress=lambda *x: done.append(x))
+    write(
+        tmp_path / 'stopped',
+        lambda i: later.append(i) or fields_of(i),
+        progress=lambda *x: done.append(x),
+    )
     assert len(later) == 5 - calls and done[-1] == (12, 12) and len(done) == 5
     (tmp_path / 'stopped' / 'train-00001.npy.tmp').unlink(missing_ok=True)
     assert contents(tmp_path / 'stopped') == contents(write(tmp_path / 'whole'))
@@ -68,7 +85,9 @@ def test_complete_data_is_never_generated_again(tmp_path):
 
 def test_other_data_in_the_folder_is_refused(tmp_path):
     write(tmp_path)
-    with pytest.raises(ValueError, match="manifest.json describes another.*'seed': 0.*'seed': 1.*--redo=data"):
+    with pytest.raises(
+        ValueError, match="manifest.json describes another.*'seed': 0.*'seed': 1.*--redo=data"
+    ):
         write(tmp_path, seed=1)
 
 
@@ -84,7 +103,9 @@ def test_bad_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r'returned the shape \(3, 2\), expected \(3, h, w, c\)'):
         write(tmp_path / 'a', lambda indices: np.zeros((3, 2)))
     with pytest.raises(ValueError, match='1 generated samples, the first of index 5'):
-        write(tmp_path / 'b', lambda indices: np.where(indices == 5, np.nan, 0.0)[:, None, None, None])
+        write(
+            tmp_path / 'b', lambda indices: np.where(indices == 5, np.nan, 0.0)[:, None, None, None]
+        )
     with pytest.raises(ValueError, match='at least one sample'):
         write_dataset(tmp_path, fields_of, sizes=SIZES | {'test': 0}, shard_size=3, provenance={})
 
@@ -106,7 +127,9 @@ def replace_by_float64(path):
 @pytest.mark.parametrize('damage', [flip, truncate, replace_by_float64])
 def test_damage_is_named(tmp_path, damage):
     damage(write(tmp_path) / 'train-00001.npy')
-    with pytest.raises(ValueError, match='train-00001.npy is damaged: got the checksum .* expected .*--redo=data'):
+    with pytest.raises(
+        ValueError, match='train-00001.npy is damaged: got the checksum .* expected .*--redo=data'
+    ):
         load_split(tmp_path, 'train')
     assert len(load_split(tmp_path, 'validation')) == 3
 
@@ -115,7 +138,8 @@ def test_a_shard_too_short_for_its_samples_is_named_before_room_is_made_for_them
     path = write(tmp_path) / 'train-00001.npy'
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 4])
     with pytest.raises(
-        ValueError, match=r'train-00001.npy is damaged: got \d+ bytes, expected at least \d+.*--redo=data'
+        ValueError,
+        match=r'train-00001.npy is damaged: got \d+ bytes, expected at least \d+.*--redo=data',
     ):
         load_split(tmp_path, 'train')
 
@@ -141,7 +165,9 @@ def test_missing_shard_and_manifest_are_named(tmp_path):
 def test_shard_that_does_not_fit_the_manifest_is_named(tmp_path, field, value):
     manifest = json.loads((write(tmp_path) / 'manifest.json').read_text())
     write_json(tmp_path / 'manifest.json', manifest | {field: value})
-    with pytest.raises(ValueError, match=r'train-00000.npy: got float32 of shape \(3, 2, 3, 1\), expected'):
+    with pytest.raises(
+        ValueError, match=r'train-00000.npy: got float32 of shape \(3, 2, 3, 1\), expected'
+    ):
         load_split(tmp_path, 'train')
 
 
@@ -162,7 +188,10 @@ def test_reads_what_a_user_saved(tmp_path):
         (np.zeros((2, 2, 1)), r'got shape \(2, 2, 1\), expected \(n, 2, 3, 1\)'),
         (np.zeros((4, 3, 2, 1)), r'got shape \(4, 3, 2, 1\), expected \(n, 2, 3, 1\)'),
         (np.zeros((0, 2, 3, 1)), 'n >= 1'),
-        (np.array([0, np.nan, np.inf, 1e300, 0, 0]).reshape(1, 2, 3, 1), '3 of 6 values NaN or infinite'),
+        (
+            np.array([0, np.nan, np.inf, 1e300, 0, 0]).reshape(1, 2, 3, 1),
+            '3 of 6 values NaN or infinite',
+        ),
     ],
 )
 def test_bad_arrays_are_refused_by_name(tmp_path, array, message):
@@ -199,8 +228,12 @@ def test_an_epoch_visits_each_sample_at_most_once(n, batch_size):
     orders = []
     for epoch in range(3):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        seen = np.concatenate([batch_indices(3, step, n=n, batch_size=batch_size) for step in steps])
-        assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size and set(seen) <= set(range(n))
+        seen = np.concatenate(
+            [batch_indices(3, step, n=n, batch_size=batch_size) for step in steps]
+        )
+        assert len(set(seen.tolist())) == len(seen) == per_epoch * batch_size and set(seen) <= set(
+            range(n)
+        )
         orders.append(tuple(seen.tolist()))
     assert n < 5 or len(set(orders)) == 3
 
@@ -218,7 +251,9 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_first_samples_of_an_epoch_are_uniform():
-    counts = np.bincount([batch_indices(0, step, n=8, batch_size=8)[0] for step in range(2000)], minlength=8)
+    counts = np.bincount(
+        [batch_indices(0, step, n=8, batch_size=8)[0] for step in range(2000)], minlength=8
+    )
     assert ((counts - 250) ** 2 / 250).sum() < 30  # chi-squared with 7 degrees of freedom: p = 1e-4
 
 
@@ -227,7 +262,10 @@ def test_the_slices_of_the_processes_make_up_the_batch(count):
     data = np.arange(40)[:, None]
     arguments = {'seed': 5, 'batch_size': 8, 'start': 3, 'steps': 9}
     whole = np.stack(list(batches(data, **arguments)))
-    parts = [np.stack(list(batches(data, **arguments, process_index=p, process_count=count))) for p in range(count)]
+    parts = [
+        np.stack(list(batches(data, **arguments, process_index=p, process_count=count)))
+        for p in range(count)
+    ]
     assert (np.concatenate(parts, axis=1) == whole).all() and whole.shape == (6, 8, 1)
 
 

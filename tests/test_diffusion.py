@@ -37,17 +37,25 @@ def test_vp_keeps_digits_at_small_times():
     close(diffusion.vp_schedule().sigma(jnp.float32(1e-5)), exact, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize('betas', [(0.1, 20.0), (1.0, 1.0)])  # equal ones make the quadratic equation linear
+@pytest.mark.parametrize(
+    'betas', [(0.1, 20.0), (1.0, 1.0)]
+)  # equal ones make the quadratic equation linear
 def test_vp_time_inverts_the_schedule(betas):
     schedule, t = diffusion.vp_schedule(*betas), jnp.asarray([1e-5, 1e-3, 0.1, 0.5, 1.0])
     close(diffusion.vp_time(schedule.sigma(t) / schedule.alpha(t), *betas), t, rtol=2e-4, atol=0)
 
 
 def test_noise_of_the_vp_equation_is_that_of_its_marginals():
-    """`d sigma^2/dt = 2 f sigma^2 + beta`, `f = -beta/2`: the marginals solve the equation that names the schedule."""
+    """`d sigma^2/dt = 2 f sigma^2 + beta`, `f = -beta/2`: the marginals solve the equation that
+    names the schedule.
+    """
     schedule, t = diffusion.vp_schedule(), jnp.float32(0.3)
     beta = 0.1 + 19.9 * t
-    close(jax.grad(lambda t: schedule.sigma(t) ** 2)(t), beta * (1 - schedule.sigma(t) ** 2), rtol=1e-4)
+    close(
+        jax.grad(lambda t: schedule.sigma(t) ** 2)(t),
+        beta * (1 - schedule.sigma(t) ** 2),
+        rtol=1e-4,
+    )
     close(jax.grad(lambda t: jnp.log(schedule.alpha(t)))(t), -beta / 2, rtol=1e-4)
 
 
@@ -69,9 +77,16 @@ def test_score_is_the_gradient_of_the_log_density(name, x):
     x_0 = diffusion.gaussian_denoiser(MEAN, STD)(x / alpha, sigma / alpha)
 
     def log_density(x):
-        return jnp.sum(jax.scipy.stats.norm.logpdf(x, alpha * MEAN, jnp.sqrt((alpha * STD) ** 2 + sigma**2)))
+        return jnp.sum(
+            jax.scipy.stats.norm.logpdf(x, alpha * MEAN, jnp.sqrt((alpha * STD) ** 2 + sigma**2))
+        )
 
-    close(diffusion.denoiser_to_score(schedule, x_0, x, t), jax.grad(log_density)(x), rtol=1e-4, atol=1e-3)
+    close(
+        diffusion.denoiser_to_score(schedule, x_0, x, t),
+        jax.grad(log_density)(x),
+        rtol=1e-4,
+        atol=1e-3,
+    )
 
 
 def test_exact_denoiser_is_the_posterior_mean():
@@ -103,15 +118,23 @@ def test_edm_with_a_zero_network_is_exact_for_normal_data(x, sigma):
 
 
 def test_vp_with_the_exact_noise_is_exact_for_normal_data(x, sigma):
-    """For standard normal data `E[noise given x_t] = sigma_t x_t`: fixes the label, alpha and the units."""
+    """For standard normal data `E[noise given x_t] = sigma_t x_t`: fixes the label, alpha and the
+    units.
+    """
     sigma_t = diffusion.vp_schedule().sigma
-    denoiser = diffusion.vp(mean=MEAN, std=STD).denoiser(lambda x, t: sigma_t(t / 999)[:, None, None, None] * x)
-    close(denoiser(x, sigma), diffusion.gaussian_denoiser(MEAN, STD)(x, sigma), rtol=1e-3, atol=1e-3)
+    denoiser = diffusion.vp(mean=MEAN, std=STD).denoiser(
+        lambda x, t: sigma_t(t / 999)[:, None, None, None] * x
+    )
+    close(
+        denoiser(x, sigma), diffusion.gaussian_denoiser(MEAN, STD)(x, sigma), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize('name', diffusion.PARAMETERISATIONS)
 def test_denoiser_returns_its_input_where_there_is_no_noise(name, x):
-    denoiser = diffusion.make_parameterisation(name, mean=MEAN, std=STD).denoiser(lambda x, label: jnp.sin(x))
+    denoiser = diffusion.make_parameterisation(name, mean=MEAN, std=STD).denoiser(
+        lambda x, label: jnp.sin(x)
+    )
     close(denoiser(x, jnp.float32(1e-5)), x, atol=1e-4)
 
 
@@ -127,7 +150,9 @@ def test_edm_network_input_and_target_have_unit_variance(sigma):
     x_0 = MEAN + STD * jax.random.normal(keys[0], (len(sigma), n))
     x = x_0 + sigma[:, None] * jax.random.normal(keys[1], x_0.shape)
     skip = parameterisation.denoiser(network)(x, sigma)
-    target = (x_0 - skip) * jnp.sqrt(parameterisation.weight(sigma))[:, None]  # of the network, if weight = 1 / c_out^2
+    target = (x_0 - skip) * jnp.sqrt(parameterisation.weight(sigma))[
+        :, None
+    ]  # of the network, if weight = 1 / c_out^2
     for values in (seen['input'], target):
         close(values.mean(1), 0, atol=5 / np.sqrt(n))
         close(values.std(1), 1, atol=5 / np.sqrt(2 * n))
@@ -138,7 +163,9 @@ def test_edm_levels_are_log_normal_and_bounded():
     levels = diffusion.edm(mean=MEAN, std=STD).levels(jax.random.key(3), 20_000)
     close(jnp.log(levels / STD).mean(), -1.2, atol=0.05)
     close(jnp.log(levels / STD).std(), 1.2, atol=0.05)
-    narrow = diffusion.edm(mean=MEAN, std=STD, sigma_min=0.1, sigma_max=1.0).levels(jax.random.key(3), 2_000)
+    narrow = diffusion.edm(mean=MEAN, std=STD, sigma_min=0.1, sigma_max=1.0).levels(
+        jax.random.key(3), 2_000
+    )
     assert narrow.min() >= 0.1 * STD * 0.999 and narrow.max() <= 1.0 * STD * 1.001
 
 
@@ -151,7 +178,9 @@ def test_vp_levels_are_uniform_in_time():
 
 @pytest.mark.parametrize('name', diffusion.PARAMETERISATIONS)
 def test_exact_denoiser_is_the_optimum_of_the_loss(name):
-    """At D + a (1, x - mean): the loss is a parabola in each a, with its vertex at 0 within the sampling error."""
+    """At D + a (1, x - mean): the loss is a parabola in each a, with its vertex at 0 within the
+    sampling error.
+    """
     parameterisation = diffusion.make_parameterisation(name, mean=MEAN, std=STD)
     exact = diffusion.gaussian_denoiser(MEAN, STD)
     x_0 = MEAN + STD * jax.random.normal(jax.random.key(4), (200_000, 1))
@@ -159,7 +188,9 @@ def test_exact_denoiser_is_the_optimum_of_the_loss(name):
     @jax.jit
     def loss(a):
         def denoiser(x, sigma):
-            scale = sigma[:, None] / (1 + sigma[:, None] ** 2)  # keeps the weighted error bounded at every level
+            scale = sigma[:, None] / (
+                1 + sigma[:, None] ** 2
+            )  # keeps the weighted error bounded at every level
             return exact(x, sigma) + scale * (a[0] + a[1] * (x - MEAN))
 
         return diffusion.denoising_loss(denoiser, parameterisation, jax.random.key(5), x_0)[0]
@@ -168,11 +199,16 @@ def test_exact_denoiser_is_the_optimum_of_the_loss(name):
     for a in 0.2 * jnp.eye(2):
         after, before = loss(a), loss(-a)
         assert min(after, before) > least
-        close((before - after) / (after + before - 2 * least) / 2, 0, atol=0.15)  # the vertex, in units of a
+        close(
+            (before - after) / (after + before - 2 * least) / 2, 0, atol=0.15
+        )  # the vertex, in units of a
 
 
 def test_edm_loss_of_the_exact_denoiser_is_one_at_every_level():
-    exact, x_0 = diffusion.gaussian_denoiser(MEAN, STD), MEAN + STD * jax.random.normal(jax.random.key(6), (20_000, 4))
+    exact, x_0 = (
+        diffusion.gaussian_denoiser(MEAN, STD),
+        MEAN + STD * jax.random.normal(jax.random.key(6), (20_000, 4)),
+    )
     for level_mean in (-4.0, 0.0, 2.0):
         parameterisation = diffusion.edm(mean=MEAN, std=STD, level_mean=level_mean, level_std=0.1)
         loss, terms = diffusion.denoising_loss(exact, parameterisation, jax.random.key(7), x_0)
@@ -181,11 +217,15 @@ def test_edm_loss_of_the_exact_denoiser_is_one_at_every_level():
 
 
 def test_vp_loss_without_a_prediction_is_half_the_number_of_values():
-    """A network that returns 0 leaves all of the noise, whose squares sum to the number of values."""
+    """A network that returns 0 leaves all of the noise, whose squares sum to the number of
+    values.
+    """
     x_0 = MEAN + STD * jax.random.normal(jax.random.key(8), (4_000, 2, 3, 1))
     parameterisation = diffusion.vp(mean=MEAN, std=STD)
     denoiser = parameterisation.denoiser(lambda x, label: jnp.zeros_like(x))
-    half_sum, _ = diffusion.denoising_loss(denoiser, parameterisation, jax.random.key(9), x_0, reduction='half_sum')
+    half_sum, _ = diffusion.denoising_loss(
+        denoiser, parameterisation, jax.random.key(9), x_0, reduction='half_sum'
+    )
     mean, _ = diffusion.denoising_loss(denoiser, parameterisation, jax.random.key(9), x_0)
     close(half_sum, 3, rtol=0.05)
     close(half_sum, 3 * mean)
@@ -206,7 +246,10 @@ def test_mean_and_std_may_be_traced():
 @pytest.mark.parametrize(
     ('build', 'words'),
     [
-        (lambda: diffusion.make_parameterisation('edn', mean=0.0, std=1.0), "'edn'.*edm, vp.*mean edm"),
+        (
+            lambda: diffusion.make_parameterisation('edn', mean=0.0, std=1.0),
+            "'edn'.*edm, vp.*mean edm",
+        ),
         (lambda: diffusion.edm(mean=0.0, std=0.0), 'std: got 0.0.*one positive number'),
         (lambda: diffusion.vp(mean=0.0, std=jnp.ones(2)), r'shape \(2,\).*root mean square'),
         (lambda: diffusion.edm(mean=0.0, std=1.0, sigma_min=2.0, sigma_max=1.0), 'sigma_min 2.0'),

@@ -1,4 +1,6 @@
-"""Distances between sets of samples: closed forms, exact cases, invariances, and intervals that cover."""
+"""Distances between sets of samples: closed forms, exact cases, invariances, and intervals that
+cover.
+"""
 
 import math
 
@@ -14,7 +16,9 @@ KEY = jax.random.key(0)
 
 
 def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)  # numpy: nothing to compile
+    return (
+        np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    )  # numpy: nothing to compile
 
 
 def wave(size, cycles):
@@ -23,11 +27,18 @@ def wave(size, cycles):
 
 def test_distance_statistics_of_known_numbers():
     statistics = evaluation.distance_statistics(jnp.array([4.0, 1.0, 10.0, 1.0]))
-    assert {name: float(value) for name, value in statistics.items()} == {'mean': 4.0, 'median': 2.5, 'max': 10.0}
+    assert {name: float(value) for name, value in statistics.items()} == {
+        'mean': 4.0,
+        'median': 2.5,
+        'max': 10.0,
+    }
 
 
 def test_distance_statistics_hides_no_failed_sample():
-    assert all(jnp.isnan(value) for value in evaluation.distance_statistics(jnp.array([1.0, jnp.nan])).values())
+    assert all(
+        jnp.isnan(value)
+        for value in evaluation.distance_statistics(jnp.array([1.0, jnp.nan])).values()
+    )
 
 
 def test_mmd_of_one_distribution_is_zero_on_average_and_negative_at_times():
@@ -44,7 +55,9 @@ def test_mmd_of_two_gaussians_is_the_closed_form():
         return h / math.sqrt(h**2 + variance) * math.exp(-(mean**2) / (2 * (h**2 + variance)))
 
     expected = expected_kernel(0, 8) + expected_kernel(0, 2) - 2 * expected_kernel(1, 5)
-    assert evaluation.mmd(x, y, multiples=(1.0,)) == pytest.approx(expected, abs=0.012)  # 3 standard errors
+    assert evaluation.mmd(x, y, multiples=(1.0,)) == pytest.approx(
+        expected, abs=0.012
+    )  # 3 standard errors
 
 
 def test_mmd_of_two_pairs_by_hand():
@@ -79,7 +92,9 @@ def test_sliced_wasserstein_of_a_shift_is_its_mean_projection():
     d, delta = 16, 0.3
     x = normal(11, 40, d)
     value = evaluation.sliced_wasserstein(KEY, x, x + delta, projections=4000)
-    mean_projection = math.sqrt(d / math.pi) * math.gamma(d / 2) / math.gamma((d + 1) / 2)  # E|sum theta|
+    mean_projection = (
+        math.sqrt(d / math.pi) * math.gamma(d / 2) / math.gamma((d + 1) / 2)
+    )  # E|sum theta|
     assert value == pytest.approx(delta * mean_projection, rel=0.05)
 
 
@@ -87,7 +102,9 @@ def test_sliced_wasserstein_is_symmetric_and_in_data_units():
     x, y = normal(12, 30, 5), normal(13, 70, 5) + 1
     value = evaluation.sliced_wasserstein(KEY, x, y)
     assert evaluation.sliced_wasserstein(KEY, y, x) == pytest.approx(float(value), rel=1e-5)
-    assert evaluation.sliced_wasserstein(KEY, 7 * x, 7 * y) == pytest.approx(7 * float(value), rel=1e-5)
+    assert evaluation.sliced_wasserstein(KEY, 7 * x, 7 * y) == pytest.approx(
+        7 * float(value), rel=1e-5
+    )
 
 
 def test_spectrum_of_a_sine_sits_in_its_wavenumber():
@@ -114,7 +131,9 @@ def test_spectrum_distance_of_a_tenfold_field_is_two_decades():
     x = normal(15, 70, 16, 16, 1)
     assert evaluation.spectrum_distance(10 * x, x, (1, 2)) == pytest.approx(2, rel=1e-5)
     assert evaluation.spectrum_distance(x, 10 * x, (1,)) == pytest.approx(2, rel=1e-5)
-    assert evaluation.spectrum_distance(x, np.roll(x, 3, axis=1), (1,)) < 1e-5  # a shift moves phases only
+    assert (
+        evaluation.spectrum_distance(x, np.roll(x, 3, axis=1), (1,)) < 1e-5
+    )  # a shift moves phases only
 
 
 def test_spectrum_distance_compares_no_round_off():
@@ -130,7 +149,9 @@ def test_bootstrap_interval_of_a_difference_of_means_covers_the_truth_at_its_rat
     def interval(key, x, y):
         return evaluation.bootstrap(key, difference_of_means(x, y), 40, 80)
 
-    found = jax.jit(jax.vmap(interval))(jax.random.split(KEY, 300), normal(21, 300, 40) + 0.5, normal(22, 300, 80))
+    found = jax.jit(jax.vmap(interval))(
+        jax.random.split(KEY, 300), normal(21, 300, 40) + 0.5, normal(22, 300, 80)
+    )
     low, high = np.asarray(found['low']), np.asarray(found['high'])
     assert 0.89 < np.mean((low < 0.5) & (high > 0.5)) < 0.98
     width = np.mean(high - low)
@@ -139,9 +160,14 @@ def test_bootstrap_interval_of_a_difference_of_means_covers_the_truth_at_its_rat
 
 def test_bootstrap_intervals_hold_the_value_and_shrink_with_the_root_of_the_size():
     def widths(n):
-        x, y = normal(17, n, 8, 8, 1) + 1, normal(18, n, 8, 8, 1)  # far apart: the MMD of near ones falls as 1 / n
+        x, y = (
+            normal(17, n, 8, 8, 1) + 1,
+            normal(18, n, 8, 8, 1),
+        )  # far apart: the MMD of near ones falls as 1 / n
         found = evaluation.distribution_distances(KEY, x, y, spatial_axes=(1, 2), projections=32)
-        assert all(distance['low'] < distance['value'] < distance['high'] for distance in found.values())
+        assert all(
+            distance['low'] < distance['value'] < distance['high'] for distance in found.values()
+        )
         return {name: float(distance['high'] - distance['low']) for name, distance in found.items()}
 
     few, many = widths(64), widths(576)
@@ -152,14 +178,18 @@ def test_bootstrap_intervals_hold_the_value_and_shrink_with_the_root_of_the_size
 def test_distribution_distances_are_the_single_ones_and_tell_near_from_far():
     y = normal(19, 90, 8, 8, 1)
     near, far = (
-        evaluation.distribution_distances(KEY, scale * normal(20, 64, 8, 8, 1), y, spatial_axes=(1,), projections=32)
+        evaluation.distribution_distances(
+            KEY, scale * normal(20, 64, 8, 8, 1), y, spatial_axes=(1,), projections=32
+        )
         for scale in (1.0, 1.5)
     )
     assert set(near) == {'mmd', 'sliced_wasserstein', 'spectrum'}
     for name, distance in far.items():
         assert set(distance) == {'value', 'low', 'high'}
         assert distance['low'] > near[name]['high'], name
-    assert far['mmd']['value'] == pytest.approx(float(evaluation.mmd(1.5 * normal(20, 64, 8, 8, 1), y)), rel=1e-4)
+    assert far['mmd']['value'] == pytest.approx(
+        float(evaluation.mmd(1.5 * normal(20, 64, 8, 8, 1), y)), rel=1e-4
+    )
 
 
 FIELDS = jnp.zeros((3, 8, 8, 1))
@@ -172,10 +202,16 @@ FIELDS = jnp.zeros((3, 8, 8, 1))
         (lambda: evaluation.distance_statistics(jnp.zeros(0)), r'got shape \(0,\)'),
         (lambda: evaluation.mmd(FIELDS, FIELDS[:, :4]), 'expected equal shapes'),
         (lambda: evaluation.mmd(FIELDS[:1], FIELDS), 'at least 2 members'),
-        (lambda: evaluation.sliced_wasserstein(KEY, FIELDS, FIELDS, projections=0), 'got 0, expected >= 1'),
+        (
+            lambda: evaluation.sliced_wasserstein(KEY, FIELDS, FIELDS, projections=0),
+            'got 0, expected >= 1',
+        ),
         (lambda: evaluation.spectrum(FIELDS, (0, 1)), 'axis 0 is the batch'),
         (lambda: evaluation.spectrum(FIELDS, (1, 1)), 'different axes'),
-        (lambda: evaluation.spectrum_distance(FIELDS, FIELDS[..., 0], (1,)), 'expected equal shapes'),
+        (
+            lambda: evaluation.spectrum_distance(FIELDS, FIELDS[..., 0], (1,)),
+            'expected equal shapes',
+        ),
         (lambda: evaluation.bootstrap(KEY, lambda w, v: 0.0, 0, 3), 'got n=0, m=3'),
     ],
 )

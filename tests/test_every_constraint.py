@@ -50,7 +50,10 @@ def counting():
     off = 1 - network.apply({'params': params}, x)[0]
     last = params['Dense_1']
     return make_constraint(
-        'count', problem=GALAXIES, network=network, params=params | {'Dense_1': last | {'bias': last['bias'] + off}}
+        'count',
+        problem=GALAXIES,
+        network=network,
+        params=params | {'Dense_1': last | {'bias': last['bias'] + off}},
     )
 
 
@@ -114,7 +117,10 @@ CASES = {
         ('projection',),
     ),
     'kolmogorov': Case(
-        lambda: make_constraint('kolmogorov', problem=FLOW), flow, (roll(1, 3), roll(2, 4)), restores=('resolve',)
+        lambda: make_constraint('kolmogorov', problem=FLOW),
+        flow,
+        (roll(1, 3), roll(2, 4)),
+        restores=('resolve',),
     ),
     'divergence+kolmogorov': Case(both_flows, flow, (roll(1, 3), roll(2, 4)), 2e-5),
     'total_brightness': Case(
@@ -137,7 +143,9 @@ CASES = {
         (lambda x: -x, roll(1, 3)),
     ),
     'reference': Case(
-        lambda: reference(lambda x, x_ref: jnp.mean(jnp.abs(x - x_ref), (1, 2, 3))).given(noise()), noise, ()
+        lambda: reference(lambda x, x_ref: jnp.mean(jnp.abs(x - x_ref), (1, 2, 3))).given(noise()),
+        noise,
+        (),
     ),
     'box': Case(
         lambda: inequalities.box(-0.5, 0.5),
@@ -224,7 +232,9 @@ def test_positive_and_of_first_order_off_the_set(name):
     assert bool(jnp.isfinite(gradient).all()) and float(jnp.abs(gradient).max()) > 0
 
 
-@pytest.mark.parametrize(('name', 'index'), [(name, i) for name in CASES for i in range(len(CASES[name].symmetries))])
+@pytest.mark.parametrize(
+    ('name', 'index'), [(name, i) for name in CASES for i in range(len(CASES[name].symmetries))]
+)
 def test_invariant_under_its_symmetries(name, index):
     _, x = built(name)
     x = x + 0.1 * anywhere(x)
@@ -240,16 +250,22 @@ def test_one_sample_does_not_see_another(name):
     x = x + 0.1 * anywhere(x)
     together = measure(name)(x)[0]
     np.testing.assert_allclose(measure(name)(x[::-1])[0][::-1], together, rtol=1e-4)
-    np.testing.assert_allclose(jax.vmap(lambda x: constraint.distance(x[None])[0])(x), together, rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.vmap(lambda x: constraint.distance(x[None])[0])(x), together, rtol=1e-4
+    )
 
 
 @EVERY
 def test_distance_is_the_weighted_sum_of_its_terms_and_the_residual_vanishes_with_it(name):
     constraint, x = built(name)
     terms, residual = constraint.terms(x + 0.1 * anywhere(x)), constraint.residual(x)
-    assert terms and all(value.shape == (N,) and float(value.min()) >= 0 for value in terms.values())
+    assert terms and all(
+        value.shape == (N,) and float(value.min()) >= 0 for value in terms.values()
+    )
     if len(terms) == 1:
-        np.testing.assert_allclose(*terms.values(), constraint.distance(x + 0.1 * anywhere(x)), rtol=1e-5)
+        np.testing.assert_allclose(
+            *terms.values(), constraint.distance(x + 0.1 * anywhere(x)), rtol=1e-5
+        )
     assert residual.shape[0] == N and float(jnp.abs(residual).mean()) <= 10 * CASES[name].floor
 
 

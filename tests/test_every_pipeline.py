@@ -1,4 +1,6 @@
-"""Every constraint from data to report, tiny, with all rows of the table; the stages that only some of them have."""
+"""Every constraint from data to report, tiny, with all rows of the table; the stages that only some
+of them have.
+"""
 
 import json
 from pathlib import Path
@@ -14,30 +16,58 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def run(launch, folder, name, *arguments):
     """Runs the preset `tiny` with all rows; returns the results."""
-    assert launch(f'--config=configs/{name}.py:tiny', f'--workdir={folder}', '--config.sample.rows=()', *arguments) == 0
+    assert (
+        launch(
+            f'--config=configs/{name}.py:tiny',
+            f'--workdir={folder}',
+            '--config.sample.rows=()',
+            *arguments,
+        )
+        == 0
+    )
     return read_json(folder / 'metrics.json')
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
     rows = run(launch, tmp_path, name)['rows']
-    assert {'data', 'dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling', 'mdm_finetuned', 'mdm_polished'} <= set(
-        rows
-    )
+    assert {
+        'data',
+        'dm',
+        'dm_guided',
+        'dm_projected',
+        'dm_projected_sampling',
+        'mdm_finetuned',
+        'mdm_polished',
+    } <= set(rows)
     restored = [row for row in rows if row.startswith('dm_restored')]
     assert bool(restored) == (name != 'count')
     for row in restored:  # to round-off, beside samples of a model that has seen a dozen batches
         assert rows[row]['distance']['max'] < 1e-4 * rows['dm']['distance']['median']
     assert rows['dm_guided']['distance']['median'] <= 1.01 * rows['dm']['distance']['median']
     assert (tmp_path / 'report.html').exists()
-    assert ('counts' in rows['dm']) == (name == 'count') == (tmp_path / 'stages' / 'counter.json').exists()
+    assert (
+        ('counts' in rows['dm'])
+        == (name == 'count')
+        == (tmp_path / 'stages' / 'counter.json').exists()
+    )
     capsys.readouterr()
-    arguments = [f'--config=configs/{name}.py:tiny', f'--samples={tmp_path}/sample/dm.npy', f'--workdir={tmp_path}']
+    arguments = [
+        f'--config=configs/{name}.py:tiny',
+        f'--samples={tmp_path}/sample/dm.npy',
+        f'--workdir={tmp_path}',
+    ]
     assert evaluate(['launch/evaluate.py', *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told['n'] == 16 and told['distance']['mean'] == pytest.approx(rows['dm']['distance']['mean'], rel=1e-4)
+    assert told['n'] == 16 and told['distance']['mean'] == pytest.approx(
+        rows['dm']['distance']['mean'], rel=1e-4
+    )
     for sampler in ('dps_projected', 'mirror_few_steps'):
-        arguments = (f'--workdir={tmp_path}', '--stages=assimilate', f'--config.assimilate.sampler={sampler}')
+        arguments = (
+            f'--workdir={tmp_path}',
+            '--stages=assimilate',
+            f'--config.assimilate.sampler={sampler}',
+        )
         assert launch(f'--config=configs/{name}.py:tiny', *arguments) == 0
     (entries,) = read_json(tmp_path / 'metrics.json')['assimilation'].values()
     assert all(entries[sampler]['misfit'] > 0 for sampler in ('dps_projected', 'mirror_few_steps'))
@@ -46,17 +76,34 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
 def test_closed_form_has_nothing_to_learn_and_leaves_the_set_never(launch, tmp_path):
     rows = run(launch, tmp_path, 'total_brightness', '--config.mirror.map=simplex')['rows']
     assert rows['mdm_simplex']['distance']['max'] < 1e-4 and 'mdm_finetuned' not in rows
-    assert {path.stem for path in (tmp_path / 'stages').iterdir()} & {'mirror', 'finetune', 'counter', 'tune'} == set()
+    assert {path.stem for path in (tmp_path / 'stages').iterdir()} & {
+        'mirror',
+        'finetune',
+        'counter',
+        'tune',
+    } == set()
     # The saved config is the base of later commands, the stages that it has not included.
     assert launch('--config=configs/total_brightness.py:tiny', f'--workdir={tmp_path}') == 0
-    assert launch('--config=configs/total_brightness.py:tiny', f'--workdir={tmp_path}', '--stages=finetune') == 2
+    assert (
+        launch(
+            '--config=configs/total_brightness.py:tiny',
+            f'--workdir={tmp_path}',
+            '--stages=finetune',
+        )
+        == 2
+    )
 
 
 def test_a_sum_of_rules_has_a_line_a_term(launch, tmp_path):
     # Not the row that is projected, which takes minutes.
-    arguments = '--config.constraint.name=divergence+kolmogorov', "--config.sample.rows=('dm','mdm','mdm_finetuned')"
+    arguments = (
+        '--config.constraint.name=divergence+kolmogorov',
+        "--config.sample.rows=('dm','mdm','mdm_finetuned')",
+    )
     assert run(launch, tmp_path, 'kolmogorov', *arguments)['rows']['mdm']
-    records = [json.loads(line) for line in Path(tmp_path, 'metrics.jsonl').read_text().splitlines()]
+    records = [
+        json.loads(line) for line in Path(tmp_path, 'metrics.jsonl').read_text().splitlines()
+    ]
     last = [record for record in records if record['stage'] == 'mirror'][-1]
     total = last['train/constraint/divergence'] + last['train/constraint/kolmogorov']
     assert last['train/constraint'] == pytest.approx(total, rel=1e-4)

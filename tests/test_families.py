@@ -17,11 +17,17 @@ def test_the_law_of_data_repeats_after_a_cell_and_no_part_of_it_and_networks_are
     family, n = make_family(config), 1024
     x = np.asarray(family.pack(family.fields(np.arange(n))))
     for network in (tasks.make_score(config), tasks.INVERSES['unet'](config)):
-        assert network.cell == tuple(np.where(family.periodic, family.cell, 1))  # elsewhere padding tells
+        assert network.cell == tuple(
+            np.where(family.periodic, family.cell, 1)
+        )  # elsewhere padding tells
     for axis in np.flatnonzero(family.periodic):
         along, across, cell = axis + 1, 2 - axis, family.cell[axis]
-        profiles = [statistic.mean(across) for statistic in (x, (x - np.roll(x, 1, along)) ** 2)]  # of each sample
+        profiles = [
+            statistic.mean(across) for statistic in (x, (x - np.roll(x, 1, along)) ** 2)
+        ]  # of each sample
         for roll in (d for d in range(1, cell + 1) if cell % d == 0):
             changes = [profile - np.roll(profile, roll, 1) for profile in profiles]
-            scores = [np.abs(change.mean(0)) / (change.std(0) / np.sqrt(n) + 1e-9) for change in changes]
+            scores = [
+                np.abs(change.mean(0)) / (change.std(0) / np.sqrt(n) + 1e-9) for change in changes
+            ]
             assert np.max(scores) < 5 if roll == cell else np.max(scores) > 8

@@ -1,4 +1,6 @@
-"""Faults of files and disks, as a user meets them: one message that names the file, no traceback, nothing redone."""
+"""Faults of files and disks, as a user meets them: one message that names the file, no traceback,
+nothing redone.
+"""
 
 import contextlib
 import json
@@ -46,7 +48,9 @@ def unfinished(run, stage):
 
 def leaves(run, stage, step):
     """Returns name -> shape, dtype and checksum of every leaf of a checkpoint."""
-    return json.loads((run / stage / 'checkpoints' / str(step) / 'meta/metadata').read_text())['body']['leaves']
+    return json.loads((run / stage / 'checkpoints' / str(step) / 'meta/metadata').read_text())[
+        'body'
+    ]['leaves']
 
 
 READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every command
@@ -62,11 +66,21 @@ READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every co
     'sample/crc32.json': 'evaluate',
     'evaluate/arrays.npz': 'report',
 }
-ONCE = {'data/train-00001.npy': flip, 'finetune/mirror_samples.npy': flip, 'sample/mdm.npy': truncate}
+ONCE = {
+    'data/train-00001.npy': flip,
+    'finetune/mirror_samples.npy': flip,
+    'sample/mdm.npy': truncate,
+}
 ONCE |= {'metrics.json': flip, 'evaluate/arrays.npz': flip}
-BUT = {('provenance.json', delete), ('sample/crc32.json', delete), ('finetune/mirror_samples.npy', delete)}
+BUT = {
+    ('provenance.json', delete),
+    ('sample/crc32.json', delete),
+    ('finetune/mirror_samples.npy', delete),
+}
 FAULTS = [
-    pytest.param(name, damage, marks=[pytest.mark.slow] * (bool(stage) and ONCE.get(name) != damage))
+    pytest.param(
+        name, damage, marks=[pytest.mark.slow] * (bool(stage) and ONCE.get(name) != damage)
+    )
     for name, stage in READ_BY.items()
     for damage in (flip, truncate, empty, delete)
     if (name, damage) not in BUT
@@ -79,7 +93,11 @@ def test_damaged_file_is_named_and_left(run, launch, capsys, name, damage):
     if READ_BY[name] not in ('', 'data'):
         unfinished(run, READ_BY[name])
     stages = [f'--stages={READ_BY[name]}'] if READ_BY[name] else []
-    left = {path: path.read_bytes() for path in run.rglob('*') if path.is_file() and path.suffix in ('.npy', '.npz')}
+    left = {
+        path: path.read_bytes()
+        for path in run.rglob('*')
+        if path.is_file() and path.suffix in ('.npy', '.npz')
+    }
     assert launch(TINY, f'--workdir={run}', *stages) == 2
     told = capsys.readouterr().err
     (error,) = [line for line in told.splitlines() if line.startswith('error: ')]
@@ -95,11 +113,20 @@ def test_damaged_record_of_training_is_named_with_its_line(run, launch, capsys):
     assert (run / 'mirror/checkpoints').exists()
 
 
-def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(run, tiny_run, launch, capsys):
+def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(
+    run, tiny_run, launch, capsys
+):
     unfinished(run, 'mirror')
     newest = run / 'mirror/checkpoints/12'
-    flip(max((path for path in newest.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size))
-    with pytest.warns(RuntimeWarning, match='checkpoints/12 is damaged, trying the one before it: '):
+    flip(
+        max(
+            (path for path in newest.rglob('*') if path.is_file()),
+            key=lambda path: path.stat().st_size,
+        )
+    )
+    with pytest.warns(
+        RuntimeWarning, match='checkpoints/12 is damaged, trying the one before it: '
+    ):
         assert launch(TINY, f'--workdir={run}', '--stages=mirror') == 0
     assert 'mirror: going on' in capsys.readouterr().err
     assert leaves(run, 'mirror', 12) == leaves(tiny_run, 'mirror', 12)
@@ -122,7 +149,9 @@ def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys
         else pytest.warns(RuntimeWarning, match=f'checkpoints/{last.name} is damaged')
     ):
         assert launch(TINY, f'--workdir={run}', '--stages=sample') == 2
-    expected = f'dm/checkpoints: got checkpoint {before.name}, expected an intact checkpoint {last.name}'
+    expected = (
+        f'dm/checkpoints: got checkpoint {before.name}, expected an intact checkpoint {last.name}'
+    )
     assert expected in capsys.readouterr().err
     assert not (run / 'sample/dm.npy').exists()
 
@@ -148,7 +177,9 @@ def test_no_intact_checkpoint_is_no_fresh_start(run, launch, capsys, stage):
 def test_checkpoint_that_cannot_be_written_ends_the_run(run, launch, capsys):
     """Checkpoints are written in the background; what goes wrong there is the run's error too."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))  # less than the largest file of a checkpoint
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (16_000, hard)
+    )  # less than the largest file of a checkpoint
     try:
         status = launch(TINY, f'--workdir={run}', '--redo=mirror', '--stages=mirror')
     finally:
@@ -163,7 +194,9 @@ def disk(tmp_path):
     """Returns the folder of a disk of 16 MB."""
     folder = tmp_path / 'disk'
     folder.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', folder], capture_output=True).returncode:
+    if subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', folder], capture_output=True
+    ).returncode:
         pytest.skip('no leave to mount a file system')
     yield folder
     subprocess.run(['umount', folder], check=True)

@@ -1,4 +1,6 @@
-"""Kolmogorov flow: its discrete operators, the solver against exact solutions, layouts, data and both constraints."""
+"""Kolmogorov flow: its discrete operators, the solver against exact solutions, layouts, data and
+both constraints.
+"""
 
 import dataclasses
 import functools
@@ -42,19 +44,30 @@ def _normal(seed, *shape):
 
 
 def _angles(points):
-    """Returns where component 0 is, and where component 1 is, as `(x, y)` each, `(points, points)`."""
-    face, centre = (np.arange(points) + 1) * 2 * np.pi / points, (np.arange(points) + 0.5) * 2 * np.pi / points
+    """Returns where component 0 is, and where component 1 is, as `(x, y)` each,
+    `(points, points)`.
+    """
+    face, centre = (
+        (np.arange(points) + 1) * 2 * np.pi / points,
+        (np.arange(points) + 0.5) * 2 * np.pi / points,
+    )
     return np.meshgrid(face, centre, indexing='ij'), np.meshgrid(centre, face, indexing='ij')
 
 
 def _taylor_green(points):
-    """Returns the velocity `(cos x sin y, -sin x cos y)`, which decays and does not change its shape."""
+    """Returns the velocity `(cos x sin y, -sin x cos y)`, which decays and does not change its
+    shape.
+    """
     (x_u, y_u), (x_v, y_v) = _angles(points)
-    return jnp.asarray(np.stack([np.cos(x_u) * np.sin(y_u), -np.sin(x_v) * np.cos(y_v)], -1), jnp.float32)
+    return jnp.asarray(
+        np.stack([np.cos(x_u) * np.sin(y_u), -np.sin(x_v) * np.cos(y_v)], -1), jnp.float32
+    )
 
 
 def _from_stream_function(psi, dx):
-    """Returns the velocity `(d psi / dy, -d psi / dx)` by backward differences, free of divergence by construction."""
+    """Returns the velocity `(d psi / dy, -d psi / dx)` by backward differences, free of divergence
+    by construction.
+    """
     return jnp.stack([psi - jnp.roll(psi, 1, -1), jnp.roll(psi, 1, -2) - psi], -1) / dx
 
 
@@ -72,14 +85,18 @@ def test_divergence_is_that_of_backward_differences():
 
 def test_vorticity_of_taylor_green_vortices():
     corner = (np.arange(16) + 1) * SMALL.dx
-    # A difference over dx of a sine of wavenumber 1 is its derivative at the middle, times sin(dx/2) / (dx/2).
+    # A difference over dx of a sine of wavenumber 1 is its derivative at the middle, times
+    # sin(dx/2) / (dx/2).
     expected = -2 * np.outer(np.cos(corner), np.cos(corner)) * np.sin(SMALL.dx / 2) / (SMALL.dx / 2)
     np.testing.assert_allclose(flows.vorticity(_taylor_green(16)), expected, atol=1e-5)
     np.testing.assert_allclose(flows.divergence(_taylor_green(16)), 0, atol=1e-5)
 
 
 def test_projection_is_orthogonal_onto_the_divergence_free_fields():
-    noise, free = _normal(2, 64, 64, 2), _from_stream_function(0.1 * _normal(3, 64, 64), 2 * np.pi / 64)
+    noise, free = (
+        _normal(2, 64, 64, 2),
+        _from_stream_function(0.1 * _normal(3, 64, 64), 2 * np.pi / 64),
+    )
     projected = PROJECT(jnp.stack([noise, free]))
     assert _mean_divergence(noise) == pytest.approx(16.3, rel=0.05)
     assert _mean_divergence(projected[0]) < 1e-6 * 16.3
@@ -87,7 +104,9 @@ def test_projection_is_orthogonal_onto_the_divergence_free_fields():
     np.testing.assert_allclose(PROJECT(projected), projected, atol=1e-5)
     removed = noise - projected[0]
     assert float(jnp.linalg.norm(removed)) > 0.5 * float(jnp.linalg.norm(noise))
-    assert abs(float(jnp.vdot(removed, free))) < 1e-5 * float(jnp.linalg.norm(removed) * jnp.linalg.norm(free))
+    assert abs(float(jnp.vdot(removed, free))) < 1e-5 * float(
+        jnp.linalg.norm(removed) * jnp.linalg.norm(free)
+    )
     np.testing.assert_allclose(projected[0].mean((0, 1)), noise.mean((0, 1)), atol=1e-6)
 
 
@@ -99,7 +118,9 @@ SYMBOLS = {
 }
 
 
-@pytest.mark.parametrize(('name', 'works'), [('staggered', True), ('spectral', False), ('central', False)])
+@pytest.mark.parametrize(
+    ('name', 'works'), [('staggered', True), ('spectral', False), ('central', False)]
+)
 def test_only_the_symbol_of_the_same_operator_removes_the_divergence(name, works):
     v, dx = np.asarray(_normal(2, 64, 64, 2), np.float64), 2 * np.pi / 64
     one_dimensional = SYMBOLS[name](np.fft.fftfreq(64, 1 / 64), dx)
@@ -108,24 +129,31 @@ def test_only_the_symbol_of_the_same_operator_removes_the_divergence(name, works
     source = (v[..., 0] - np.roll(v[..., 0], 1, 0) + v[..., 1] - np.roll(v[..., 1], 1, 1)) / dx
     q = np.fft.ifft2(inverse * np.fft.fft2(source)).real
     projected = v - np.stack([np.roll(q, -1, 0) - q, np.roll(q, -1, 1) - q], -1) / dx
-    ratio = _mean_divergence(jnp.asarray(projected, jnp.float32)) / _mean_divergence(jnp.asarray(v, jnp.float32))
+    ratio = _mean_divergence(jnp.asarray(projected, jnp.float32)) / _mean_divergence(
+        jnp.asarray(v, jnp.float32)
+    )
     assert ratio < 1e-5 if works else ratio > 0.1
     if works:
-        np.testing.assert_allclose(projected, PROJECT(jnp.asarray(np.stack([v, v]), jnp.float32))[0], atol=1e-5)
+        np.testing.assert_allclose(
+            projected, PROJECT(jnp.asarray(np.stack([v, v]), jnp.float32))[0], atol=1e-5
+        )
 
 
 def test_the_start_is_free_of_divergence_and_as_fast_as_stated():
     v = START(KEYS)
     chex.assert_shape(v, (2, 16, 16, 2))
-    np.testing.assert_allclose(jnp.linalg.norm(v, axis=-1).max((1, 2)), SMALL.max_velocity, rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(v, axis=-1).max((1, 2)), SMALL.max_velocity, rtol=1e-5
+    )
     np.testing.assert_allclose(v.mean((1, 2)), 0, atol=1e-5)
     assert _mean_divergence(v) < 1e-5
     assert float(jnp.abs(v[0] - v[1]).max()) > 0.5
 
 
 def test_the_step_against_laminar_flow_and_the_momentum_law():
-    # From rest the force drives the shear flow u(y) = a sin(4 y), on which advection and pressure do not act:
-    # a' = forcing + (drag - viscosity L) a, L the eigenvalue of the discrete Laplacian. Only drag acts on the mean.
+    # From rest the force drives the shear flow u(y) = a sin(4 y), on which advection and pressure
+    # do not act: a' = forcing + (drag - viscosity L) a, L the eigenvalue of the discrete Laplacian.
+    # Only drag acts on the mean.
     mean = np.array([0.5, -0.25])
     rest, moving = INTERVAL(jnp.stack([jnp.zeros((16, 16, 2)), START(KEYS)[0] + mean]))
     rate = SMALL.drag - SMALL.viscosity * (2 - 2 * np.cos(4 * SMALL.dx)) / SMALL.dx**2
@@ -135,7 +163,9 @@ def test_the_step_against_laminar_flow_and_the_momentum_law():
     (_, y), _ = _angles(16)
     np.testing.assert_allclose(rest[..., 0], amplitude * np.sin(4 * y), atol=1e-6)
     np.testing.assert_allclose(rest[..., 1], 0, atol=1e-6)
-    np.testing.assert_allclose(moving.mean((0, 1)), mean * (1 + SMALL.drag * SMALL.dt) ** 3, atol=1e-5)
+    np.testing.assert_allclose(
+        moving.mean((0, 1)), mean * (1 + SMALL.drag * SMALL.dt) ** 3, atol=1e-5
+    )
     assert _mean_divergence(moving) < 1e-5
 
 
@@ -150,7 +180,10 @@ def test_taylor_green_vortices_decay_at_the_viscous_rate():
 def test_the_step_keeps_its_dtype():
     with jax.enable_x64(True):
         for dtype in (jnp.float32, jnp.float64):
-            assert jax.eval_shape(SMALL.interval(), jax.ShapeDtypeStruct((16, 16, 2), dtype)).dtype == dtype
+            assert (
+                jax.eval_shape(SMALL.interval(), jax.ShapeDtypeStruct((16, 16, 2), dtype)).dtype
+                == dtype
+            )
 
 
 @pytest.mark.parametrize('k', [1, 3, 4, 8])
@@ -163,16 +196,22 @@ def test_layouts_round_trip(k):
     chex.assert_trees_all_equal(layout.packed_to_states(packed, k), states)
     last = k - 1
     row, column = last // 4, last % 4
-    chex.assert_trees_all_equal(tiled[:, 3 * row : 3 * row + 3, 5 * column : 5 * column + 5], states[:, last])
+    chex.assert_trees_all_equal(
+        tiled[:, 3 * row : 3 * row + 3, 5 * column : 5 * column + 5], states[:, last]
+    )
     chex.assert_trees_all_equal(packed[..., 2 * last + 1], states[:, last, ..., 1])
 
 
 def test_layout_errors():
     with pytest.raises(ValueError, match='Got 6 states, expected 1, 2, 3 or a multiple of 4'):
         layout.states_to_tiled(jnp.zeros((1, 6, 3, 5, 2)))
-    with pytest.raises(ValueError, match=r'Got x of shape \(1, 5, 8, 2\), expected \(b, 2 h, 4 w, c\) for 8 states'):
+    with pytest.raises(
+        ValueError, match=r'Got x of shape \(1, 5, 8, 2\), expected \(b, 2 h, 4 w, c\) for 8 states'
+    ):
         layout.tiled_to_states(jnp.zeros((1, 5, 8, 2)), 8)
-    with pytest.raises(ValueError, match=r'Got x of shape \(1, 4, 4, 6\), expected \(b, h, w, 8\) for 4 states'):
+    with pytest.raises(
+        ValueError, match=r'Got x of shape \(1, 4, 4, 6\), expected \(b, h, w, 8\) for 4 states'
+    ):
         layout.packed_to_states(jnp.zeros((1, 4, 4, 6)), 4)
     with pytest.raises(ValueError, match=r'expected \(b, k, h, w, 2\)'):
         layout.states_to_packed(jnp.zeros((1, 4, 4, 4, 3)))
@@ -204,7 +243,11 @@ def test_data_start_after_the_burn_in_and_depend_on_their_keys_alone(fields):
 
 
 def test_data_satisfy_both_constraints(fields, packed):
-    for constraint, x in ((divergence(SMALL), packed), (divergence(TILED), fields), (kolmogorov(SMALL), packed)):
+    for constraint, x in (
+        (divergence(SMALL), packed),
+        (divergence(TILED), fields),
+        (kolmogorov(SMALL), packed),
+    ):
         assert isinstance(constraint, Constraint)
         assert jax.tree.leaves(constraint) == []
         chex.assert_shape(DISTANCE(constraint, x), (2,))
@@ -257,7 +300,10 @@ def test_resolving_keeps_the_first_state_and_the_data(packed):
         ({'drag': 0.1}, 'drag = 0.1, expected at most 0'),
         ({'forcing_wavenumber': 40}, 'does not resolve the force'),
         ({'burn_in': 0.015}, 'whole number of time steps'),
-        ({'layout': 'tile'}, "layout: got 'tile', expected one of packed, tiled; did you mean tiled"),
+        (
+            {'layout': 'tile'},
+            "layout: got 'tile', expected one of packed, tiled; did you mean tiled",
+        ),
     ],
 )
 def test_problem_errors(change, message):
@@ -266,11 +312,17 @@ def test_problem_errors(change, message):
 
 
 def test_errors_of_arrays_keys_and_constraints():
-    with pytest.raises(ValueError, match=r'Got v of shape \(4, 4, 3\), expected \(\.\.\., h, w, 2\)'):
+    with pytest.raises(
+        ValueError, match=r'Got v of shape \(4, 4, 3\), expected \(\.\.\., h, w, 2\)'
+    ):
         flows.divergence(jnp.zeros((4, 4, 3)))
-    with pytest.raises(ValueError, match=r'Got v of shape \(8, 8, 2\), expected \(\.\.\., 16, 16, 2\)'):
+    with pytest.raises(
+        ValueError, match=r'Got v of shape \(8, 8, 2\), expected \(\.\.\., 16, 16, 2\)'
+    ):
         SMALL.interval()(jnp.zeros((8, 8, 2)))
-    with pytest.raises(ValueError, match=r"Got x of shape \(2, 16, 64, 2\), expected \(b, 16, 16, 8\).*'packed'"):
+    with pytest.raises(
+        ValueError, match=r"Got x of shape \(2, 16, 64, 2\), expected \(b, 16, 16, 8\).*'packed'"
+    ):
         divergence(SMALL).distance(jnp.zeros((2, 16, 64, 2)))
     with pytest.raises(ValueError, match=r'Got states = 1, expected at least 2'):
         kolmogorov(dataclasses.replace(SMALL, states=1))

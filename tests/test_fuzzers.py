@@ -1,4 +1,6 @@
-"""The fuzzers of `fuzz.py`: 150 cases of each, and every case in which one of them has found a defect."""
+"""The fuzzers of `fuzz.py`: 150 cases of each, and every case in which one of them has found a
+defect.
+"""
 
 import json
 
@@ -14,12 +16,20 @@ from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function
 from namm_jax.train.roll_call import Place, address_of
 
-QUIET = pytest.mark.filterwarnings('ignore:Reading `.npy`')  # of headers that look as if Python 2 wrote them
+QUIET = pytest.mark.filterwarnings(
+    'ignore:Reading `.npy`'
+)  # of headers that look as if Python 2 wrote them
 
 
 @QUIET
 @pytest.mark.parametrize('name', fuzz.FUZZERS)
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(random=st.randoms(use_true_random=False))
 def test_random_cases(name, random):
     make, check = fuzz.FUZZERS[name]
@@ -33,7 +43,9 @@ def test_the_script_counts_its_cases(capsys):
 
 def test_the_script_shows_failures_of_one_kind_once(capsys, monkeypatch):
     monkeypatch.setitem(
-        fuzz.FUZZERS, 'npy', fuzz.Fuzzer(lambda random: 'x.npy', lambda case: fuzz.outcome(lambda: 1 / 0))
+        fuzz.FUZZERS,
+        'npy',
+        fuzz.Fuzzer(lambda random: 'x.npy', lambda case: fuzz.outcome(lambda: 1 / 0)),
     )
     assert fuzz.main(['--only=npy', '--cases=3']) == 1
     told = capsys.readouterr()
@@ -41,7 +53,9 @@ def test_the_script_shows_failures_of_one_kind_once(capsys, monkeypatch):
     assert 'ZeroDivisionError' in told.out and ': 3}' in told.out
 
 
-BURGERS, FLOW, OWN = (f'--config=configs/{name}.py:tiny' for name in ('burgers', 'kolmogorov', 'own'))
+BURGERS, FLOW, OWN = (
+    f'--config=configs/{name}.py:tiny' for name in ('burgers', 'kolmogorov', 'own')
+)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,9 @@ FILES = {
     'terabytes': headed(described((2**40, 1, 1, 1)), 1, bytes(64)),
     'terabytes_of_no_numbers': headed(described((2**40, 1, 1, 1), "'|V4'"), 1, bytes(64)),
     'a_gigabyte_that_memory_has': headed(described((2**26, 2, 3, 1)), 1, bytes(64)),
-    'half_a_gigabyte_of_header': b'\x93NUMPY\x03\x00' + (2**29).to_bytes(4, 'little') + described((2, 2, 3, 1)),
+    'half_a_gigabyte_of_header': b'\x93NUMPY\x03\x00'
+    + (2**29).to_bytes(4, 'little')
+    + described((2, 2, 3, 1)),
     'more_than_64_bits': headed(described((2**70, 2, 3, 1)), 3, bytes(64)),
     'a_shape_of_a_boolean': headed(described((True, 2, 3, 1)), 1, bytes(48)),
     'no_pixels': headed(described((1, 0, 3, 1)), 1, bytes(48)),
@@ -105,7 +121,9 @@ def test_files_that_ended_in_a_traceback_or_took_memory(data):
 
 
 def changed(change, *, calls=9, shards=()):
-    """Returns the files of the data set with a change of the manifest, and shards replaced; no checksum tells."""
+    """Returns the files of the data set with a change of the manifest, and shards replaced; no
+    checksum tells.
+    """
     files = good_files(calls) | {}
     name = PARTIAL if PARTIAL in files else 'manifest.json'
     for shard, data in shards:
@@ -141,12 +159,22 @@ FOLDERS = {
     'shape_0': changed(lambda m: m.update(shape=0)),
     'shape_false': changed(lambda m: m.update(shape=False), calls=1),
     'shape_of_a_boolean': changed(lambda m: m.update(shape=[2, 3, True])),
-    'shape_of_no_shard': changed(lambda m: m.update(shape=[6], shards={s: {} for s in m['shards']}), calls=1),
+    'shape_of_no_shard': changed(
+        lambda m: m.update(shape=[6], shards={s: {} for s in m['shards']}), calls=1
+    ),
     'shards_nan': changed(lambda m: m['shards'].update(train=float('nan')), calls=3),
-    'shard_without_number': changed(lambda m: m['shards']['train']['train-00000.npy'].pop('n'), calls=3),
-    'shard_without_checksum': changed(lambda m: m['shards']['train']['train-00000.npy'].pop('crc32')),
-    'shard_of_3.0': changed(lambda m: m['shards']['train']['train-00000.npy'].update(n=3.0), calls=1),
-    'shard_missing_in_the_middle': changed(lambda m: m['shards']['train'].pop('train-00001.npy'), calls=3),
+    'shard_without_number': changed(
+        lambda m: m['shards']['train']['train-00000.npy'].pop('n'), calls=3
+    ),
+    'shard_without_checksum': changed(
+        lambda m: m['shards']['train']['train-00000.npy'].pop('crc32')
+    ),
+    'shard_of_3.0': changed(
+        lambda m: m['shards']['train']['train-00000.npy'].update(n=3.0), calls=1
+    ),
+    'shard_missing_in_the_middle': changed(
+        lambda m: m['shards']['train'].pop('train-00001.npy'), calls=3
+    ),
     'shards_in_another_order': changed(reorder),
     'file_outside': changed(redirect),
     'infinite_number_of_no_use': changed(lambda m: m.update(dtype=float('inf')), calls=4),
@@ -193,7 +221,9 @@ def test_measurements_that_ended_in_a_traceback_or_in_infinity(y, more):
 
 
 def test_a_function_that_is_not_jax_is_refused_by_solve(tmp_path):
-    (tmp_path / 'mine.py').write_text('import numpy\ndef mean(x):\n    return numpy.asarray(x).mean((1, 2))\n')
+    (tmp_path / 'mine.py').write_text(
+        'import numpy\ndef mean(x):\n    return numpy.asarray(x).mean((1, 2))\n'
+    )
     function = f'--config.assimilate.function={tmp_path}/mine.py:mean'
     fuzz.check_measurement((saved_array(np.zeros((1, 1))), [BURGERS, '--operator=own', function]))
 

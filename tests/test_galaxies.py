@@ -1,4 +1,6 @@
-"""Galaxy images: the stated laws of sources and noise, profiles at known points, and counts that can be seen."""
+"""Galaxy images: the stated laws of sources and noise, profiles at known points, and counts that
+can be seen.
+"""
 
 import dataclasses
 import functools
@@ -12,7 +14,13 @@ import pytest
 from scipy import ndimage
 
 from namm_jax.data import galaxies
-from namm_jax.data.galaxies import GalaxyProblem, Sources, sample_galaxies, sample_galaxies_with_counts, sample_noise
+from namm_jax.data.galaxies import (
+    GalaxyProblem,
+    Sources,
+    sample_galaxies,
+    sample_galaxies_with_counts,
+    sample_noise,
+)
 
 MANY = GalaxyProblem(points=64, count=(0, 16))
 QUIET = GalaxyProblem(points=16, count=(0, 2), noise=0.0)
@@ -21,12 +29,19 @@ QUIET = GalaxyProblem(points=16, count=(0, 2), noise=0.0)
 @functools.partial(jax.jit, static_argnames='problem')
 def draw(keys, problem):
     sources, counts = galaxies.sample_sources(keys, problem=problem)
-    return sources, counts, sample_noise(keys, problem=problem), *sample_galaxies_with_counts(keys, problem=problem)
+    return (
+        sources,
+        counts,
+        sample_noise(keys, problem=problem),
+        *sample_galaxies_with_counts(keys, problem=problem),
+    )
 
 
 @pytest.fixture(scope='module')
 def drawn():
-    """Returns sources, counts, noise, fields and counts again, of 200 images with 0 to 16 sources."""
+    """Returns sources, counts, noise, fields and counts again, of 200 images with 0 to 16
+    sources.
+    """
     return jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(0), 200), MANY))
 
 
@@ -66,7 +81,8 @@ def test_peaks_widths_and_angles_have_the_stated_laws(drawn):
     assert MANY.faintest <= peaks.min() and peaks.max() <= 10
     assert peaks.mean() == pytest.approx((MANY.faintest + 10) / 2, abs=0.25)
     s_x, s_y = sources.widths[..., 0], sources.widths[..., 1]
-    # At 64 points s_x = max(Gamma(1.6, 1), 1): the regularised incomplete gamma function P(1.6, 1) is 0.391.
+    # At 64 points s_x = max(Gamma(1.6, 1), 1): the regularised incomplete gamma function P(1.6, 1)
+    # is 0.391.
     assert s_x.min() == 1
     assert (s_x == 1).mean() == pytest.approx(0.391, abs=0.035)
     ratio = (s_y / s_x) ** 2
@@ -83,8 +99,11 @@ def test_the_paper_s_faintest_source_and_that_of_a_smaller_image():
 def test_noise_has_the_stated_strength(drawn):
     noise = drawn[2]
     assert noise.std() == pytest.approx(MANY.smoothed_noise, rel=0.03)
-    # Far from the border: white noise of 4.25 smoothed by sigma = 2 has the standard deviation 4.25 / (2 sqrt(pi) 2).
-    assert noise[:, 16:-16, 16:-16].std() == pytest.approx(4.25 / (4 * math.sqrt(math.pi)), rel=0.05)
+    # Far from the border: white noise of 4.25 smoothed by sigma = 2 has the standard deviation 4.25
+    # / (2 sqrt(pi) 2).
+    assert noise[:, 16:-16, 16:-16].std() == pytest.approx(
+        4.25 / (4 * math.sqrt(math.pi)), rel=0.05
+    )
     # Reflected noise adds up at the border: in a corner nearly twice.
     assert noise[:, [0, 0, -1, -1], [0, -1, 0, -1]].std() == pytest.approx(1.163, rel=0.12)
 
@@ -92,7 +111,9 @@ def test_noise_has_the_stated_strength(drawn):
 def test_smoothing_is_that_of_scipy_with_reflection():
     white = np.random.default_rng(0).normal(size=(12, 12))
     blur = galaxies._blur_matrix(12, 2.0)
-    np.testing.assert_allclose(blur @ white @ blur.T, ndimage.gaussian_filter(white, 2.0, mode='reflect'), atol=1e-12)
+    np.testing.assert_allclose(
+        blur @ white @ blur.T, ndimage.gaussian_filter(white, 2.0, mode='reflect'), atol=1e-12
+    )
 
 
 def test_images_are_their_sources_and_noise_scaled_to_the_unit_interval(drawn):
@@ -114,7 +135,8 @@ def test_as_many_peaks_are_seen_as_there_are_sources(drawn):
 
 
 def test_profile_of_a_source():
-    # Half of the peak lies at 2 ln 2 widths from the centre: here 3 pixels along the axis of s_x and 2 across it.
+    # Half of the peak lies at 2 ln 2 widths from the centre: here 3 pixels along the axis of s_x
+    # and 2 across it.
     width = np.array([3, 2]) / (2 * math.log(2))
     sources = Sources(
         centres=jnp.full((3, 1, 2), jnp.array([20, 30])),
@@ -128,7 +150,9 @@ def test_profile_of_a_source():
     along = [level[20, 27], level[20, 33], upright[17, 30], upright[23, 30]]
     np.testing.assert_allclose(across + along, 4, rtol=1e-5)
     np.testing.assert_allclose([level[20, 36], level[22, 33]], [8 / 16, 2], rtol=1e-5)
-    assert oblique[23, 33] > oblique[17, 33] + 0.5, 'the angle turns from columns towards larger rows'
+    assert oblique[23, 33] > oblique[17, 33] + 0.5, (
+        'the angle turns from columns towards larger rows'
+    )
 
 
 def test_sources_add_up_and_empty_slots_add_nothing():

@@ -1,4 +1,6 @@
-"""Sets given by inequalities: zero inside, known distances outside, and nearest points that no feasible point beats."""
+"""Sets given by inequalities: zero inside, known distances outside, and nearest points that no
+feasible point beats.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,9 @@ def test_zero_and_flat_inside_and_positive_outside(name):
 def test_restore_is_the_nearest_point_and_keeps_the_inside(name):
     constraint, others = SETS[name], feasible(name, 2000)
     inside = jnp.asarray(others[:6].reshape(6, *SHAPE), jnp.float32)
-    np.testing.assert_allclose(constraint.restore(inside)[0], inside, atol=2e-6 if name == 'simplex' else 0)
+    np.testing.assert_allclose(
+        constraint.restore(inside)[0], inside, atol=2e-6 if name == 'simplex' else 0
+    )
 
     restored, info = constraint.restores['nearest'](OUTSIDE)
     assert info == {}
@@ -84,7 +88,9 @@ def test_distances_worked_out_by_hand():
 
 def test_distance_and_nearest_point_agree():
     moved = flat(SETS['ball'].restore(OUTSIDE)[0]) - flat(OUTSIDE)
-    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), SETS['ball'].distance(OUTSIDE), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(moved, axis=1), SETS['ball'].distance(OUTSIDE), rtol=1e-5
+    )
     moved = flat(SETS['box'].restore(OUTSIDE)[0]) - flat(OUTSIDE)
     np.testing.assert_allclose(np.abs(moved).mean(1), SETS['box'].distance(OUTSIDE), rtol=1e-5)
 
@@ -104,7 +110,9 @@ def test_ball_from_far_away():
 
 def test_half_spaces_do_not_depend_on_the_length_of_normals():
     longer = half_spaces(7 * NORMALS, jnp.array([7.0, 14.0, 21.0]))
-    np.testing.assert_allclose(longer.residual(OUTSIDE), SETS['half_spaces'].residual(OUTSIDE), atol=1e-5)
+    np.testing.assert_allclose(
+        longer.residual(OUTSIDE), SETS['half_spaces'].residual(OUTSIDE), atol=1e-5
+    )
     assert len(jax.tree.leaves(longer)) == 2
 
 
@@ -124,7 +132,10 @@ def test_precision_is_kept_or_raised():
         (lambda: ball(1, center=float('inf')), 'Got center = inf'),
         (lambda: simplex(-1.0), 'Got total = -1.0'),
         (lambda: mass_below(float('nan')), 'Got limit = nan'),
-        (lambda: half_spaces(NORMALS, jnp.zeros(2)), r'normals of shape \(3, 4, 2, 2\) and offsets of shape \(2,\)'),
+        (
+            lambda: half_spaces(NORMALS, jnp.zeros(2)),
+            r'normals of shape \(3, 4, 2, 2\) and offsets of shape \(2,\)',
+        ),
         (lambda: half_spaces(0 * NORMALS, jnp.zeros(3)), 'norms > 0'),
         (lambda: SETS['half_spaces'].distance(jnp.zeros((1, 2, 2, 2))), r'expected \(b, 4, 2, 2\)'),
     ],

@@ -1,4 +1,6 @@
-"""Posterior sampling on linear-Gaussian problems, whose posterior is known, and what guidance reduces to."""
+"""Posterior sampling on linear-Gaussian problems, whose posterior is known, and what guidance
+reduces to.
+"""
 
 import functools
 
@@ -32,8 +34,9 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
     found = measured_gain(keys, NORMAL, rows(3), x, levels, prior_std=STD)
     np.testing.assert_allclose(found, 1, rtol=0.05)
 
-    # Data `a (1, 1, 1, 1)`, a ~ N(0, tau^2): the mean of n = 4 values estimates a, with variance 1 / (1 / tau^2 + n /
-    # sigma^2). The first row is the sum of the values over 2, so it measures 2 a; the others measure 0.
+    # Data `a (1, 1, 1, 1)`, a ~ N(0, tau^2): the mean of n = 4 values estimates a, with variance 1
+    # / (1 / tau^2 + n / sigma^2). The first row is the sum of the values over 2, so it measures 2
+    # a; the others measure 0.
     def denoiser(x, sigma):
         a = jnp.mean(x, (1, 2, 3), keepdims=True) * 4 * STD**2 / (4 * STD**2 + sigma**2)
         return a * jnp.ones_like(x)
@@ -48,7 +51,9 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
 
 
 def posterior(count, y, noise_std):
-    """Returns the mean and covariance of `N(MEAN, STD^2 I)` given the first rows of it, with noise."""
+    """Returns the mean and covariance of `N(MEAN, STD^2 I)` given the first rows of it, with
+    noise.
+    """
     seen = ROWS[:count]
     gain = STD**2 * seen.T @ np.linalg.inv(STD**2 * seen @ seen.T + noise_std**2 * np.eye(count))
     mean = MEAN + gain @ (np.asarray(y)[0] - MEAN * seen.sum(1))
@@ -60,7 +65,9 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 
 def draw(sampler, denoiser, n, shape=SHAPE, seed=0):
-    return jax.jit(lambda keys: sampler(keys, denoiser, shape))(sampling.sample_keys(jax.random.key(seed), n))
+    return jax.jit(lambda keys: sampler(keys, denoiser, shape))(
+        sampling.sample_keys(jax.random.key(seed), n)
+    )
 
 
 def curved(x, sigma):
@@ -82,7 +89,11 @@ def test_misfit_of_the_truth_is_the_norm_of_the_noise():
     measure, truth = (lambda x: x * x), jnp.abs(y) ** 0.5 * (y > 0)
     noise = jax.random.normal(jax.random.key(1), y.shape)
     noisy = measure(truth) + 0.01 * noise
-    close(ip.misfit(measure, noisy, 0.01)(truth), jnp.linalg.norm(noise.reshape(4, -1), axis=1), rtol=1e-3)
+    close(
+        ip.misfit(measure, noisy, 0.01)(truth),
+        jnp.linalg.norm(noise.reshape(4, -1), axis=1),
+        rtol=1e-3,
+    )
     close(ip.misfit_per_value(measure, noisy, 0.01)(truth), 1, atol=5 / np.sqrt(2000))
 
 
@@ -161,14 +172,18 @@ def test_a_step_costs_one_call_and_one_backward_pass(name):
     step = ip.dps(sampler.step, sampler.schedule, ip.misfit(rows(3), Y, 0.2), scale=0.05)
     draw(sampler._replace(step=step), lambda x, sigma: network(x), 2).block_until_ready()
     jax.effects_barrier()
-    assert sorted(made) == ['backward'] * 3 + ['forward'] * 3 + ['plain'], 'three steps, and the last denoising as is'
+    assert sorted(made) == ['backward'] * 3 + ['forward'] * 3 + ['plain'], (
+        'three steps, and the last denoising as is'
+    )
 
 
 def test_scale_in_standardised_coordinates_is_divided_by_the_variance(x):
     """On the EDM path `x = MEAN + STD u` is one path of data and of standardised data."""
     schedule, potential = sampling.PATHS['edm'].schedule(), ip.misfit(rows(3), Y, 0.2)
     step = sampling.ddim(schedule)
-    raw = one_step(ip.dps(step, schedule, potential, scale=0.05), MEAN + STD * x, t=STD * T, s=STD * S)[0]
+    raw = one_step(
+        ip.dps(step, schedule, potential, scale=0.05), MEAN + STD * x, t=STD * T, s=STD * S
+    )[0]
     standard = diffusion.rescaled(curved, mean=-MEAN / STD, std=1 / STD)
     inside = ip.dps(step, schedule, lambda u: potential(MEAN + STD * u), scale=0.05 / STD**2)
     close(MEAN + STD * one_step(inside, x, denoiser=standard)[0], raw)
@@ -180,11 +195,17 @@ def test_polyak_reaches_its_target_where_the_potential_is_linear(x):
     linear = lambda x: (slope * x).sum((1, 2, 3)) + 50
     stay = lambda denoiser, keys, x, memory, t, s: (x + 0 * denoiser(x, t), memory)
     move = lambda potential, target=10.0, **options: one_step(
-        ip.guided_step(stay, schedule, potential, ip.polyak(target, **options)), x, denoiser=lambda x, sigma: x
+        ip.guided_step(stay, schedule, potential, ip.polyak(target, **options)),
+        x,
+        denoiser=lambda x, sigma: x,
     )[0]
     for unit in (1e-25, 1.0, 1e12):
-        close(linear(move(lambda x, unit=unit: unit * linear(x), unit * 10, limit=1e3)), 10, rtol=1e-4)
-    close(linear(move(linear, zeta=0.25, limit=1e3)), linear(x) - 0.25 * (linear(x) - 10), rtol=1e-4)
+        close(
+            linear(move(lambda x, unit=unit: unit * linear(x), unit * 10, limit=1e3)), 10, rtol=1e-4
+        )
+    close(
+        linear(move(linear, zeta=0.25, limit=1e3)), linear(x) - 0.25 * (linear(x) - 10), rtol=1e-4
+    )
     shift = move(linear) - x
     close(jnp.sqrt((shift**2).mean((1, 2, 3))), T, rtol=1e-4)
     assert (move(lambda x: linear(x) - 1e4) == x).all(), 'below the target there is no guidance'
@@ -192,7 +213,9 @@ def test_polyak_reaches_its_target_where_the_potential_is_linear(x):
 
 
 def test_discrepancy_is_the_misfit_along_a_posterior_trajectory():
-    """Draws of data, measurement and state together: whatever y, the state is one of its posterior trajectory."""
+    """Draws of data, measurement and state together: whatever y, the state is one of its posterior
+    trajectory.
+    """
     n, level, noise = 20_000, 0.5, 0.2
     key_data, key_noise, key_state = jax.random.split(jax.random.key(0), 3)
     x_0 = MEAN + STD * jax.random.normal(key_data, (n, *SHAPE))
@@ -201,7 +224,9 @@ def test_discrepancy_is_the_misfit_along_a_posterior_trajectory():
     target = ip.discrepancy(3, noise_std=noise, prior_std=STD)
     close(jnp.mean(ip.misfit(rows(3), y, noise)(estimate) ** 2), target(level) ** 2, rtol=0.03)
     close(target(1e-6), np.sqrt(3))
-    standard = ip.discrepancy(3, noise_std=noise, gain=STD**2)  # the same in standardised coordinates
+    standard = ip.discrepancy(
+        3, noise_std=noise, gain=STD**2
+    )  # the same in standardised coordinates
     close(standard(level / STD), target(level))
 
 
@@ -219,7 +244,10 @@ def test_a_broken_chain_stays_broken_alone(x):
 
 def test_a_sample_depends_on_its_key_and_measurement_alone():
     y = jnp.linspace(-1, 1, 15).reshape(5, 3)
-    keys, sampler = sampling.sample_keys(jax.random.key(0), 5), sampling.make_sampler('ancestral', steps=5)
+    keys, sampler = (
+        sampling.sample_keys(jax.random.key(0), 5),
+        sampling.make_sampler('ancestral', steps=5),
+    )
 
     def run(keys, y):
         length = ip.polyak(ip.discrepancy(3, noise_std=0.2))
@@ -239,7 +267,9 @@ def test_a_measurement_after_the_identity_is_the_plain_one():
 
     def run(measure, keys):
         potential = ip.misfit(measure, Y, 0.2)
-        step = ip.dps(sampler.step, sampler.schedule, lambda u: potential(MEAN + STD * u), scale=0.05)
+        step = ip.dps(
+            sampler.step, sampler.schedule, lambda u: potential(MEAN + STD * u), scale=0.05
+        )
         return sampler._replace(step=step)(keys, NORMAL, SHAPE)
 
     both = jax.jit(lambda keys: (run(rows(3), keys), run(lambda z: rows(3)(f(z)), keys)))
@@ -268,7 +298,11 @@ def test_weighted_guidance_reaches_the_posterior(name, steps):
     deviation = np.sqrt(np.diag(covariance))
     # Four standard errors of the Monte Carlo mean and covariance, and 3 % for finitely many steps.
     close((samples.mean(0) - mean) / deviation, 0, atol=4 / np.sqrt(n) + 0.01)
-    close((np.cov(samples.T) - covariance) / np.outer(deviation, deviation), 0, atol=4 * np.sqrt(2 / n) + 0.03)
+    close(
+        (np.cov(samples.T) - covariance) / np.outer(deviation, deviation),
+        0,
+        atol=4 * np.sqrt(2 / n) + 0.03,
+    )
 
 
 def test_little_noise_and_all_measured_give_the_truth():
@@ -299,12 +333,16 @@ def test_weighted_guidance_goes_no_farther_than_its_limit(x):
 
 @functools.cache
 def standard_problem():
-    y = jax.random.normal(jax.random.key(7), (1, 16)) + 0.2 * jax.random.normal(jax.random.key(8), (1, 16))
+    y = jax.random.normal(jax.random.key(7), (1, 16)) + 0.2 * jax.random.normal(
+        jax.random.key(8), (1, 16)
+    )
     return y, np.asarray(y)[0] / 1.04, np.sqrt(0.04 / 1.04)
 
 
 def statistics(name, steps, length, n=200):
-    """Returns mean and standard deviation over the posterior's, and the misfit a value; all 16 values measured."""
+    """Returns mean and standard deviation over the posterior's, and the misfit a value; all 16
+    values measured.
+    """
     y, mean, deviation = standard_problem()
     measure = lambda x: x.reshape(len(x), -1)
     sampler = sampling.make_sampler(name, steps=steps)
@@ -312,7 +350,11 @@ def statistics(name, steps, length, n=200):
     samples = draw(sampler._replace(step=step), STANDARD, n, (4, 4, 1))
     flat = np.asarray(samples).reshape(n, 16)
     agreement = ip.misfit_per_value(measure, y, 0.2)(samples)
-    return [flat.mean(0) @ mean / (mean @ mean), flat.std(0).mean() / deviation, float(agreement.mean())]
+    return [
+        flat.mean(0) @ mean / (mean @ mean),
+        flat.std(0).mean() / deviation,
+        float(agreement.mean()),
+    ]
 
 
 def test_the_bias_of_dps_is_the_documented_one():
@@ -329,9 +371,12 @@ def test_the_discrepancy_principle_fits_the_data_to_one_noise_standard_deviation
 def test_half_precision_stays(x):
     half, raised = x.astype(jnp.bfloat16), lambda x: rows(3)(x.astype(jnp.float32))
     schedule = sampling.PATHS['edm'].schedule()
-    step = ip.guided_step(sampling.ddim(schedule), schedule, ip.misfit(raised, Y, 0.2), ip.polyak(1.0))
+    step = ip.guided_step(
+        sampling.ddim(schedule), schedule, ip.misfit(raised, Y, 0.2), ip.polyak(1.0)
+    )
     dtypes = [
-        jax.eval_shape(lambda x, now=now: one_step(now, x)[0], half).dtype for now in (step, sampling.ddim(schedule))
+        jax.eval_shape(lambda x, now=now: one_step(now, x)[0], half).dtype
+        for now in (step, sampling.ddim(schedule))
     ]
     assert dtypes[0] == dtypes[1]
     guided = ip.weighted_guidance(lambda x, sigma: x, raised, Y, noise_std=0.2, prior_std=STD)
@@ -347,12 +392,21 @@ FIELDS = jnp.zeros((5, *SHAPE))
     [
         (lambda: ip.misfit(rows(3), Y, 0.0), 'noise_std: got 0.0'),
         (lambda: ip.misfit(rows(3), Y, jnp.ones(3)), 'noise_std: got .*one finite positive'),
-        (lambda: ip.misfit(rows(3), Y.at[0, 1].set(jnp.inf), 0.2), 'y: got values that are not finite'),
+        (
+            lambda: ip.misfit(rows(3), Y.at[0, 1].set(jnp.inf), 0.2),
+            'y: got values that are not finite',
+        ),
         (lambda: ip.misfit(rows(3), Y + 1j, 0.2), r'y: got complex64\[1, 3\]'),
         (lambda: ip.misfit(rows(3), jnp.ones(3), 0.2), r'y: got float32\[3\]'),
-        (lambda: ip.misfit(rows(4), Y, 0.2)(FIELDS), r'measure: got shape \(5, 4\).*y has shape \(1, 3\)'),
+        (
+            lambda: ip.misfit(rows(4), Y, 0.2)(FIELDS),
+            r'measure: got shape \(5, 4\).*y has shape \(1, 3\)',
+        ),
         (lambda: ip.misfit(rows(3), jnp.ones((2, 3)), 0.2)(FIELDS), r'y has shape \(2, 3\)'),
-        (lambda: ip.misfit(lambda x: rows(3)(x) > 0, Y, 0.2)(FIELDS), 'measure: got bool.*others have no slope'),
+        (
+            lambda: ip.misfit(lambda x: rows(3)(x) > 0, Y, 0.2)(FIELDS),
+            'measure: got bool.*others have no slope',
+        ),
         (lambda: ip.with_constraint(jnp.sum, jnp.sum, -1.0), 'weight: got -1.0'),
         (lambda: ip.fixed(float('nan')), 'scale: got nan'),
         (lambda: ip.dps(sampling.ddim(SCHEDULE), SCHEDULE, jnp.sum, scale=-0.1), 'scale: got -0.1'),
@@ -365,7 +419,9 @@ FIELDS = jnp.zeros((5, *SHAPE))
             'prior_std: got -1.0',
         ),
         (
-            lambda: ip.weighted_guidance(NORMAL, rows(3), Y, noise_std=0.2, prior_std=1.0, limit=0.0),
+            lambda: ip.weighted_guidance(
+                NORMAL, rows(3), Y, noise_std=0.2, prior_std=1.0, limit=0.0
+            ),
             'limit: got 0.0',
         ),
         (
@@ -373,7 +429,10 @@ FIELDS = jnp.zeros((5, *SHAPE))
             r'potential: got shape \(\), expected one number a sample, \(5,\)',
         ),
         (
-            lambda: one_step(ip.dps(sampling.heun(SCHEDULE), SCHEDULE, ip.misfit(rows(3), Y, 0.2), scale=0.1), FIELDS),
+            lambda: one_step(
+                ip.dps(sampling.heun(SCHEDULE), SCHEDULE, ip.misfit(rows(3), Y, 0.2), scale=0.1),
+                FIELDS,
+            ),
             'step: it called its denoiser 2 times, expected once',
         ),
     ],
@@ -387,9 +446,13 @@ def test_everything_may_be_built_inside_a_compiled_function():
     noise, y, scale = jnp.float32(0.2), Y, jnp.float32(0.05)
 
     def run(x):
-        potential = ip.with_constraint(ip.misfit(rows(3), y, noise), lambda x: x[:, 0, 0, 0] ** 2, jnp.float32(2))
+        potential = ip.with_constraint(
+            ip.misfit(rows(3), y, noise), lambda x: x[:, 0, 0, 0] ** 2, jnp.float32(2)
+        )
         moved = one_step(ip.dps(sampling.ddim(SCHEDULE), SCHEDULE, potential, scale=scale), x)[0]
-        guided = ip.weighted_guidance(NORMAL, rows(3), y, noise_std=noise, prior_std=jnp.float32(STD))
+        guided = ip.weighted_guidance(
+            NORMAL, rows(3), y, noise_std=noise, prior_std=jnp.float32(STD)
+        )
         return moved, guided(x, T), ip.discrepancy(3, noise_std=noise)(T)
 
     moved, guided, target = jax.jit(run)(FIELDS)

@@ -1,7 +1,8 @@
-"""A process that dies, at any moment, and the same command after it: the result is that of a run never interrupted.
+"""A process that dies, at any moment, and the same command after it: the result is that of a run
+never interrupted.
 
-The processes are real, `launch/main.py` in an interpreter whose audit hook sends the signal: as a file of a given
-name is opened or renamed for the given time, which no clock could hit.
+The processes are real, `launch/main.py` in an interpreter whose audit hook sends the signal: as a
+file of a given name is opened or renamed for the given time, which no clock could hit.
 """
 
 import json
@@ -47,7 +48,12 @@ def start(folder, *arguments, at='', time=1, number=signal.SIGKILL):
         number: the signal.
     """
     program = [sys.executable, '-c', PROGRAM, f'{folder}/{at}', str(time), str(int(number))]
-    command = [str(ROOT / 'launch/main.py'), '--config=configs/burgers.py:tiny', f'--workdir={folder}', *arguments]
+    command = [
+        str(ROOT / 'launch/main.py'),
+        '--config=configs/burgers.py:tiny',
+        f'--workdir={folder}',
+        *arguments,
+    ]
     done = subprocess.run(program + command, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stderr
 
@@ -68,7 +74,8 @@ def timeless(tree):
 def saved(folder, stage):
     """Returns, for each checkpoint of a stage, name -> shape, dtype and checksum of every leaf."""
     found = {
-        path.parts[-3]: json.loads(path.read_text()) for path in (folder / stage).glob('checkpoints/*/meta/metadata')
+        path.parts[-3]: json.loads(path.read_text())
+        for path in (folder / stage).glob('checkpoints/*/meta/metadata')
     }
     return {step: item['body']['leaves'] for step, item in found.items()}
 
@@ -78,7 +85,9 @@ def outcome(folder, stage):
     arrays = {path.name: path.read_bytes() for path in sorted((folder / stage).glob('*.npy'))}
     metrics = read_json(folder / 'metrics.json') if stage in ('evaluate', 'report') else {}
     files = {
-        str(path.relative_to(folder / stage)) for path in (folder / stage).rglob('*') if 'checkpoints' not in path.parts
+        str(path.relative_to(folder / stage))
+        for path in (folder / stage).rglob('*')
+        if 'checkpoints' not in path.parts
     }
     facts = timeless(read_json(folder / 'stages' / f'{stage}.json'))
     return arrays, saved(folder, stage), records(folder, stage), timeless(metrics), files, facts
@@ -93,13 +102,17 @@ def begun(tiny_run, folder, *stages):
     for stage in stages:
         shutil.copytree(tiny_run / stage, folder / stage)
     lines = (tiny_run / 'metrics.jsonl').read_text().splitlines(keepends=True)
-    (folder / 'metrics.jsonl').write_text(''.join(line for line in lines if json.loads(line)['stage'] in stages))
+    (folder / 'metrics.jsonl').write_text(
+        ''.join(line for line in lines if json.loads(line)['stage'] in stages)
+    )
     return folder
 
 
 def test_killed_training_in_a_folder_then_moved_ends_as_if_nothing_had_been(tiny_run, tmp_path):
     folder = begun(tiny_run, tmp_path / 'run', 'data')
-    status, told = start(folder, '--stages=mirror', at='mirror/checkpoints/8.orbax*')  # half a checkpoint
+    status, told = start(
+        folder, '--stages=mirror', at='mirror/checkpoints/8.orbax*'
+    )  # half a checkpoint
     assert status == -signal.SIGKILL and 'mirror: starting' in told
     assert set(saved(folder, 'mirror')) == {'4'} and records(folder, 'mirror')[-1]['step'] >= 8
     folder = shutil.move(folder, tmp_path / 'moved')
@@ -137,7 +150,9 @@ def test_every_stage_killed_twice(tiny_run, tmp_path, stage):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_at_any_moment(tiny_run, tmp_path):
-    """At the first, second, third, fifth, ... time that a file of the run folder is touched, one after the other."""
+    """At the first, second, third, fifth, ... time that a file of the run folder is touched, one
+    after the other.
+    """
     folder, moments = begun(tiny_run, tmp_path / 'run', 'data'), [1, 2]
     while start(folder, '--stages=mirror', at='*', time=moments[-1])[0] == -signal.SIGKILL:
         moments.append(moments[-1] + moments[-2])
@@ -153,8 +168,14 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
     folder = begun(tiny_run, tmp_path / 'run', 'data')
     status, told = start(folder, '--stages=mirror', at='metrics.jsonl', number=number)
     assert status == 128 + number and 'Traceback' not in told
-    assert f'signal {number}: saving, then stopping' in told and 'the same command goes on from here' in told
-    assert max(map(int, saved(folder, 'mirror'))) < 12 and not read_json(folder / 'stages/mirror.json')['finished']
+    assert (
+        f'signal {number}: saving, then stopping' in told
+        and 'the same command goes on from here' in told
+    )
+    assert (
+        max(map(int, saved(folder, 'mirror'))) < 12
+        and not read_json(folder / 'stages/mirror.json')['finished']
+    )
     assert start(folder, '--stages=mirror')[0] == 0
     assert outcome(folder, 'mirror') == outcome(tiny_run, 'mirror')
 
@@ -163,7 +184,11 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ('stage', 'at'),
-    [('data', 'data/train-00000.npy.tmp'), ('sample', 'sample/dm.npy.tmp'), ('evaluate', 'sample/mdm.npy')],
+    [
+        ('data', 'data/train-00000.npy.tmp'),
+        ('sample', 'sample/dm.npy.tmp'),
+        ('evaluate', 'sample/mdm.npy'),
+    ],
 )
 def test_signal_stops_the_other_stages_between_their_parts(tiny_run, tmp_path, stage, at):
     folder = begun(tiny_run, tmp_path / 'run', *STAGES[: STAGES.index(stage)])

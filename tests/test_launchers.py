@@ -1,4 +1,6 @@
-"""The launch files of pods and clusters, with commands in the place of `gcloud`, `srun` and `scontrol` that log."""
+"""The launch files of pods and clusters, with commands in the place of `gcloud`, `srun` and
+`scontrol` that log.
+"""
 
 import os
 import subprocess
@@ -9,7 +11,8 @@ import pytest
 NAMES = {'PROJECT': 'p', 'ZONE': 'z', 'BUCKET': 'b', 'REPOSITORY': 'r'}
 LAUNCH = Path(__file__).resolve().parent.parent / 'launch'
 
-# The state of the queued resource is the first line of a file; creating and running change it as told there.
+# The state of the queued resource is the first line of a file; creating and running change it as
+# told there.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >> "$LOG"
 case "$*" in
@@ -27,7 +30,9 @@ esac
 
 @pytest.fixture
 def run(tmp_path):
-    """Returns a function that runs a launch file, our commands first on its path, and returns what came of it."""
+    """Returns a function that runs a launch file, our commands first on its path, and returns what
+    came of it.
+    """
     folder, log = tmp_path / 'bin', tmp_path / 'log'
     folder.mkdir()
 
@@ -38,9 +43,13 @@ def run(tmp_path):
         log.write_text('')
         path = f'{folder}:{os.environ["PATH"]}'
         done = subprocess.run(
-            ['bash', LAUNCH / file, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+            ['bash', LAUNCH / file, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
             env={**os.environ, 'PATH': path, 'LOG': str(log), **environment},
-        )  # fmt: skip
+        )
         return done, log.read_text().splitlines()
 
     return run
@@ -49,9 +58,16 @@ def run(tmp_path):
 def test_tpu_pod_goes_on_after_a_preemption(run, tmp_path):
     (tmp_path / 'fates').write_text('preempted\ndone\n')
     names = dict(
-        PROJECT='p', ZONE='z', BUCKET='b', REPOSITORY='r', STATE=str(tmp_path / 's'), FATES=str(tmp_path / 'fates')
+        PROJECT='p',
+        ZONE='z',
+        BUCKET='b',
+        REPOSITORY='r',
+        STATE=str(tmp_path / 's'),
+        FATES=str(tmp_path / 'fates'),
     )
-    done, log = run('tpu_pod.sh', '--config=configs/burgers.py:paper', commands={'gcloud': GCLOUD}, **names)
+    done, log = run(
+        'tpu_pod.sh', '--config=configs/burgers.py:paper', commands={'gcloud': GCLOUD}, **names
+    )
     assert done.returncode == 0, done.stderr
     assert sum('create' in line for line in log) == 2 and sum('delete' in line for line in log) == 1
     runs = [line for line in log if 'main.py' in line]
@@ -62,7 +78,12 @@ def test_tpu_pod_goes_on_after_a_preemption(run, tmp_path):
 def test_tpu_pod_stops_where_the_run_itself_fails(run, tmp_path):
     (tmp_path / 'fates').write_text('failed\n')
     names = dict(
-        PROJECT='p', ZONE='z', BUCKET='b', REPOSITORY='r', STATE=str(tmp_path / 's'), FATES=str(tmp_path / 'fates')
+        PROJECT='p',
+        ZONE='z',
+        BUCKET='b',
+        REPOSITORY='r',
+        STATE=str(tmp_path / 's'),
+        FATES=str(tmp_path / 'fates'),
     )
     done, log = run('tpu_pod.sh', commands={'gcloud': GCLOUD}, **names)
     assert done.returncode == 1 and 'the run itself failed' in done.stderr
@@ -80,7 +101,12 @@ def test_slurm_job_queues_itself_again_when_its_time_is_up(run, tmp_path, status
         'scontrol': '#!/usr/bin/env bash\necho "scontrol $*" >> "$LOG"\n',
     }
     done, log = run(
-        'slurm.sbatch', '--config=a', '--workdir=b', commands=commands, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='7'
+        'slurm.sbatch',
+        '--config=a',
+        '--workdir=b',
+        commands=commands,
+        SLURM_SUBMIT_DIR=str(tmp_path),
+        SLURM_JOB_ID='7',
     )
     assert done.returncode == status and '--distributed --config=a --workdir=b' in log[0]
     assert log[1:] == ['scontrol requeue 7'] * queued

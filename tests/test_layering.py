@@ -1,4 +1,6 @@
-"""Imports point one way: data -> constraint -> mirror map -> diffusion -> sampling -> evaluation -> train -> launch."""
+"""Imports point one way: data -> constraint -> mirror map -> diffusion -> sampling -> evaluation ->
+train -> launch.
+"""
 
 import ast
 import gc
@@ -11,13 +13,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The maths never opens a file, reads a config or a clock, so its part of the standard library is short.
-MATHS = {'jax', 'jaxtyping', 'numpy', '__future__', 'collections', 'dataclasses', 'difflib', 'enum', 'functools'}
+# The maths never opens a file, reads a config or a clock, so its part of the standard library is
+# short.
+MATHS = {
+    'jax',
+    'jaxtyping',
+    'numpy',
+    '__future__',
+    'collections',
+    'dataclasses',
+    'difflib',
+    'enum',
+    'functools',
+}
 MATHS |= {'namm_jax.choices', 'namm_jax.per_sample', 'itertools', 'math', 'operator', 'typing'}
-SYSTEM = {'namm_jax.choices', 'namm_jax.per_sample', 'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
+SYSTEM = {
+    'namm_jax.choices',
+    'namm_jax.per_sample',
+    'jax',
+    'jaxtyping',
+    'numpy',
+    'rich',
+    *sys.stdlib_module_names,
+}
 
-# Layer -> (what it may import of this package, what else). A module belongs to its longest prefix here; one that has
-# none belongs to `namm_jax`, which imports nothing, so that a new module has to be given its place in this table.
+# Layer -> (what it may import of this package, what else). A module belongs to its longest prefix
+# here; one that has none belongs to `namm_jax`, which imports nothing, so that a new module has to
+# be given its place in this table.
 ALLOWED = {
     'namm_jax': ('', set()),
     'namm_jax.types': ('', MATHS),
@@ -50,12 +72,16 @@ ALLOWED = {
         SYSTEM - {'jax'} | {'matplotlib', 'PIL'},
     ),
     'namm_jax.train': (
-        'types layout pdes flows flow_layout data constraints counting networks mirror closed_form diffusion sampling '
-        'constraint_sampling operators operator_checks gains inverse_problems posterior_sampling posterior_statistics '
-        'variational evaluation train report',
+        'types layout pdes flows flow_layout data constraints counting networks mirror '
+        'closed_form diffusion sampling constraint_sampling operators operator_checks gains '
+        'inverse_problems posterior_sampling posterior_statistics variational evaluation train '
+        'report',
         SYSTEM | {'optax', 'ml_collections', 'absl'},
     ),
-    'namm_jax.train.config': ('train.fields', SYSTEM - {'jax'} | {'ml_collections'}),  # a config loads without JAX
+    'namm_jax.train.config': (
+        'train.fields',
+        SYSTEM - {'jax'} | {'ml_collections'},
+    ),  # a config loads without JAX
     'namm_jax.train.fields': ('', SYSTEM - {'jax'}),
     'namm_jax.train.presets': ('', SYSTEM - {'jax'}),
     'namm_jax.train.own': ('train.files train.dataset', SYSTEM - {'jax'} | {'PIL'}),
@@ -68,7 +94,9 @@ ALLOWED = {
 
 @pytest.fixture(autouse=True, scope='module')
 def no_collection():
-    """Holds the garbage collector: a future that it finalises inside `ast.parse` may log a traceback, which parses."""
+    """Holds the garbage collector: a future that it finalises inside `ast.parse` may log a
+    traceback, which parses.
+    """
     gc.collect()
     gc.disable()
     yield
@@ -81,7 +109,9 @@ def starts_with(name: str, prefix: str) -> bool:
 
 
 def imports(node: ast.AST, module: str, is_package: bool) -> list[str]:
-    """Returns the dotted names that one statement imports, relative ones resolved; `from a import b` gives `a.b`."""
+    """Returns the dotted names that one statement imports, relative ones resolved;
+    `from a import b` gives `a.b`.
+    """
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -92,7 +122,9 @@ def imports(node: ast.AST, module: str, is_package: bool) -> list[str]:
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Returns a line for each import of `source`, wherever it stands, that the table does not allow to `module`."""
+    """Returns a line for each import of `source`, wherever it stands, that the table does not allow
+    to `module`.
+    """
     layer = max((layer for layer in ALLOWED if starts_with(module, layer)), key=len)
     inside, outside = ALLOWED[layer]
     allowed = [f'namm_jax.{name}' for name in inside.split()] + sorted(outside)
@@ -100,7 +132,10 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         for name in imports(node, module, is_package):
             if not any(starts_with(name, prefix) for prefix in allowed):
-                found.append(f'{module}:{node.lineno} imports {name}; {layer} may import {inside or "nothing of ours"}')
+                found.append(
+                    f'{module}:{node.lineno} imports {name}; {layer} may import '
+                    f'{inside or "nothing of ours"}'
+                )
     return found
 
 
@@ -116,7 +151,9 @@ def eager(source: str, module: str, is_package: bool = False) -> list[str]:
 
 
 def modules(*folders: str) -> list[tuple[str, str, bool]]:
-    """Returns (source, dotted name, whether a package) of every Python file under these folders of the repository."""
+    """Returns (source, dotted name, whether a package) of every Python file under these folders of
+    the repository.
+    """
     found = []
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob('*.py')):
         parts = path.relative_to(ROOT).with_suffix('').parts
@@ -144,13 +181,21 @@ def test_imports_point_one_way():
 
 def test_the_figures_are_imported_only_when_drawn():
     for source, module, is_package in modules('namm_jax/train'):
-        assert not [name for name in eager(source, module, is_package) if starts_with(name, 'namm_jax.report.figures')]
+        assert not [
+            name
+            for name in eager(source, module, is_package)
+            if starts_with(name, 'namm_jax.report.figures')
+        ]
 
 
 def test_no_tensorflow_anywhere():
     folders = ('namm_jax', 'configs', 'launch', 'benchmarks', 'tests')
     nodes = [(node, file) for file in modules(*folders) for node in ast.walk(ast.parse(file[0]))]
-    names = {name for node, (_, module, is_package) in nodes for name in imports(node, module, is_package)}
+    names = {
+        name
+        for node, (_, module, is_package) in nodes
+        for name in imports(node, module, is_package)
+    }
     assert 'jax' in names and not {
         name for name in names if name.split('.')[0] in ('tensorflow', 'tensorflow_datasets')
     }
@@ -193,7 +238,11 @@ def test_a_violation_is_found(module, source):
     [
         ('namm_jax.pdes', 'from . import layout, types', False),
         ('namm_jax.constraints', 'from .burgers import burgers', True),
-        ('namm_jax.mirror', 'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp', False),
+        (
+            'namm_jax.mirror',
+            'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp',
+            False,
+        ),
         ('namm_jax.train.checkpoint', 'import orbax.checkpoint as ocp', False),
         ('configs.burgers', 'from namm_jax.train.config import experiment', False),
     ],
@@ -208,12 +257,16 @@ def test_an_import_inside_a_function_is_not_eager():
 
 
 def test_importing_the_package_does_no_work():
-    program = 'import sys; before = set(sys.modules); import namm_jax; print(*sorted(set(sys.modules) - before))'
+    program = (
+        'import sys; before = set(sys.modules); import namm_jax; print(*sorted(set(sys.modules) - '
+        'before))'
+    )
     assert run_python(program) == 'namm_jax'
 
 
 def test_a_config_loads_without_jax():
     program = (
-        f'import runpy, sys; runpy.run_path({str(ROOT / "configs" / "burgers.py")!r}); print("jax" in sys.modules)'
+        f'import runpy, sys; runpy.run_path({str(ROOT / "configs" / "burgers.py")!r}); print("jax" '
+        'in sys.modules)'
     )
     assert run_python(program) == 'False'

@@ -1,4 +1,6 @@
-"""The training loop on a quadratic whose minimum is known: convergence, exact resuming, and honest failures."""
+"""The training loop on a quadratic whose minimum is known: convergence, exact resuming, and honest
+failures.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,9 @@ class Toy:
         self.records, self.drawn, self.probed = [], 0, []
 
     def batches(self, start):
-        for batch in dataset.batches(self.data, seed=0, batch_size=8, start=start, steps=self.plan.steps):
+        for batch in dataset.batches(
+            self.data, seed=0, batch_size=8, start=start, steps=self.plan.steps
+        ):
             self.drawn += 1
             yield {'x': batch}
 
@@ -53,13 +57,24 @@ class Toy:
         asked = lambda: 15 if stop_after is not None and self.drawn >= stop_after else 0
         with Checkpoints(self.folder) as checkpoints:
             return fit(
-                self.task, self.batches, [{'x': DATA[:8]}, {'x': DATA[8:16]}], self.plan, key=jax.random.key(3),
-                mesh=make_mesh(), checkpoints=checkpoints, log=self.records.append, forget=self.forget,
-                probe=self.probe if self.plan.probes else None, asked_to_stop=asked,
-            )  # fmt: skip
+                self.task,
+                self.batches,
+                [{'x': DATA[:8]}, {'x': DATA[8:16]}],
+                self.plan,
+                key=jax.random.key(3),
+                mesh=make_mesh(),
+                checkpoints=checkpoints,
+                log=self.records.append,
+                forget=self.forget,
+                probe=self.probe if self.plan.probes else None,
+                asked_to_stop=asked,
+            )
 
     def timeless(self):
-        return [{name: value for name, value in record.items() if name != 'seconds'} for record in self.records]
+        return [
+            {name: value for name, value in record.items() if name != 'seconds'}
+            for record in self.records
+        ]
 
 
 @pytest.fixture(scope='module')
@@ -69,24 +84,32 @@ def uninterrupted(tmp_path_factory):
 
 
 def same(one, other):
-    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), one, other))
+    return jax.tree.all(
+        jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), one, other)
+    )
 
 
 def test_stops_of_a_plan():
     assert PLAN.probed() == {6, 11} and PLAN.stops() == [4, 6, 8, 11]
     assert [step for step in range(1, 12) if PLAN.validated(step)] == [6, 11]
-    assert Plan('', 1, 50, 200, 4, 0.9).stops() == [1] == sorted(Plan('', 1, 50, 200, 4, 0.9).probed())
+    assert (
+        Plan('', 1, 50, 200, 4, 0.9).stops() == [1] == sorted(Plan('', 1, 50, 200, 4, 0.9).probed())
+    )
     assert Plan('', 100, 50, 200, 0, 0.9).stops() == [50, 100]
     assert Plan('', 16, 100, 100, 4, 0.9).probed() == {4, 8, 12, 16}
 
 
 def test_finds_the_minimum(tmp_path):
     plan = Plan('toy', steps=300, log_every=100, validate_every=300, probes=0, ema=0.9)
-    toy = Toy(tmp_path / 'c', data=np.repeat(DATA[:1], 8, axis=0), plan=plan, task=quadratic(blur=0.0))
+    toy = Toy(
+        tmp_path / 'c', data=np.repeat(DATA[:1], 8, axis=0), plan=plan, task=quadratic(blur=0.0)
+    )
     fitted = toy.fit()
     np.testing.assert_allclose(fitted.state.params['w'], DATA[0], atol=1e-3)
     np.testing.assert_allclose(fitted.state.ema['w'], DATA[0], atol=1e-2)
-    assert toy.records[-1]['train/loss'] < 1e-3 * toy.records[0]['train/loss'] and fitted.seconds > 0
+    assert (
+        toy.records[-1]['train/loss'] < 1e-3 * toy.records[0]['train/loss'] and fitted.seconds > 0
+    )
 
 
 def test_records_say_what_happened(uninterrupted):
@@ -96,12 +119,20 @@ def test_records_say_what_happened(uninterrupted):
     seconds = [record['seconds'] for record in toy.records]
     assert seconds == sorted(seconds) and seconds[-1] == fitted.seconds
     first = [dataset.batch_indices(0, step, n=32, batch_size=8)[0] for step in range(11)]
-    for record, steps in zip(toy.records, (range(4), range(4, 6), range(6, 8), range(8, 11)), strict=True):
-        expected = np.mean([DATA[first[step], 0] for step in steps])  # the mean of all steps since the last record
+    for record, steps in zip(
+        toy.records, (range(4), range(4, 6), range(6, 8), range(8, 11)), strict=True
+    ):
+        expected = np.mean(
+            [DATA[first[step], 0] for step in steps]
+        )  # the mean of all steps since the last record
         np.testing.assert_allclose(record['train/first'], expected, rtol=1e-6)
-        assert ('heldout/loss' in record) == ('distance_mean' in record) == (record['step'] in (6, 11))
+        assert (
+            ('heldout/loss' in record) == ('distance_mean' in record) == (record['step'] in (6, 11))
+        )
     average = np.asarray(fitted.state.ema['w'])
-    held_out = np.mean((average - DATA[:16]) ** 2)  # of the averaged weights, without the training's noise
+    held_out = np.mean(
+        (average - DATA[:16]) ** 2
+    )  # of the averaged weights, without the training's noise
     np.testing.assert_allclose(toy.records[-1]['heldout/loss'], held_out, rtol=1e-5)
     assert len(toy.probed) == 2 and (toy.probed[-1] == average).all()
 
@@ -146,15 +177,21 @@ def test_finished_training_is_left_as_it_is(uninterrupted):
     assert same(fitted.state, expected.state) and fitted.seconds == expected.seconds
 
 
-@pytest.mark.parametrize(('step', 'good'), [(2, 'none: the stage starts anew'), (7, 'checkpoints/6. ')])
+@pytest.mark.parametrize(
+    ('step', 'good'), [(2, 'none: the stage starts anew'), (7, 'checkpoints/6. ')]
+)
 @pytest.mark.parametrize(('value', 'term'), [(0.0, 'inverse is inf'), (np.nan, 'first is nan')])
 def test_divergence_names_step_term_and_checkpoint(tmp_path, step, good, value, term):
     toy = Toy(tmp_path / 'checkpoints')
     batches = toy.batches
-    toy.batches = lambda start: ({'x': batch['x'] if k != step else 0 * batch['x'] + np.float32(value)}
-                                 for k, batch in enumerate(batches(start)))  # fmt: skip
+    toy.batches = lambda start: (
+        {'x': batch['x'] if k != step else 0 * batch['x'] + np.float32(value)}
+        for k, batch in enumerate(batches(start))
+    )
     with pytest.raises(Diverged) as error:
         toy.fit()
     for part in (f'toy: {term} at step {step}, expected a finite number', good):
         assert part in str(error.value)
-    assert max((record['step'] for record in toy.records), default=0) <= step  # nothing of it was recorded
+    assert (
+        max((record['step'] for record in toy.records), default=0) <= step
+    )  # nothing of it was recorded

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.mirror import OUTPUTS, add_noise, identity_map, namm_loss, neural_mirror_map, robustness
+from namm_jax.mirror import (
+    OUTPUTS,
+    add_noise,
+    identity_map,
+    namm_loss,
+    neural_mirror_map,
+    robustness,
+)
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
 from namm_jax.types import MirrorMap
@@ -42,7 +49,9 @@ def fields(seed, n=4, size=4):
 
 def scaling(up, down):
     """Returns g(x) = up x, f(z) = down z."""
-    return MirrorMap(lambda key, x: {}, lambda params, x: up * x, lambda params, z, dropout_key=None: down * z)
+    return MirrorMap(
+        lambda key, x: {}, lambda params, x: up * x, lambda params, z, dropout_key=None: down * z
+    )
 
 
 @pytest.fixture(scope='module')
@@ -50,16 +59,24 @@ def neural():
     """A learned mirror map with no parameter at 0, and the parameters."""
     mirror = neural_mirror_map(ICNN(filters=4, layers=1), UNet(channels=(8,), dropout=0.5))
     params = jax.jit(mirror.init)(KEY, jnp.zeros((1, 4, 4, 1)))
-    return mirror, jax.tree.map(lambda leaf: leaf + 0.1 * jnp.abs(jax.random.normal(KEY, leaf.shape)), params)
+    return mirror, jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.abs(jax.random.normal(KEY, leaf.shape)), params
+    )
 
 
 def test_identity_map_without_noise_costs_nothing_but_its_regularisation():
     x = fields(0)
-    loss, terms = namm_loss(identity_map(), {}, KEY, x, ZeroSum(), sigma_max=0.0, strong_convexity=0.5)
+    loss, terms = namm_loss(
+        identity_map(), {}, KEY, x, ZeroSum(), sigma_max=0.0, strong_convexity=0.5
+    )
     assert set(terms) == TERMS and terms['cycle_data'] == terms['cycle_mirror'] == 0
     assert terms['constraint'] < 1e-5  # the data are on the set
-    np.testing.assert_allclose(terms['regularisation'], jnp.abs(x).mean(), rtol=1e-6)  # (x - x / 2) / (1 / 2)
-    np.testing.assert_allclose(loss, terms['constraint'] + 1e-3 * terms['regularisation'], rtol=1e-6)
+    np.testing.assert_allclose(
+        terms['regularisation'], jnp.abs(x).mean(), rtol=1e-6
+    )  # (x - x / 2) / (1 / 2)
+    np.testing.assert_allclose(
+        loss, terms['constraint'] + 1e-3 * terms['regularisation'], rtol=1e-6
+    )
 
 
 def test_terms_of_a_scaling():
@@ -67,9 +84,15 @@ def test_terms_of_a_scaling():
     options = dict(sigma_max=0.0, strong_convexity=0.5)
     _, terms = namm_loss(scaling(2.0, 0.25), {}, KEY, x, ZeroSum(), **options)
     np.testing.assert_allclose(terms['cycle_data'], jnp.abs(x).mean() / 2, rtol=1e-6)  # |x / 2 - x|
-    np.testing.assert_allclose(terms['cycle_mirror'], jnp.abs(x).mean(), rtol=1e-6)  # |2 z / 4 - z|, z = 2 x
-    np.testing.assert_allclose(terms['constraint'], 8, rtol=1e-5)  # the sum of 16 pixels of mean 1 / 2
-    np.testing.assert_allclose(terms['regularisation'], 3 * jnp.abs(x).mean(), rtol=1e-6)  # |2 x - x / 2| / (1 / 2)
+    np.testing.assert_allclose(
+        terms['cycle_mirror'], jnp.abs(x).mean(), rtol=1e-6
+    )  # |2 z / 4 - z|, z = 2 x
+    np.testing.assert_allclose(
+        terms['constraint'], 8, rtol=1e-5
+    )  # the sum of 16 pixels of mean 1 / 2
+    np.testing.assert_allclose(
+        terms['regularisation'], 3 * jnp.abs(x).mean(), rtol=1e-6
+    )  # |2 x - x / 2| / (1 / 2)
 
     _, given = namm_loss(scaling(2.0, 0.25), {}, KEY, x, ZeroSum(), z, **options)
     for name in ('cycle_data', 'regularisation'):
@@ -86,13 +109,17 @@ def test_weights_combine_terms_that_carry_none():
     loss, weighted = namm_loss(mirror, {}, KEY, x, ZeroSum(), **options, **weights)
     assert all(weighted[name] == terms[name] for name in TERMS)
     cycles = terms['cycle_data'] + terms['cycle_mirror']
-    np.testing.assert_allclose(loss, 1.5 * cycles + 5 * terms['constraint'] + 7 * terms['regularisation'], rtol=1e-6)
+    np.testing.assert_allclose(
+        loss, 1.5 * cycles + 5 * terms['constraint'] + 7 * terms['regularisation'], rtol=1e-6
+    )
 
 
 def test_constraint_of_several_terms_names_each():
     _, terms = namm_loss(identity_map(), {}, KEY, 1 + fields(0), ZeroSum(weight=2.0), sigma_max=0.0)
     assert set(terms) == TERMS | {'constraint/sum', 'constraint/first'}
-    np.testing.assert_allclose(terms['constraint'], terms['constraint/sum'] + 2 * terms['constraint/first'], rtol=1e-6)
+    np.testing.assert_allclose(
+        terms['constraint'], terms['constraint/sum'] + 2 * terms['constraint/first'], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('power', [1.0, 3.0])
@@ -102,7 +129,9 @@ def test_noise_has_the_stated_law(power):
     assert sigma.shape == (20_000,) and 0 <= sigma.min() and sigma.max() <= 0.4
     np.testing.assert_allclose(sigma.mean(), 0.4 / (power + 1), rtol=0.02)
     np.testing.assert_allclose((sigma**2).mean(), 0.16 / (2 * power + 1), rtol=0.03)
-    ratio = ((noisy - z) / sigma[:, None, None, None])[sigma > 1e-3]  # one sigma a sample, one draw a pixel
+    ratio = ((noisy - z) / sigma[:, None, None, None])[
+        sigma > 1e-3
+    ]  # one sigma a sample, one draw a pixel
     np.testing.assert_allclose([ratio.mean(), ratio.std()], [0, 1], atol=0.02)
     np.testing.assert_allclose((ratio[:, 0, 0] * ratio[:, 0, 1]).mean(), 0, atol=0.03)
 
@@ -114,7 +143,9 @@ def test_no_noise_at_sigma_0():
 
 
 def test_start_of_the_learned_map_undoes_its_linear_part():
-    """The U-Net starts at 0; where the input-convex network is 0 too, g(x) = a x, and f inverts it."""
+    """The U-Net starts at 0; where the input-convex network is 0 too, g(x) = a x, and f inverts
+    it.
+    """
     mirror = neural_mirror_map(ICNN(filters=2, layers=1), UNet(channels=(8,)), strong_convexity=0.5)
     x = fields(0)
     params = jax.jit(mirror.init)(KEY, x)
@@ -132,8 +163,12 @@ def test_outputs():
     np.testing.assert_allclose(centred, OUTPUTS['centred'](z, y, 0.9), atol=1e-5)
     np.testing.assert_allclose(centred.mean((1, 2, 3)), y.mean((1, 2, 3)), atol=1e-5)
     deviation = lambda a: a - a.mean((1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(deviation(centred), deviation(OUTPUTS['residual'](z, y, 0.9)), atol=1e-5)
-    np.testing.assert_allclose(jnp.exp(OUTPUTS['residual_softplus'](z, y, 0.9)), 1 + jnp.exp(z + y), rtol=1e-5)
+    np.testing.assert_allclose(
+        deviation(centred), deviation(OUTPUTS['residual'](z, y, 0.9)), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        jnp.exp(OUTPUTS['residual_softplus'](z, y, 0.9)), 1 + jnp.exp(z + y), rtol=1e-5
+    )
     np.testing.assert_allclose(jnp.exp(OUTPUTS['softplus'](z, y, 0.9)), 1 + jnp.exp(y), rtol=1e-5)
 
 
@@ -141,7 +176,9 @@ def test_one_stacked_call_equals_two(neural):
     mirror, params = neural
     x, z = fields(0), fields(1)
     g, f = (jax.jit(part) for part in mirror.bind(params))
-    _, terms = jax.jit(lambda: namm_loss(mirror, params, KEY, x, ZeroSum(), z, sigma_max=0.0, train=False))()
+    _, terms = jax.jit(
+        lambda: namm_loss(mirror, params, KEY, x, ZeroSum(), z, sigma_max=0.0, train=False)
+    )()
     np.testing.assert_allclose(terms['cycle_data'], jnp.abs(f(g(x)) - x).mean(), rtol=1e-4)
     np.testing.assert_allclose(terms['cycle_mirror'], jnp.abs(g(f(z)) - z).mean(), rtol=1e-4)
     np.testing.assert_allclose(terms['constraint'], jnp.abs(f(z).sum((1, 2, 3))).mean(), rtol=1e-4)
@@ -151,49 +188,89 @@ def test_dropout_acts_in_training_only_and_follows_the_key(neural):
     mirror, params = neural
     x = fields(0)
     loss = jax.jit(
-        lambda key, train: namm_loss(mirror, params, key, x, ZeroSum(), sigma_max=0.0, train=train)[0],
+        lambda key, train: namm_loss(mirror, params, key, x, ZeroSum(), sigma_max=0.0, train=train)[
+            0
+        ],
         static_argnums=1,
     )
     keys = [jax.random.key(k) for k in (0, 1)]
-    assert loss(keys[0], False) == loss(keys[1], False)  # without noise and dropout, no chance is left
+    assert loss(keys[0], False) == loss(
+        keys[1], False
+    )  # without noise and dropout, no chance is left
     assert loss(keys[0], True) == loss(keys[0], True)
-    assert len({float(value) for value in (loss(keys[0], True), loss(keys[1], True), loss(keys[0], False))}) == 3
+    assert (
+        len(
+            {
+                float(value)
+                for value in (loss(keys[0], True), loss(keys[1], True), loss(keys[0], False))
+            }
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize('given', [False, True])
 def test_constraint_moves_g_only_through_its_own_mirror_points(neural, given):
-    """Finetuning's z are the diffusion model's samples: its constraint term has no gradient in g."""
+    """Finetuning's z are the diffusion model's samples: its constraint term has no gradient in
+    g.
+    """
     mirror, params = neural
     x, z = fields(0), fields(1) if given else None
-    term = lambda p: namm_loss(mirror, p, KEY, x, ZeroSum(), z, sigma_max=0.1, train=False)[1]['constraint']
+    term = lambda p: namm_loss(mirror, p, KEY, x, ZeroSum(), z, sigma_max=0.1, train=False)[1][
+        'constraint'
+    ]
     gradient = jax.jit(jax.grad(term))(params)
-    largest = {name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[name])) for name in gradient}
+    largest = {
+        name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient[name]))
+        for name in gradient
+    }
     assert largest['inverse'] > 0 and (largest['forward'] == 0) == given
 
 
 def test_robustness_of_a_scaling():
-    """f(g(x) + sigma noise) = c x + sigma noise / 4: at 0 all is known, and the error grows with the noise alone."""
+    """f(g(x) + sigma noise) = c x + sigma noise / 4: at 0 all is known, and the error grows with
+    the noise alone.
+    """
     x, sigma = jnp.ones((2000, 2, 2, 1)), jnp.asarray([0.0, 4.0, 8.0])
     half = robustness(scaling(2.0, 0.25), {}, KEY, x, ZeroSum(), sigma)
-    np.testing.assert_allclose([half['distance_mean'][0], half['distance_std'][0], half['error_mean'][0]], [2, 0, 0.5])
+    np.testing.assert_allclose(
+        [half['distance_mean'][0], half['distance_std'][0], half['error_mean'][0]], [2, 0, 0.5]
+    )
     exact = robustness(scaling(4.0, 0.25), {}, KEY, x - 1, ZeroSum(), sigma)
-    np.testing.assert_allclose(exact['error_mean'], np.sqrt(2 / np.pi) * sigma / 4, rtol=0.02)  # mean|N(0, s^2)|
-    np.testing.assert_allclose(exact['distance_mean'], 2 * exact['error_mean'], rtol=0.05)  # a sum of 4 pixels
-    np.testing.assert_allclose(exact['distance_std'], np.sqrt(4 * (1 - 2 / np.pi)) * sigma / 4, rtol=0.05)
-    np.testing.assert_allclose(exact['error_mean'][2], 2 * exact['error_mean'][1], rtol=1e-6)  # the same noise
+    np.testing.assert_allclose(
+        exact['error_mean'], np.sqrt(2 / np.pi) * sigma / 4, rtol=0.02
+    )  # mean|N(0, s^2)|
+    np.testing.assert_allclose(
+        exact['distance_mean'], 2 * exact['error_mean'], rtol=0.05
+    )  # a sum of 4 pixels
+    np.testing.assert_allclose(
+        exact['distance_std'], np.sqrt(4 * (1 - 2 / np.pi)) * sigma / 4, rtol=0.05
+    )
+    np.testing.assert_allclose(
+        exact['error_mean'][2], 2 * exact['error_mean'][1], rtol=1e-6
+    )  # the same noise
 
 
 def test_robustness_without_noise_is_the_cycle_of_the_loss(neural):
     mirror, params = neural
-    measured = jax.jit(lambda x: robustness(mirror, params, KEY, x, ZeroSum(), jnp.zeros(1)))(fields(0))
-    _, terms = jax.jit(lambda x: namm_loss(mirror, params, KEY, x, ZeroSum(), sigma_max=0.0, train=False))(fields(0))
+    measured = jax.jit(lambda x: robustness(mirror, params, KEY, x, ZeroSum(), jnp.zeros(1)))(
+        fields(0)
+    )
+    _, terms = jax.jit(
+        lambda x: namm_loss(mirror, params, KEY, x, ZeroSum(), sigma_max=0.0, train=False)
+    )(fields(0))
     np.testing.assert_allclose(measured['error_mean'][0], terms['cycle_data'], rtol=1e-4)
     np.testing.assert_allclose(measured['distance_mean'][0], terms['constraint'], rtol=1e-4)
 
 
 def test_bad_settings_are_refused():
     for a in (0.0, 1.1):
-        with pytest.raises(ValueError, match=rf'strong_convexity: got {a}, expected a number in \(0, 1\]'):
+        with pytest.raises(
+            ValueError, match=rf'strong_convexity: got {a}, expected a number in \(0, 1\]'
+        ):
             neural_mirror_map(ICNN(), UNet(), strong_convexity=a)
-    with pytest.raises(ValueError, match="output: got 'sofplus', expected one of residual, centred, plain, softplus"):
+    with pytest.raises(
+        ValueError,
+        match="output: got 'sofplus', expected one of residual, centred, plain, softplus",
+    ):
         neural_mirror_map(ICNN(), UNet(), output='sofplus')

@@ -22,11 +22,15 @@ def normal(seed, *shape):
 
 
 def randomised(params, scale=0.3):
-    """Returns parameters with none at 0, where a test could hide; those to be non-negative stay so."""
+    """Returns parameters with none at 0, where a test could hide; those to be non-negative stay
+    so.
+    """
     leaves, tree = jax.tree.flatten(params)
     moved = [leaf + scale * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
     moved = jax.tree.unflatten(tree, moved)
-    return jax.tree.map(lambda leaf, keep: jnp.abs(leaf) if keep else leaf, moved, nonnegative_mask(params))
+    return jax.tree.map(
+        lambda leaf, keep: jnp.abs(leaf) if keep else leaf, moved, nonnegative_mask(params)
+    )
 
 
 def size_of(network, *shapes):
@@ -57,17 +61,24 @@ def test_strided_convolution_takes_every_second_pixel():
     x, kernel = normal(0, 1, 8, 6, 2), normal(1, 3, 3, 2, 3)
     for periodic in AXES:
         y = convolution.convolve(x, kernel, periodic)
-        np.testing.assert_allclose(convolution.convolve(x, kernel, periodic, stride=2), y[:, ::2, ::2], atol=1e-5)
+        np.testing.assert_allclose(
+            convolution.convolve(x, kernel, periodic, stride=2), y[:, ::2, ::2], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize('stride', [1, 2])
 def test_derivatives_of_the_convolution_are_right_in_both_modes(stride):
-    x, kernel = jax.random.normal(jax.random.key(0), (1, 4, 6, 2)), jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+    x, kernel = (
+        jax.random.normal(jax.random.key(0), (1, 4, 6, 2)),
+        jax.random.normal(jax.random.key(1), (3, 3, 2, 3)),
+    )
     convolve = jax.jit(lambda x, kernel: convolution.convolve(x, kernel, (True, False), stride))
     check_grads(convolve, (x, kernel), order=1, rtol=1e-2)
 
 
-@pytest.mark.parametrize('other', [convolution.convolve_patches, convolution.convolve_twice_differentiable])
+@pytest.mark.parametrize(
+    'other', [convolution.convolve_patches, convolution.convolve_twice_differentiable]
+)
 def test_forms_of_the_convolution_agree_to_second_derivatives(other):
     x, kernel = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 2, 3)
 
@@ -87,27 +98,35 @@ def test_global_convolution_adds_shifted_fields_that_wrap_along_periodic_axes_on
     network, x = convolution.GlobalConv((True, False)), normal(0, 2, 8, 6, 3)
     kernel = network.init(jax.random.key(0), x)['params']['kernel']
     assert kernel.shape == (8, 12, 3)
-    np.testing.assert_array_equal(network.apply({'params': {'kernel': kernel}}, x), x)  # at first the identity
+    np.testing.assert_array_equal(
+        network.apply({'params': {'kernel': kernel}}, x), x
+    )  # at first the identity
     expected = x
     for (rows, columns), weight in taps.items():
         kernel = kernel.at[rows, columns].set(weight)
         shifted = jnp.pad(x, ((0, 0), (0, 0), (columns, 0), (0, 0)))[:, :, : x.shape[2]]
         expected += weight * jnp.roll(shifted, rows, 1)
-    np.testing.assert_allclose(network.apply({'params': {'kernel': kernel}}, x), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        network.apply({'params': {'kernel': kernel}}, x), expected, atol=1e-5
+    )
 
 
 def test_folding_loses_nothing():
     x = normal(0, 2, 4, 6, 3)
     folded = convolution.space_to_depth(x, 2)
     assert folded.shape == (2, 2, 3, 12)
-    assert set(folded[1, 1, 2].tolist()) == set(x[1, 2:4, 4:6].ravel().tolist())  # each block is one pixel
+    assert set(folded[1, 1, 2].tolist()) == set(
+        x[1, 2:4, 4:6].ravel().tolist()
+    )  # each block is one pixel
     assert (convolution.depth_to_space(folded, 2) == x).all()
 
 
 @pytest.fixture(scope='module')
 def icnn():
     network = ICNN(filters=4, layers=2, periodic=(True, False))
-    return network, randomised(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))['params'])
+    return network, randomised(
+        jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))['params']
+    )
 
 
 def largest_excess(network, params):
@@ -117,13 +136,17 @@ def largest_excess(network, params):
     value = jax.jit(lambda x: network.apply({'params': params}, x))
     between = value(t[:, None, None, None] * x + (1 - t[:, None, None, None]) * y)
     ends = value(x), value(y)
-    return float(((between - t * ends[0] - (1 - t) * ends[1]) / jnp.maximum(*map(jnp.abs, ends))).max())
+    return float(
+        ((between - t * ends[0] - (1 - t) * ends[1]) / jnp.maximum(*map(jnp.abs, ends))).max()
+    )
 
 
 def test_icnn_is_convex_because_its_weights_are_nonnegative(icnn):
     network, params = icnn
     assert largest_excess(network, params) < 1e-5
-    flipped = jax.tree.map(lambda leaf, marked: -leaf if marked else leaf, params, nonnegative_mask(params))
+    flipped = jax.tree.map(
+        lambda leaf, marked: -leaf if marked else leaf, params, nonnegative_mask(params)
+    )
     assert largest_excess(network, flipped) > 0.01
 
 
@@ -132,7 +155,9 @@ def test_forward_map_is_injective(icnn):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         x = jax.random.normal(jax.random.key(4), (16,), jnp.float64)
-        g = lambda x: gradient_map(network, params, x.reshape(1, 4, 4, 1), strong_convexity=0.9).ravel()
+        g = lambda x: gradient_map(
+            network, params, x.reshape(1, 4, 4, 1), strong_convexity=0.9
+        ).ravel()
         jacobian = np.asarray(jax.jit(jax.jacobian(g))(x))
     np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-9)  # a gradient
     eigenvalues = np.linalg.eigvalsh(jacobian)
@@ -151,16 +176,28 @@ def test_reductions(icnn):
     gradient = {}
     for name in ('sum', 'row_sum', 'mean'):
         network = ICNN(filters=4, layers=2, periodic=(True, True), reduction=name)
-        gradient[name] = jax.jit(lambda x, network=network: gradient_map(network, params, x, strong_convexity=0.0))
+        gradient[name] = jax.jit(
+            lambda x, network=network: gradient_map(network, params, x, strong_convexity=0.0)
+        )
     np.testing.assert_allclose(gradient['row_sum'](x), gradient['sum'](x) / 6, rtol=1e-4)
     np.testing.assert_allclose(gradient['mean'](x), gradient['sum'](x) / 24, rtol=1e-4)
     tiled = lambda a: jnp.tile(a, (1, 2, 3, 1))
-    np.testing.assert_allclose(gradient['sum'](tiled(x)), tiled(gradient['sum'](x)), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(gradient['row_sum'](tiled(x)), tiled(gradient['row_sum'](x)) / 3, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        gradient['sum'](tiled(x)), tiled(gradient['sum'](x)), rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        gradient['row_sum'](tiled(x)), tiled(gradient['row_sum'](x)) / 3, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_nonnegative_mask(icnn):
-    expected = {'input': False, 'bias': False, 'nonnegative_0': True, 'nonnegative_1': True, 'nonnegative_last': True}
+    expected = {
+        'input': False,
+        'bias': False,
+        'nonnegative_0': True,
+        'nonnegative_1': True,
+        'nonnegative_last': True,
+    }
     assert nonnegative_mask(icnn[1]) == expected
     fresh = jax.jit(icnn[0].init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))['params']
     for name, marked in expected.items():
@@ -177,7 +214,9 @@ def test_published_sizes():
 @pytest.mark.parametrize(
     ('details', 'commutes'),
     [
-        pytest.param({'periodic': (True, False), 'attention': True}, (True, False), marks=pytest.mark.slow),
+        pytest.param(
+            {'periodic': (True, False), 'attention': True}, (True, False), marks=pytest.mark.slow
+        ),
         ({'periodic': (True, False), 'global_convolution': True}, (True, False)),
         ({'periodic': (True, True), 'cell': (4, 8)}, (True, False)),
     ],
@@ -191,7 +230,9 @@ def test_unet_commutes_with_rolls_of_periodic_axes_only(details, commutes):
     y = apply(x)
     assert float(y.std()) > 0.1
     for axis, same in zip((1, 2), commutes, strict=True):
-        difference = jnp.abs(apply(jnp.roll(x, 4, axis)) - jnp.roll(y, 4, axis)).max()  # 4 = fold * 2^(levels - 1)
+        difference = jnp.abs(
+            apply(jnp.roll(x, 4, axis)) - jnp.roll(y, 4, axis)
+        ).max()  # 4 = fold * 2^(levels - 1)
         assert difference < 1e-4 if same else difference > 0.01
 
 
@@ -207,7 +248,9 @@ def test_position_features_tell_every_pixel_of_a_cell_from_every_other(n):
     np.testing.assert_allclose(steps, steps[0], rtol=1e-4)  # also across the ends
     assert position_features((4, n), (1, 1)).shape == (4, n, 0)
     assert position_features((4, 8), (4, 8)).shape == (4, 8, 6)
-    with pytest.raises(ValueError, match=r'got cells of \(2, 4\) pixels, expected divisors of the shape, \(4, 6\)'):
+    with pytest.raises(
+        ValueError, match=r'got cells of \(2, 4\) pixels, expected divisors of the shape, \(4, 6\)'
+    ):
         position_features((4, 6), (2, 4))
 
 
@@ -218,25 +261,42 @@ def test_resnet_keeps_the_shape_and_drops_features_in_training_only():
     apply = jax.jit(network.apply, static_argnames='train')
     y = apply({'params': params}, x)
     assert y.shape == x.shape
-    np.testing.assert_allclose(apply({'params': params}, jnp.roll(x, 4, 1)), jnp.roll(y, 4, 1), atol=1e-5)
-    dropped = [apply({'params': params}, x, train=True, rngs={'dropout': jax.random.key(k)}) for k in (0, 0, 1)]
-    assert (dropped[0] == dropped[1]).all() and (dropped[0] != dropped[2]).any() and (dropped[0] != y).any()
+    np.testing.assert_allclose(
+        apply({'params': params}, jnp.roll(x, 4, 1)), jnp.roll(y, 4, 1), atol=1e-5
+    )
+    dropped = [
+        apply({'params': params}, x, train=True, rngs={'dropout': jax.random.key(k)})
+        for k in (0, 0, 1)
+    ]
+    assert (
+        (dropped[0] == dropped[1]).all()
+        and (dropped[0] != dropped[2]).any()
+        and (dropped[0] != y).any()
+    )
 
 
 @pytest.mark.parametrize('periodic', AXES)
 def test_up_is_the_transposed_convolution(periodic):
-    """Flax's, of the field continued by a pixel along its periodic axes; the margin that this makes is cut off."""
+    """Flax's, of the field continued by a pixel along its periodic axes; the margin that this makes
+    is cut off.
+    """
     x, up = normal(0, 2, 3, 4, 2), Up(3, periodic, jnp.float32)
     params = randomised(up.init(jax.random.key(0), x)['params'])
-    stock = nn.ConvTranspose(3, (3, 3), (2, 2), 'VALID').apply({'params': params}, convolution.wrap(x, 1, periodic))
-    rows, columns = (slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, (3, 4), strict=True))
+    stock = nn.ConvTranspose(3, (3, 3), (2, 2), 'VALID').apply(
+        {'params': params}, convolution.wrap(x, 1, periodic)
+    )
+    rows, columns = (
+        slice(2 * wraps, 2 * wraps + 2 * n) for wraps, n in zip(periodic, (3, 4), strict=True)
+    )
     np.testing.assert_allclose(up.apply({'params': params}, x), stock[:, rows, columns], atol=1e-5)
 
 
 def test_unet_starts_at_zero():
     network = UNet(channels=(8, 8), fold=2)
     x = normal(0, 1, 8, 8, 1)
-    assert (jax.jit(lambda key: network.apply(network.init(key, x), x))(jax.random.key(0)) == 0).all()
+    assert (
+        jax.jit(lambda key: network.apply(network.init(key, x), x))(jax.random.key(0)) == 0
+    ).all()
 
 
 def test_half_precision_is_inside_only():

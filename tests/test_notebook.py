@@ -12,7 +12,9 @@ SOURCE = (FOLDER / 'explore.py').read_text()
 
 
 def cells_of_source():
-    """Returns (kind, text) of each cell of the py:percent file, magics without the comment sign that hides them."""
+    """Returns (kind, text) of each cell of the py:percent file, magics without the comment sign
+    that hides them.
+    """
     parts = re.split(r'^# %%(.*)\n', SOURCE, flags=re.MULTILINE)[1:]
     cells = []
     for mark, text in zip(parts[::2], parts[1::2], strict=True):
@@ -24,9 +26,9 @@ def cells_of_source():
 
 def test_both_files_hold_the_same_cells_and_no_output():
     notebook = json.loads((FOLDER / 'explore.ipynb').read_text())
-    assert [(cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']] == cells_of_source(), (
-        'make it again: jupytext --to ipynb notebooks/explore.py'
-    )
+    assert [
+        (cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']
+    ] == cells_of_source(), 'make it again: jupytext --to ipynb notebooks/explore.py'
     code = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
     assert len(code) > 6 and not any(cell['outputs'] or cell['execution_count'] for cell in code)
     assert '%pip install' in ''.join(code[0]['source'])  # as in Colab
@@ -44,6 +46,7 @@ def test_every_cell_runs(tiny_run, tmp_path, monkeypatch):
     for name in ('samples_figure', 'mirror_figure', 'noise_figure', 'own_figure'):
         assert scope['figures'].png(scope[name]).startswith(b'\x89PNG')
     before, after = (
-        scope['between'].distance(scope['noisy'][name]).mean() for name in ('x + noise', 'f(g(x) + noise)')
+        scope['between'].distance(scope['noisy'][name]).mean()
+        for name in ('x + noise', 'f(g(x) + noise)')
     )
     assert after < before / 2  # the rule of one's own is learned

@@ -1,4 +1,6 @@
-"""Measurement operators: adjoints, exact cases, what the tracks of an interferometer are, and mistakes."""
+"""Measurement operators: adjoints, exact cases, what the tracks of an interferometer are, and
+mistakes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,10 @@ LINEAR = {
     'occluded_box': (IMAGE, {}),
     'downsampling': (FLOW, {'factor': 2, 'blur_std': 1.5}),
     'sparse_fourier': (IMAGE, {}),
-    'own': (IMAGE, {'function': lambda x: jnp.cumsum(x, 2)[:, :, 1:] - 2 * x[:, :, :-1], 'linear': True}),
+    'own': (
+        IMAGE,
+        {'function': lambda x: jnp.cumsum(x, 2)[:, :, 1:] - 2 * x[:, :, :-1], 'linear': True},
+    ),
 }
 
 
@@ -84,15 +89,21 @@ def test_states_of_packed_flows_are_packed_flows():
     for indices in ((0,), (0, -1), (2, 1)):
         y = measure('states', FLOW, x, indices=indices, channels_per_state=2)
         np.testing.assert_array_equal(y, layout.states_to_packed(packed[:, np.array(indices)]))
-    np.testing.assert_array_equal(measure('first_last', FLOW, x, channels_per_state=2), x[..., [0, 1, 4, 5]])
-    np.testing.assert_array_equal(measure('first_states', FLOW, x, channels_per_state=2), x[..., :2])
+    np.testing.assert_array_equal(
+        measure('first_last', FLOW, x, channels_per_state=2), x[..., [0, 1, 4, 5]]
+    )
+    np.testing.assert_array_equal(
+        measure('first_states', FLOW, x, channels_per_state=2), x[..., :2]
+    )
 
 
 def test_places_select_states_of_mosaics():
     shape, x = (4, 8, 2), fields((4, 8, 2))
     tiles = layout.tiled_to_states(jnp.asarray(selections.places(shape))[None], 2)[0]
     operator = selections.selection(shape, at=tiles[-1:])
-    np.testing.assert_array_equal(operator(jnp.asarray(x)), layout.tiled_to_states(jnp.asarray(x), 2)[:, -1:])
+    np.testing.assert_array_equal(
+        operator(jnp.asarray(x)), layout.tiled_to_states(jnp.asarray(x), 2)[:, -1:]
+    )
 
 
 def test_sensors():
@@ -108,7 +119,9 @@ def test_sensors():
     everything = selections.random_sensors(key, FLOW, n=96)(jnp.asarray(x))
     np.testing.assert_array_equal(everything, rows)
     assert measure('random_sensors', FLOW, x).shape == (3, 6, 6)
-    assert not np.array_equal(measure('random_sensors', FLOW, x, seed=0), measure('random_sensors', FLOW, x, seed=1))
+    assert not np.array_equal(
+        measure('random_sensors', FLOW, x, seed=0), measure('random_sensors', FLOW, x, seed=1)
+    )
 
 
 def test_a_mask_and_its_complement_see_each_entry_once():
@@ -126,7 +139,9 @@ def test_a_mask_and_its_complement_see_each_entry_once():
 def test_an_occluded_box():
     x = np.zeros((1, 8, 16, 1), np.float32)
     x[:, 2:6, 4:12] = 1
-    assert measure('occluded_box', IMAGE, 1 - x).all() and not measure('occluded_box', IMAGE, x).any()
+    assert (
+        measure('occluded_box', IMAGE, 1 - x).all() and not measure('occluded_box', IMAGE, x).any()
+    )
     assert measure('occluded_box', IMAGE, x).shape == (1, 128 - 32, 1)
     assert measure('occluded_box', IMAGE, x, box=(0, 0, 4, 8)).sum() == 32 - 8
 
@@ -134,7 +149,14 @@ def test_an_occluded_box():
 @pytest.mark.parametrize('border', ['periodic', 'reflecting'])
 @pytest.mark.parametrize('std', [0.0, 0.7, 9.0])
 def test_blur_keeps_constants(border, std):
-    y = measure('downsampling', FLOW, np.full((2, *FLOW), 3.0, np.float32), factor=4, blur_std=std, border=border)
+    y = measure(
+        'downsampling',
+        FLOW,
+        np.full((2, *FLOW), 3.0, np.float32),
+        factor=4,
+        blur_std=std,
+        border=border,
+    )
     close(y, np.full((2, 2, 3, 6), 3.0))
 
 
@@ -152,7 +174,9 @@ def test_periodic_blur_is_a_factor_per_frequency():
     wave = np.cos(2 * np.pi * 2 * np.arange(32) / 32)
     x = np.broadcast_to(wave[None, :, None, None], (1, 32, 32, 1)).astype(np.float32)
     y = measure('downsampling', (32, 32, 1), x, factor=1, blur_std=2.0, border='periodic')
-    close(y, x * np.exp(-((2 * np.pi * 2 * 2 / 32) ** 2) / 2), atol=3e-4)  # the tails beyond four deviations are cut
+    close(
+        y, x * np.exp(-((2 * np.pi * 2 * 2 / 32) ** 2) / 2), atol=3e-4
+    )  # the tails beyond four deviations are cut
 
 
 def test_blur_at_the_border():
@@ -189,7 +213,9 @@ def test_frequency_zero_is_the_total_and_integers_are_the_fft():
 
 
 def test_tracks_are_ellipses_of_the_whole_array():
-    """At declination d: `u^2 + ((v - B_z cos d) / sin d)^2 = B_x^2 + B_y^2`, whatever the hour angle."""
+    """At declination d: `u^2 + ((v - B_z cos d) / sin d)^2 = B_x^2 + B_y^2`, whatever the hour
+    angle.
+    """
     pair = {'PV': interferometry.STATIONS['PV'], 'LMT': interferometry.STATIONS['LMT']}
     uv = interferometry.eht_coverage(stations=pair, interval=5.0)
     unit = interferometry.EARTH_RADIUS / 1.3e-3 * 160 * interferometry.MICROARCSECOND
@@ -204,10 +230,14 @@ def test_tracks_are_ellipses_of_the_whole_array():
 
 
 def test_coverage_at_known_geometry():
-    """Over the meridian midway between two stations on the equator, their baseline points east and is seen in full."""
+    """Over the meridian midway between two stations on the equator, their baseline points east and
+    is seen in full.
+    """
     equator = {'west': (0.0, -30.0), 'east': (0.0, 30.0)}
     options = {'stations': equator, 'declination': 0.0, 'interval': 60.0}
-    uv = interferometry.eht_coverage(hours=(0.0, 0.0), wavelength=interferometry.EARTH_RADIUS / 1e9, **options)
+    uv = interferometry.eht_coverage(
+        hours=(0.0, 0.0), wavelength=interferometry.EARTH_RADIUS / 1e9, **options
+    )
     close(uv, [[1e9 * 160 * interferometry.MICROARCSECOND, 0]], rtol=1e-9)
     # The source rises over the western one at H = -4 h and sets over the eastern one at 4 h.
     hours = interferometry.eht_coverage(hours=(-12.0, 12.0), elevation=1e-6, **options)
@@ -219,7 +249,9 @@ def test_coverage_at_known_geometry():
 def test_coverage_of_the_telescope():
     uv = interferometry.eht_coverage()
     longest = np.hypot(*uv.T).max()
-    assert 100 < len(uv) < 400 and 5 < longest < 7.6, 'the real array reaches 8 G wavelengths: 6.2 a field of view'
+    assert 100 < len(uv) < 400 and 5 < longest < 7.6, (
+        'the real array reaches 8 G wavelengths: 6.2 a field of view'
+    )
     np.testing.assert_array_equal(uv, interferometry.eht_coverage())
     close(interferometry.eht_coverage(field_of_view=80.0), uv / 2, rtol=1e-12)
 
@@ -261,11 +293,17 @@ BAD = {
     'count': (lambda x: jnp.sum(x > 0, (1, 2, 3)), 'got int32, expected'),
     'complex': (lambda x: jnp.fft.fft2(x, axes=(1, 2)), 'got complex64, .*stack the parts'),
     'nan': (jnp.log, 'got values of NaN or infinity'),
-    'root': (lambda x: jnp.sqrt(jnp.sum((x - x) ** 2, (1, 2, 3))), 'got a gradient of NaN or infinity.*norm at 0'),
+    'root': (
+        lambda x: jnp.sqrt(jnp.sum((x - x) ** 2, (1, 2, 3))),
+        'got a gradient of NaN or infinity.*norm at 0',
+    ),
     'rounded': (jnp.round, 'got a gradient of 0.*rounding'),
     'stopped': (jax.lax.stop_gradient, 'got a gradient of 0'),
     'mean': (lambda x: x - x.mean(0), 'got another value for one sample.*over axis 0'),
-    'place': (lambda x: x * jnp.arange(1, len(x) + 1)[:, None, None, None], 'at another place in the batch'),
+    'place': (
+        lambda x: x * jnp.arange(1, len(x) + 1)[:, None, None, None],
+        'at another place in the batch',
+    ),
     'squeezed': (lambda x: x.squeeze().sum((1, 2)), 'out of bounds|got another value'),
     'callback': (
         lambda x: jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
@@ -297,12 +335,20 @@ def test_check_operator_takes_data():
 @pytest.mark.parametrize(
     ('change', 'noise_std', 'message'),
     [
-        (lambda y: y[0], 0.2, r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; add the batch axis'),
+        (
+            lambda y: y[0],
+            0.2,
+            r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; add the batch axis',
+        ),
         (lambda y: y[:, :-1], 0.2, r'y: got shape \(3, 7, 2, 1\), expected \(b, 8, 2, 1\)'),
         (lambda y: y[:0], 0.2, r'y: got shape \(0, 8, 2, 1\)'),
         (lambda y: y.astype(complex), 0.2, 'y: got complex128, expected real numbers'),
         (lambda y: y.astype(str), 0.2, 'y: got <U32, expected real numbers'),
-        (lambda y: np.where(np.arange(3)[:, None, None, None] == 1, np.nan, y), 0.2, 'in 1 of 3 .*first of index 1'),
+        (
+            lambda y: np.where(np.arange(3)[:, None, None, None] == 1, np.nan, y),
+            0.2,
+            'in 1 of 3 .*first of index 1',
+        ),
         (lambda y: y, 0.0, 'noise_std: got 0.0, expected one finite number > 0'),
         (lambda y: y, -1, 'noise_std: got -1'),
         (lambda y: y, np.nan, 'noise_std: got nan'),
@@ -320,21 +366,51 @@ def test_check_measurement_refuses(change, noise_std, message):
     ('name', 'shape', 'options', 'message'),
     [
         ('first_state', IMAGE, {}, "operator: got 'first_state', .*did you mean first_states"),
-        ('first_states', FLOW, {}, r'shape: got \(8, 12, 6\), expected \(h, w, 1\).*channels_per_state, 2 for flows'),
-        ('first_states', FLOW, {'channels_per_state': 4}, 'channels_per_state: got 4, expected a divisor of the 6'),
+        (
+            'first_states',
+            FLOW,
+            {},
+            r'shape: got \(8, 12, 6\), expected \(h, w, 1\).*channels_per_state, 2 for flows',
+        ),
+        (
+            'first_states',
+            FLOW,
+            {'channels_per_state': 4},
+            'channels_per_state: got 4, expected a divisor of the 6',
+        ),
         ('first_states', IMAGE, {'k': 0}, 'places: got 0 of them'),
         ('first_states', IMAGE, {'k': 17}, r'indices: got .*16\), expected states in \[-16, 16\)'),
         ('states', IMAGE, {'indices': (0, -16)}, 'places: got 8 of 16 twice'),
         ('first_last', (8, 8, 2), {'channels_per_state': 2}, 'twice'),
-        ('random_sensors', IMAGE, {'n': 129}, r'n: got 129 sensors, expected a number in \[1, 128\]'),
+        (
+            'random_sensors',
+            IMAGE,
+            {'n': 129},
+            r'n: got 129 sensors, expected a number in \[1, 128\]',
+        ),
         ('gridded_sensors', IMAGE, {'every': 9}, r'every: got 9, .*\[1, 8\]'),
-        ('inpainting', FLOW, {'occluded': HOLES[1:]}, r'occluded: got bool of shape \(7, 12\), expected booleans'),
+        (
+            'inpainting',
+            FLOW,
+            {'occluded': HOLES[1:]},
+            r'occluded: got bool of shape \(7, 12\), expected booleans',
+        ),
         ('inpainting', FLOW, {'occluded': 1.0 * HOLES}, 'occluded: got float64'),
         ('inpainting', FLOW, {'occluded': HOLES | True}, 'places: got 0 of them'),
         ('occluded_box', IMAGE, {'box': (0, 10, 4, 7)}, r'box: got \(0, 10, 4, 7\)'),
-        ('downsampling', IMAGE, {'factor': 3}, 'factor: got 3, expected a divisor of the height 8 and the width 16'),
+        (
+            'downsampling',
+            IMAGE,
+            {'factor': 3},
+            'factor: got 3, expected a divisor of the height 8 and the width 16',
+        ),
         ('downsampling', IMAGE, {'blur_std': -1.0}, 'blur_std: got -1.0'),
-        ('downsampling', IMAGE, {'border': 'reflect'}, "border: got 'reflect', .*did you mean reflecting"),
+        (
+            'downsampling',
+            IMAGE,
+            {'border': 'reflect'},
+            "border: got 'reflect', .*did you mean reflecting",
+        ),
         ('sparse_fourier', FLOW, {}, r'shape: got \(8, 12, 6\), expected \(h, w, 1\)'),
         ('sparse_fourier', IMAGE, {'uv': np.ones((3, 3))}, r'uv: got shape \(3, 3\)'),
         ('first_last', (8, 8), {}, r'shape: got \(8, 8\), expected \(h, w, c\)'),

@@ -9,20 +9,35 @@ import pytest
 from configs.burgers import get_config
 from namm_jax.networks.icnn import nonnegative_mask
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.optimizers import MUON_RMS, continued, make_optimizer, moments_of, muon, per_network
+from namm_jax.train.optimizers import (
+    MUON_RMS,
+    continued,
+    make_optimizer,
+    moments_of,
+    muon,
+    per_network,
+)
 
 
 def test_each_network_has_its_own_optimizer():
     """Clipping by norm would couple them, were the networks one."""
-    optimizers = {'forward': optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), 'inverse': optax.sgd(0.2)}
+    optimizers = {
+        'forward': optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+        'inverse': optax.sgd(0.2),
+    }
     params = {'forward': {'a': jnp.ones(3)}, 'inverse': {'b': jnp.ones(2), 'c': jnp.ones(())}}
     gradient = jax.tree.map(lambda leaf: 100 * leaf, params)
     together = per_network(optimizers)
-    state, apart = together.init(params), {name: optimizers[name].init(params[name]) for name in params}
+    state, apart = (
+        together.init(params),
+        {name: optimizers[name].init(params[name]) for name in params},
+    )
     for _ in range(3):
         updates, state = together.update(gradient, state, params)
         for name in params:
-            expected, apart[name] = optimizers[name].update(gradient[name], apart[name], params[name])
+            expected, apart[name] = optimizers[name].update(
+                gradient[name], apart[name], params[name]
+            )
             assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), updates[name], expected))
 
 
@@ -40,7 +55,9 @@ def test_continued_optimizer_keeps_the_moments_and_starts_its_schedule_anew():
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), moments_of(start), moments))
     update, _ = further.update({'w': jnp.zeros(3)}, start, params)
     stale, _ = optimizer().update({'w': jnp.zeros(3)}, state, params)
-    np.testing.assert_allclose(update['w'], stale['w'] * 0.1 / 0.05, rtol=1e-5)  # the same direction; rates 0 and 5
+    np.testing.assert_allclose(
+        update['w'], stale['w'] * 0.1 / 0.05, rtol=1e-5
+    )  # the same direction; rates 0 and 5
     assert len(moments) == 1  # not used up
 
 
@@ -56,7 +73,9 @@ def test_nonnegative_weights_stay_so():
 
 
 def muon_of(gradient, steps=1):
-    """Returns Muon's direction after so many steps with one gradient, negated gradients for what is no matrix."""
+    """Returns Muon's direction after so many steps with one gradient, negated gradients for what is
+    no matrix.
+    """
     direction = muon(optax.scale(-1.0))
     state = direction.init(gradient)
     for _ in range(steps):
@@ -85,17 +104,26 @@ def test_muon_turns_with_the_gradient_and_does_not_see_its_scale():
 
 def test_muon_takes_a_convolution_for_a_matrix_and_leaves_the_rest_to_another():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
-    rest = {'bias': jnp.ones(5), 'scale': jnp.ones(()), 'row': jnp.ones((1, 5)), 'column': jnp.ones((3, 3, 4, 1))}
+    rest = {
+        'bias': jnp.ones(5),
+        'scale': jnp.ones(()),
+        'row': jnp.ones((1, 5)),
+        'column': jnp.ones((3, 3, 4, 1)),
+    }
     update = muon_of({'kernel': kernel} | rest, steps=3)
     np.testing.assert_allclose(
-        update['kernel'].reshape(36, 5), muon_of({'w': kernel.reshape(36, 5)}, steps=3)['w'], atol=1e-6
+        update['kernel'].reshape(36, 5),
+        muon_of({'w': kernel.reshape(36, 5)}, steps=3)['w'],
+        atol=1e-6,
     )
     for name, gradient in rest.items():
         np.testing.assert_array_equal(update[name], -gradient)
 
 
 def test_muon_goes_on_from_its_moments():
-    """What continues from moments takes the step of what never stopped, once the schedule is constant."""
+    """What continues from moments takes the step of what never stopped, once the schedule is
+    constant.
+    """
     section = get_config('tiny').mirror.optimizer
     section.update(name='muon', decay='constant', warmup=0.0)
     params = {'w': jax.random.normal(jax.random.key(0), (6, 4)), 'b': jnp.ones(4)}

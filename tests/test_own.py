@@ -21,7 +21,9 @@ from namm_jax.types import Constraint
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
 KEY = jax.random.key(0)
 # Rows of 1/2, 1/4, 1/8, 1/8, 0 and 0 in any order: they sum to 1 exactly.
-ROWS = np.random.default_rng(0).permuted(np.tile(np.float32([1 / 2, 1 / 4, 1 / 8, 1 / 8, 0, 0]), (8, 4, 1)), axis=2)
+ROWS = np.random.default_rng(0).permuted(
+    np.tile(np.float32([1 / 2, 1 / 4, 1 / 8, 1 / 8, 0, 0]), (8, 4, 1)), axis=2
+)
 X = ROWS[..., None]
 
 
@@ -43,7 +45,11 @@ def raises(x):
 
 
 def loops(x):
-    return rows(jax.lax.while_loop(lambda carry: carry[0] < 2, lambda carry: (carry[0] + 1, 2 * carry[1]), (0, x))[1])
+    return rows(
+        jax.lax.while_loop(
+            lambda carry: carry[0] < 2, lambda carry: (carry[0] + 1, 2 * carry[1]), (0, x)
+        )[1]
+    )
 
 
 def test_own_is_a_constraint_with_its_name():
@@ -75,9 +81,13 @@ def test_one_function_is_compiled_once():
 
 
 def test_own_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"'own': got x of shape \(8, 4, 6, 1\), expected \(b, 6, 6, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"'own': got x of shape \(8, 4, 6, 1\), expected \(b, 6, 6, 1\)"
+    ):
         own(rows, problem=OwnProblem((6, 6, 1))).distance(jnp.asarray(X))
-    with pytest.raises(ValueError, match=r"residual 'own': got shape \(8,\), expected .*\(8, ...\)"):
+    with pytest.raises(
+        ValueError, match=r"residual 'own': got shape \(8,\), expected .*\(8, ...\)"
+    ):
         own(rows, residual=rows).residual(jnp.asarray(X))
     with pytest.raises(ValueError, match='each at least 1'):
         OwnProblem((0, 6, 1))
@@ -104,18 +114,39 @@ def test_check_allows_an_inequality_with_room():
 
 
 BAD = {
-    'numpy': (lambda x: np.abs(x.sum((1, 2, 3)) - 4), 'not JAX .TracerArrayConversionError: .*jax.numpy for numpy'),
+    'numpy': (
+        lambda x: np.abs(x.sum((1, 2, 3)) - 4),
+        'not JAX .TracerArrayConversionError: .*jax.numpy for numpy',
+    ),
     'if': (branches, 'not JAX .TracerBoolConversionError: .*boolean.*jnp.where for `if`'),
-    'float': (lambda x: jnp.full(len(x), float(x.sum())), r'not JAX .ConcretizationTypeError: .*no float\(\)'),
-    'int': (lambda x: rows(x) * (1, 2)[x.sum().astype(int)], 'not JAX .TracerIntegerConversionError'),
-    'mask': (lambda x: x[x > 0.4].sum(), 'not JAX .NonConcreteBooleanIndexError: .*indexing by a mask'),
-    'scalar': (lambda x: jnp.abs(x.sum() - 4), r'got shape \(\), expected .*shape \(8,\).*all axes but the first'),
+    'float': (
+        lambda x: jnp.full(len(x), float(x.sum())),
+        r'not JAX .ConcretizationTypeError: .*no float\(\)',
+    ),
+    'int': (
+        lambda x: rows(x) * (1, 2)[x.sum().astype(int)],
+        'not JAX .TracerIntegerConversionError',
+    ),
+    'mask': (
+        lambda x: x[x > 0.4].sum(),
+        'not JAX .NonConcreteBooleanIndexError: .*indexing by a mask',
+    ),
+    'scalar': (
+        lambda x: jnp.abs(x.sum() - 4),
+        r'got shape \(\), expected .*shape \(8,\).*all axes but the first',
+    ),
     'pixels': (lambda x: jnp.abs(x), r'got shape \(8, 4, 6, 1\), expected .*shape \(8,\)'),
     'column': (lambda x: rows(x)[:, None], r'got shape \(8, 1\)'),
     'tuple': (lambda x: (rows(x), x), 'got tuple, expected .*return one array'),
     'nothing': (lambda x: None, 'got NoneType'),
-    'count': (lambda x: jnp.sum(x > 0.4, (1, 2, 3)), 'got int32, expected a floating-point.*no gradient'),
-    'nan': (lambda x: jnp.log(x - 2).mean((1, 2, 3)), 'got NaN or infinity on the data in 8 of 8 samples'),
+    'count': (
+        lambda x: jnp.sum(x > 0.4, (1, 2, 3)),
+        'got int32, expected a floating-point.*no gradient',
+    ),
+    'nan': (
+        lambda x: jnp.log(x - 2).mean((1, 2, 3)),
+        'got NaN or infinity on the data in 8 of 8 samples',
+    ),
     'negative': (lambda x: x.sum((1, 2, 3)) - 5, 'got -1 on the data in 8 of 8 samples.* >= 0'),
     'signed': (lambda x: x.sum((1, 2, 3)) - 4, r'got -\S+ near the data .* >= 0.*absolute value'),
     'root': (
@@ -124,9 +155,15 @@ BAD = {
     ),
     'stopped': (lambda x: jax.lax.stop_gradient(rows(x)), 'got a gradient of 0 everywhere'),
     'blind': (lambda x: 0 * x.sum((1, 2, 3)), 'got 0 for the data.*positive number off the set'),
-    'neighbours': (lambda x: jnp.abs(x - x.mean(0)).mean((1, 2, 3)), 'got another value alone.*over axis 0'),
+    'neighbours': (
+        lambda x: jnp.abs(x - x.mean(0)).mean((1, 2, 3)),
+        'got another value alone.*over axis 0',
+    ),
     'share': (lambda x: rows(x) / len(x), 'got another value alone'),
-    'place': (lambda x: rows(x) * jnp.arange(1, len(x) + 1), 'got another value at another place in the batch'),
+    'place': (
+        lambda x: rows(x) * jnp.arange(1, len(x) + 1),
+        'got another value at another place in the batch',
+    ),
     'squeezed': (lambda x: jnp.abs(x.squeeze().sum((1, 2)) - 4), 'out of bounds'),
     'loop': (loops, 'Reverse-mode differentiation does not work.*jax.grad can differentiate'),
     'raises': (raises, 'got RuntimeError: my own trouble'),
@@ -138,13 +175,17 @@ BAD = {
 @pytest.mark.parametrize('name', BAD)
 def test_check_refuses(name):
     function, message = BAD[name]
-    with pytest.raises(ValueError, match=f'the distance {name!r}: .*{message}|the distance {name!r}: {message}'):
+    with pytest.raises(
+        ValueError, match=f'the distance {name!r}: .*{message}|the distance {name!r}: {message}'
+    ):
         check_distance(own(function, name), X, KEY)
 
 
 @pytest.mark.parametrize('x', [X[:1], np.ones_like(X), X * np.nan])
 def test_check_needs_data_that_vary(x):
-    with pytest.raises(ValueError, match="data for the distance 'own': got .*give it some of the training data"):
+    with pytest.raises(
+        ValueError, match="data for the distance 'own': got .*give it some of the training data"
+    ):
         check_distance(own(rows), x, KEY)
 
 
@@ -195,24 +236,37 @@ def test_a_changed_file_is_executed_again(tmp_path):
         ('', "got '' for a function, expected package.module:function or path/to/file.py:function"),
         ('json.py', "got 'json.py' for a function"),
         ('{folder}/json.py:', 'for a function'),
-        ('{folder}/none.py:f', 'none.py: got no such file, expected a Python file.*relative path starts from'),
+        (
+            '{folder}/none.py:f',
+            'none.py: got no such file, expected a Python file.*relative path starts from',
+        ),
         ('{folder}/data.txt:f', 'data.txt: got a file of another kind'),
         ('{folder}/json.py:rows_rul', "got 'rows_rul', expected one of .*did you mean rows_rule"),
         ('{folder}/json.py:NUMBER', 'NUMBER: got a value of type int, expected a function'),
         ('{folder}/empty.py:f', "empty.py: got 'f', but it defines no function"),
         ('{folder}/syntax.py:f', r'syntax.py: got SyntaxError: .*line 2'),
-        ('{folder}/missing.py:f', r"missing.py, line 1: got ModuleNotFoundError: No module named 'not_there'"),
+        (
+            '{folder}/missing.py:f',
+            r"missing.py, line 1: got ModuleNotFoundError: No module named 'not_there'",
+        ),
         ('{folder}/breaks.py:f', 'breaks.py, line 2: got ZeroDivisionError: division by zero'),
         ('{folder}/leaves.py:f', 'leaves.py, line 1: got SystemExit: 3'),
-        ('not_there.at_all:f', 'not_there.at_all: got ModuleNotFoundError: .*PYTHONPATH, or name its file'),
+        (
+            'not_there.at_all:f',
+            'not_there.at_all: got ModuleNotFoundError: .*PYTHONPATH, or name its file',
+        ),
         ('json:dumpz', "json: got 'dumpz', expected one of .*did you mean dump"),
     ],
 )
 def test_functions_that_are_refused(rule, spec, message):
     files = {
-        'data.txt': '', 'empty.py': '', 'syntax.py': '\ndef f(:', 'missing.py': 'import not_there',
-        'breaks.py': '\n1 / 0', 'leaves.py': 'raise SystemExit(3)',
-    }  # fmt: skip
+        'data.txt': '',
+        'empty.py': '',
+        'syntax.py': '\ndef f(:',
+        'missing.py': 'import not_there',
+        'breaks.py': '\n1 / 0',
+        'leaves.py': 'raise SystemExit(3)',
+    }
     for name, text in files.items():
         (rule.parent / name).write_text(text)
     with pytest.raises(UserError, match=message):
@@ -280,8 +334,14 @@ def _save(folder, name, value):
     ('files', 'message'),
     [
         ({}, r'got 0 .npy files and 0 images'),
-        ({'a.npy': X, 'b.png': PIL.Image.new('L', (6, 4))}, 'got 1 .npy files and 1 images.*the one or the other'),
-        ({'a.npy': X, 'b.npy': X[0], 'c.npy': X[:, :2]}, r'c.npy: got samples of shape \(2, 6, 1\).*as in a.npy'),
+        (
+            {'a.npy': X, 'b.png': PIL.Image.new('L', (6, 4))},
+            'got 1 .npy files and 1 images.*the one or the other',
+        ),
+        (
+            {'a.npy': X, 'b.npy': X[0], 'c.npy': X[:, :2]},
+            r'c.npy: got samples of shape \(2, 6, 1\).*as in a.npy',
+        ),
         (
             {'a.png': PIL.Image.new('L', (6, 4)), 'b.png': PIL.Image.new('RGB', (6, 4))},
             r'b.png: got samples of shape \(4, 6, 3\), expected \(4, 6, 1\)',
@@ -292,7 +352,10 @@ def _save(folder, name, value):
         ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\)'),
         ({'a.npy': np.zeros((0, 2, 2, 1))}, r'a.npy: got shape \(0, 2, 2, 1\)'),
         ({'a.npy': np.array([[np.nan, 1e300]])}, 'a.npy: got 2 of 2 values NaN or infinite'),
-        ({'a.png': PIL.Image.new('RGBA', (6, 4), (1, 2, 3, 40))}, 'a.png: got an image of mode RGBA.*opaque'),
+        (
+            {'a.png': PIL.Image.new('RGBA', (6, 4), (1, 2, 3, 40))},
+            'a.png: got an image of mode RGBA.*opaque',
+        ),
         ({'a.jpg': PIL.Image.new('CMYK', (6, 4))}, 'a.jpg: got an image of mode CMYK'),
         ({'a.png': b'no image'}, 'a.png: got cannot identify.*save it again'),
     ],
@@ -309,7 +372,10 @@ def test_paths_that_are_refused(tmp_path):
         with pytest.raises(UserError, match=r'no such file or folder.*relative path starts from'):
             read_user_data(path)
     (tmp_path / 'x.npy').write_bytes(pickle.dumps([1]))
-    with pytest.raises(UserError, match=f'{re.escape(str(tmp_path / "x.npy"))}: got a pickle, which is never opened'):
+    with pytest.raises(
+        UserError,
+        match=f'{re.escape(str(tmp_path / "x.npy"))}: got a pickle, which is never opened',
+    ):
         read_user_data(tmp_path / 'x.npy')
 
 

@@ -1,4 +1,6 @@
-"""The report: whole, self-contained and readable on any screen; redrawn without JAX to the same bytes."""
+"""The report: whole, self-contained and readable on any screen; redrawn without JAX to the same
+bytes.
+"""
 
 import base64
 import html
@@ -67,9 +69,13 @@ def test_page_is_whole_and_asks_for_nothing_else(written):
     assert any(meta.get('name') == 'viewport' for meta in parsed.every('meta'))
     assert not {'script', 'link', 'iframe', 'object', 'base'} & {tag for tag, _ in parsed.tags}
     sources = [tag[name] for _, tag in parsed.tags for name in ('src', 'srcset') if name in tag]
-    assert len(sources) == len(SECTIONS) + 1 and all(source.startswith('data:image/') for source in sources)
+    assert len(sources) == len(SECTIONS) + 1 and all(
+        source.startswith('data:image/') for source in sources
+    )
     ids = [tag['id'] for _, tag in parsed.tags if 'id' in tag]
-    assert len(ids) == len(set(ids)) and {tag['href'] for tag in parsed.every('a')} == {f'#{name}' for name in ids}
+    assert len(ids) == len(set(ids)) and {tag['href'] for tag in parsed.every('a')} == {
+        f'#{name}' for name in ids
+    }
     assert not re.search(r'https?:|url\(|@import', written)
 
 
@@ -77,12 +83,19 @@ def test_pictures_open_and_are_described(written, tiny_run):
     images = Parsed(written).every('img')
     assert all(len(image['alt']) > 40 for image in images)
     opened = [
-        PIL.Image.open(io.BytesIO(base64.b64decode(image['src'].split(',')[1], validate=True))) for image in images
+        PIL.Image.open(io.BytesIO(base64.b64decode(image['src'].split(',')[1], validate=True)))
+        for image in images
     ]
-    assert [picture.n_frames for picture in opened if picture.is_animated] == [4]  # Heun's four times
+    assert [picture.n_frames for picture in opened if picture.is_animated] == [
+        4
+    ]  # Heun's four times
     assert {picture.width for picture in opened} == {990}
-    median = three_digits(json.loads((tiny_run / 'metrics.json').read_text())['rows']['dm']['distance']['median'])
-    assert f'diffusion model {median}' in next(image['alt'] for image in images if 'Histograms' in image['alt'])
+    median = three_digits(
+        json.loads((tiny_run / 'metrics.json').read_text())['rows']['dm']['distance']['median']
+    )
+    assert f'diffusion model {median}' in next(
+        image['alt'] for image in images if 'Histograms' in image['alt']
+    )
 
 
 def test_table_has_the_numbers_of_the_metrics(written, results):
@@ -91,14 +104,18 @@ def test_table_has_the_numbers_of_the_metrics(written, results):
         assert html.escape(row_name(row)) in line
         assert re.findall(r'<td>(.*?)</td>', line) == [html.escape(cell) for cell in cells(values)]
     versions = results.provenance[-1]['versions']
-    assert all(f'<th scope="row">{name}</th><td>{version}</td>' in written for name, version in versions.items())
+    assert all(
+        f'<th scope="row">{name}</th><td>{version}</td>' in written
+        for name, version in versions.items()
+    )
     assert '<th scope="row">seed</th><td>0</td>' in written and 'git revision' in written
 
 
 def test_redrawn_page_is_the_same_to_the_byte_and_needs_no_jax(tiny_run, tmp_path, written):
     out = tmp_path / 'again.html'
     program = (
-        f'import sys; from namm_jax.report.__main__ import main; status = main({[str(tiny_run), "--out", str(out)]})'
+        'import sys; from namm_jax.report.__main__ import main; status = '
+        f'main({[str(tiny_run), "--out", str(out)]})'
     )
     program += '; sys.exit(3 if {"jax", "optax"} & set(sys.modules) else status)'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
@@ -109,8 +126,14 @@ def test_redrawn_page_is_the_same_to_the_byte_and_needs_no_jax(tiny_run, tmp_pat
 def test_several_runs_stand_side_by_side(results):
     text = page({'runs/a': (results, PICTURES), 'runs/<b>': (results, PICTURES)})
     parsed = Parsed(text)
-    assert '<title>namm_jax: 2 runs side by side</title>' in text and 'runs/&lt;b&gt;' in text and '<b>' not in text
-    assert len(parsed.every('table')) == 3 and len(parsed.every('tbody')) == 2  # one table of results, two of versions
+    assert (
+        '<title>namm_jax: 2 runs side by side</title>' in text
+        and 'runs/&lt;b&gt;' in text
+        and '<b>' not in text
+    )
+    assert (
+        len(parsed.every('table')) == 3 and len(parsed.every('tbody')) == 2
+    )  # one table of results, two of versions
     assert len(parsed.every('figure')) == len(parsed.every('img')) == 2 * len(SECTIONS)
     assert text.count('<code>mdm_finetuned</code>') == 2 and text.count('mdm_finetuned / dm: ') == 2
 
@@ -122,12 +145,19 @@ def test_what_comes_from_outside_is_escaped(results):
     }
     text = page({'': (results._replace(provenance=[opening, opening]), PICTURES)})
     Parsed(text)
-    assert '<script' not in text and '&lt;script&gt;' in text and 'alt="&quot;samples&quot; &amp; more"' in text
+    assert (
+        '<script' not in text
+        and '&lt;script&gt;' in text
+        and 'alt="&quot;samples&quot; &amp; more"' in text
+    )
     assert text.count('launch/main.py') == 1 and 'not run from a clone' in text
 
 
 def test_config_is_told_as_the_difference_from_its_preset(results, written):
-    assert '<code>burgers:tiny</code>, unchanged.' in written and '&quot;inner_steps&quot;: 4' in written
+    assert (
+        '<code>burgers:tiny</code>, unchanged.' in written
+        and '&quot;inner_steps&quot;: 4' in written
+    )
     preset = json.loads(json.dumps(results.preset))
     preset['mirror']['optimizer']['clip'] = 0.0
     text = page({'': (results._replace(preset=preset), PICTURES)})
@@ -143,7 +173,11 @@ def test_training_seconds_begin_where_those_of_the_ancestors_end(results):
     stages['finetune']['drawing_seconds'] = 1.0
     records = [{'stage': stage, **probe} for stage in seconds] + [{'stage': 'dm', 'seconds': 3.0}]
     found = training_curves(results._replace(stages=stages, records=records))
-    assert {row: list(curve[0]) for row, curve in found.items()} == {'dm': [2], 'mdm': [12], 'mdm_finetuned': [33]}
+    assert {row: list(curve[0]) for row, curve in found.items()} == {
+        'dm': [2],
+        'mdm': [12],
+        'mdm_finetuned': [33],
+    }
     assert all(curve[1] == 0.5 and np.isnan(curve[2]) for curve in found.values())
 
 
@@ -189,14 +223,26 @@ def test_unfinished_run_is_named_with_the_command(refused, tiny_run, tmp_path):
 
 
 def test_page_that_cannot_be_written_is_named(refused, tiny_run, tmp_path, monkeypatch):
-    assert f'{tmp_path / "none"} is no folder' in refused(tiny_run, '--out', tmp_path / 'none' / 'page.html')
+    assert f'{tmp_path / "none"} is no folder' in refused(
+        tiny_run, '--out', tmp_path / 'none' / 'page.html'
+    )
     monkeypatch.setattr('namm_jax.report.pictures.draw', lambda results: PICTURES)
     assert str(tmp_path) in refused(tiny_run, '--out', tmp_path, status=1)
 
 
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking'.split()
-FLAGS += ['--disable-component-update', '--disable-sync', '--virtual-time-budget=5000', '--dump-dom']
+BROWSER = next(
+    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
+)
+FLAGS = (
+    '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run '
+    '--disable-background-networking'
+).split()
+FLAGS += [
+    '--disable-component-update',
+    '--disable-sync',
+    '--virtual-time-budget=5000',
+    '--dump-dom',
+]
 MEASURE = """onload = () => document.title = [...document.querySelectorAll('iframe')].map(frame => {
   const inside = frame.contentDocument, loaded = [...inside.images].every(image => image.naturalWidth > 0)
   return [inside.documentElement.clientWidth, inside.documentElement.scrollWidth, loaded]
@@ -204,17 +250,29 @@ MEASURE = """onload = () => document.title = [...document.querySelectorAll('ifra
 
 
 @pytest.mark.skipif(
-    BROWSER is None, reason='no Chromium: none of chromium, chromium-browser, google-chrome is installed'
+    BROWSER is None,
+    reason='no Chromium: none of chromium, chromium-browser, google-chrome is installed',
 )
 def test_page_fits_wide_and_narrow_screens(written, tmp_path):
     frame = '<iframe style="border: 0; height: 800px; width: {}px" srcdoc="{}"></iframe>'
     frames = ''.join(frame.format(width, html.escape(written)) for width in (1280, 390))
-    (tmp_path / 'frames.html').write_text(f'<!DOCTYPE html><body>{frames}<script>{MEASURE}</script></body>')
-    command = [BROWSER, *FLAGS, f'--user-data-dir={tmp_path / "profile"}', f'file://{tmp_path / "frames.html"}']
+    (tmp_path / 'frames.html').write_text(
+        f'<!DOCTYPE html><body>{frames}<script>{MEASURE}</script></body>'
+    )
+    command = [
+        BROWSER,
+        *FLAGS,
+        f'--user-data-dir={tmp_path / "profile"}',
+        f'file://{tmp_path / "frames.html"}',
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    (title,) = re.findall('<title>(.*?)</title>', done.stdout.replace(html.escape(written), ''))[:1] or ['']
+    (title,) = re.findall('<title>(.*?)</title>', done.stdout.replace(html.escape(written), ''))[
+        :1
+    ] or ['']
     (wide, narrow) = (re.findall(r'(\d+),(\d+),true', title) + [(0, 1)] * 2)[:2]
-    assert [int(size) for size in wide] == [int(wide[0])] * 2 and 1200 < int(wide[0]) <= 1280, done.stderr
+    assert [int(size) for size in wide] == [int(wide[0])] * 2 and 1200 < int(wide[0]) <= 1280, (
+        done.stderr
+    )
     assert [int(size) for size in narrow] == [int(narrow[0])] * 2 and 350 < int(narrow[0]) <= 390
 
 
@@ -227,7 +285,11 @@ def test_robustness_curves_mark_the_noise_of_training():
     for ax, values in ((left, 1e-3 + sigma), (right, 2 * sigma)):
         assert [text.get_text() for text in ax.get_legend().get_texts()] == ['f', 'f, finetuned']
         np.testing.assert_allclose(ax.lines[0].get_ydata(), values)
-        assert list(ax.lines[-1].get_xdata()) == [0.1, 0.1] and 'σ' in ax.get_xlabel() and ax.get_ylabel()
+        assert (
+            list(ax.lines[-1].get_xdata()) == [0.1, 0.1]
+            and 'σ' in ax.get_xlabel()
+            and ax.get_ylabel()
+        )
     with pytest.raises(ValueError, match='curves: got none'):
         curves.robustness_curves(sigma, {}, sigma_max=0.1)
 
@@ -239,7 +301,9 @@ def test_frames_follow_the_trajectory_and_only_what_moves_changes():
     frames = motion.trajectory_frames(states, estimates, **parts, dpi=40)
     assert frames.shape[0] == 3 and frames.shape[2:] == (360, 3) and frames.dtype == np.uint8
     still = frames[0] == frames[1]
-    assert 0.3 < still.all(-1).mean() < 0.95  # images, marker and title move; scales, labels and the curve stay
+    assert (
+        0.3 < still.all(-1).mean() < 0.95
+    )  # images, marker and title move; scales, labels and the curve stay
     assert PIL.Image.open(io.BytesIO(motion.animation(frames))).n_frames == 3
     assert (np.asarray(PIL.Image.open(io.BytesIO(motion.still(frames)))) == frames[2]).all()
     with pytest.raises(ValueError, match='got 3 states, 2 estimates'):

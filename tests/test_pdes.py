@@ -1,4 +1,6 @@
-"""Burgers' equation and its steppers against exact solutions, orders of convergence and dense linear algebra."""
+"""Burgers' equation and its steppers against exact solutions, orders of convergence and dense
+linear algebra.
+"""
 
 import functools
 
@@ -24,7 +26,9 @@ def _stepper(name: str, n: int, dt: float) -> pdes.Stepper:
 
 
 def _cole_hopf(n: int, t: float, mean: float = 0.5, nu: float = 0.05) -> np.ndarray:
-    """The exact solution from `_smooth`: u = mean + w(x - mean t, t), w = -2 nu phi_x / phi, phi_t = nu phi_xx."""
+    """The exact solution from `_smooth`: u = mean + w(x - mean t, t), w = -2 nu phi_x / phi, phi_t
+    = nu phi_xx.
+    """
     m = 512
     wave = 2 * np.pi / PERIOD
     potential = -0.4 / wave * np.cos(wave * PERIOD * np.arange(m) / m)
@@ -38,7 +42,9 @@ def _cole_hopf(n: int, t: float, mean: float = 0.5, nu: float = 0.05) -> np.ndar
 @pytest.mark.parametrize(('name', 'order'), [('crank_nicolson', 2), ('forward_euler', 1)])
 def test_order_in_time(name, order):
     with jax.enable_x64(True):
-        states = jax.jit(lambda dt: pdes.trajectory(_stepper(name, 16, dt), 80)(jnp.asarray(_smooth(16))))
+        states = jax.jit(
+            lambda dt: pdes.trajectory(_stepper(name, 16, dt), 80)(jnp.asarray(_smooth(16)))
+        )
         coarse, middle, fine = (states(1 / steps)[steps - 1] for steps in (20, 40, 80))
         ratio = jnp.max(jnp.abs(coarse - middle)) / jnp.max(jnp.abs(middle - fine))
     assert np.log2(ratio) == pytest.approx(order, abs=0.1)
@@ -48,7 +54,9 @@ def test_cole_hopf_order_in_space():
     with jax.enable_x64(True):
 
         def error(n):
-            u = jax.jit(pdes.repeated(_stepper('crank_nicolson', n, 0.025), 80))(jnp.asarray(_smooth(n)))
+            u = jax.jit(pdes.repeated(_stepper('crank_nicolson', n, 0.025), 80))(
+                jnp.asarray(_smooth(n))
+            )
             return float(jnp.max(jnp.abs(u - _cole_hopf(n, 2.0))))
 
         coarse, fine = error(64), error(128)
@@ -75,13 +83,17 @@ def test_a_constant_is_a_fixed_point():
 def test_cyclic_solve_against_dense(n):
     rng = np.random.default_rng(n)
     lower, upper, rhs = rng.normal(size=(3, 4, n)).astype(np.float32)
-    diagonal = (np.abs(lower) + np.abs(upper) + 0.5) * np.where(rng.uniform(size=(4, n)) < 0.5, -1, 1)
+    diagonal = (np.abs(lower) + np.abs(upper) + 0.5) * np.where(
+        rng.uniform(size=(4, n)) < 0.5, -1, 1
+    )
     i = np.arange(n)
     dense = np.zeros((4, n, n))
     for band, j in ((lower, i - 1), (diagonal, i), (upper, (i + 1) % n)):
         dense[:, i, j] += band
     expected = np.linalg.solve(dense, rhs[..., None])[..., 0]
-    x = pdes.cyclic_tridiagonal_solve(*(jnp.asarray(v, jnp.float32) for v in (lower, diagonal, upper, rhs)))
+    x = pdes.cyclic_tridiagonal_solve(
+        *(jnp.asarray(v, jnp.float32) for v in (lower, diagonal, upper, rhs))
+    )
     np.testing.assert_allclose(x, expected, atol=2e-5 * np.abs(expected).max())
 
 
@@ -91,7 +103,10 @@ def test_cyclic_solve_is_differentiable_in_bands_and_right_side():
         lower, upper, rhs = jnp.asarray(rng.normal(size=(3, 2, 6)))
         diagonal = jnp.abs(lower) + jnp.abs(upper) + 1
         check_grads(
-            jax.jit(pdes.cyclic_tridiagonal_solve), (lower, diagonal, upper, rhs), order=1, modes=('fwd', 'rev')
+            jax.jit(pdes.cyclic_tridiagonal_solve),
+            (lower, diagonal, upper, rhs),
+            order=1,
+            modes=('fwd', 'rev'),
         )
 
 
@@ -132,7 +147,8 @@ def test_crank_nicolson_transpose_under_vmap_and_scan():
 
 
 def test_crank_nicolson_is_reversible():
-    # The scheme is symmetric in time: a step back undoes a step forth, if Newton's method has converged.
+    # The scheme is symmetric in time: a step back undoes a step forth, if Newton's method has
+    # converged.
     with jax.enable_x64(True):
         u = jax.random.uniform(jax.random.key(3), (5, 32), float)
         step = jax.jit(lambda u, dt: _stepper('crank_nicolson', 32, dt)(u))
@@ -164,7 +180,9 @@ def test_problem_grid_and_interval():
     assert problem.dx == 0.25
     u = jnp.asarray(_smooth(33), jnp.float32)
     chex.assert_trees_all_close(problem.interval()(u), problem.step()(problem.step()(u)))
-    assert hash(problem) == hash(pdes.BurgersProblem(points=33, length=8.0, stepper='forward_euler', inner_steps=2))
+    assert hash(problem) == hash(
+        pdes.BurgersProblem(points=33, length=8.0, stepper='forward_euler', inner_steps=2)
+    )
 
 
 @pytest.mark.parametrize(

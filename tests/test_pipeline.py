@@ -1,4 +1,6 @@
-"""The whole pipeline, tiny: what it leaves behind, what a second call does, and what it refuses to mix."""
+"""The whole pipeline, tiny: what it leaves behind, what a second call does, and what it refuses to
+mix.
+"""
 
 import json
 import math
@@ -75,11 +77,17 @@ def test_metrics_are_those_of_the_contract(tiny_run):
 
 def test_robustness_is_measured_up_to_twice_the_noise_of_training(tiny_run):
     robustness = read(tiny_run / 'metrics.json')['robustness']
-    assert robustness['sigma'] == [0, 0.1, 0.2] and robustness['sigma_max'] == 0.1 and robustness['n'] == 16
+    assert (
+        robustness['sigma'] == [0, 0.1, 0.2]
+        and robustness['sigma_max'] == 0.1
+        and robustness['n'] == 16
+    )
     for name in ('f', 'f_finetuned'):
         assert set(robustness[name]) == {'distance_mean', 'distance_std', 'error_mean'}
         assert all(len(values) == 3 for values in robustness[name].values())
-        assert robustness[name]['distance_mean'] == sorted(robustness[name]['distance_mean'])  # untrained: noise adds
+        assert robustness[name]['distance_mean'] == sorted(
+            robustness[name]['distance_mean']
+        )  # untrained: noise adds
 
 
 def test_rows_tell_apart_what_is_known(tiny_run):
@@ -89,7 +97,9 @@ def test_rows_tell_apart_what_is_known(tiny_run):
     assert rows['dm']['distance']['mean'] > 0.1  # a few steps of training teach nothing
     assert {rows[row]['calls'] for row in ROWS} == {7}  # Heun: two a step, one for the last
     seconds = {row: rows[row]['training_seconds'] for row in ROWS}
-    records = {stage: read(tiny_run / 'stages' / f'{stage}.json')['training_seconds'] for stage in TRAINED}
+    records = {
+        stage: read(tiny_run / 'stages' / f'{stage}.json')['training_seconds'] for stage in TRAINED
+    }
     assert seconds['dm'] == seconds['dm_projected'] == records['dm']
     assert math.isclose(seconds['mdm'], records['mirror'] + records['mdm'])
     assert math.isclose(seconds['mdm_finetuned'], seconds['mdm'] + records['finetune'])
@@ -112,7 +122,9 @@ def test_records_of_training(tiny_run, stage):
     terms = mirror if stage in ('mirror', 'finetune') else {'denoising', 'loss'}
     for record in found:
         held_out, probe = record['step'] in validated, record['step'] in probed
-        expected = {'stage', 'step', 'seconds', 'train/gradient_norm'} | {f'train/{name}' for name in terms}
+        expected = {'stage', 'step', 'seconds', 'train/gradient_norm'} | {
+            f'train/{name}' for name in terms
+        }
         expected |= {f'heldout/{name}' for name in terms} if held_out else set()
         expected |= {'distance_mean', 'distance_std'} if probe else set()
         assert set(record) == expected
@@ -135,18 +147,26 @@ def test_second_call_changes_nothing(run, launch, capsys):
     assert files_of(run, *parts) == before
 
 
-@pytest.mark.parametrize('spelling', [f'--config={os.path.abspath("configs/burgers.py")}:tiny', TINY])
+@pytest.mark.parametrize(
+    'spelling', [f'--config={os.path.abspath("configs/burgers.py")}:tiny', TINY]
+)
 def test_other_config_for_the_folder_is_refused(run, launch, capsys, spelling):
     assert launch(spelling.replace(':tiny', ''), f'--workdir={run}') == 2
     told = capsys.readouterr().err
-    assert 'got the experiment burgers:quick, but' in told and 'burgers:tiny' in told and 'Traceback' not in told
+    assert (
+        'got the experiment burgers:quick, but' in told
+        and 'burgers:tiny' in told
+        and 'Traceback' not in told
+    )
 
 
 @pytest.mark.parametrize(
     ('field', 'new', 'stage'),
     [('mirror.lambda_constr', 0.5, 'mirror'), ('data.nu', 0.1, 'data'), ('seed', 1, 'mirror')],
 )
-def test_override_of_what_a_finished_stage_has_read_is_refused(run, launch, capsys, field, new, stage):
+def test_override_of_what_a_finished_stage_has_read_is_refused(
+    run, launch, capsys, field, new, stage
+):
     before, old = files_of(run, '.'), read(run / 'config.json')['config']
     for part in field.split('.'):
         old = old[part]
@@ -161,13 +181,17 @@ def test_override_of_what_a_finished_stage_has_read_is_refused(run, launch, caps
 def test_what_differs_from_the_preset_is_told_at_every_start(run, launch, capsys):
     for override in (['--config.sample.steps=5'], []):  # the second time, it is the saved config's
         assert launch(TINY, f'--workdir={run}', '--stages=data', *override) == 0
-        assert capsys.readouterr().err.startswith('burgers:tiny, with\n  sample.steps = 5 (preset: 4)\n')
+        assert capsys.readouterr().err.startswith(
+            'burgers:tiny, with\n  sample.steps = 5 (preset: 4)\n'
+        )
     assert launch(TINY, f'--workdir={run}', '--stages=data', '--config.sample.steps=4') == 0
     assert capsys.readouterr().err.startswith('burgers:tiny\n')
 
 
 def timeless(records):
-    return [{name: value for name, value in record.items() if name != 'seconds'} for record in records]
+    return [
+        {name: value for name, value in record.items() if name != 'seconds'} for record in records
+    ]
 
 
 def test_redo_discards_a_stage_and_what_was_built_on_it(run, launch, capsys):
@@ -181,7 +205,10 @@ def test_redo_discards_a_stage_and_what_was_built_on_it(run, launch, capsys):
     assert files_of(run, 'data', 'mirror', 'mdm', 'dm') == kept
     assert not (run / 'sample').exists() and 'rows' not in read(run / 'metrics.json')
     assert (np.load(run / 'finetune' / 'mirror_samples.npy') == z).all()
-    assert timeless(records(run, 'finetune')) == timeless(before) and records(run, 'finetune') != before
+    assert (
+        timeless(records(run, 'finetune')) == timeless(before)
+        and records(run, 'finetune') != before
+    )
 
 
 @pytest.mark.slow
@@ -191,7 +218,11 @@ def test_redone_pipeline_gives_the_same_table(run, launch):
     assert launch(TINY, f'--workdir={run}', '--redo=mirror,dm') == 0
     rows = read(run / 'metrics.json')['rows']
     assert all((np.load(run / 'sample' / f'{row}.npy') == x).all() for row, x in samples.items())
-    assert all(rows[row][part] == before[row][part] for row in rows for part in ('distance', 'distribution'))
+    assert all(
+        rows[row][part] == before[row][part]
+        for row in rows
+        for part in ('distance', 'distribution')
+    )
 
 
 def test_evaluate_reads_the_samples_of_a_run(tiny_run, capsys):
@@ -203,7 +234,9 @@ def test_evaluate_reads_the_samples_of_a_run(tiny_run, capsys):
     assert set(result) == {'constraint', 'n', 'distance', 'per_sample'}
     assert result['constraint'] == 'burgers' and result['n'] == len(result['per_sample']) == 16
     for name, summary in {'mean': np.mean, 'median': np.median, 'max': np.max}.items():
-        np.testing.assert_allclose(result['distance'][name], summary(result['per_sample']), rtol=1e-5)
+        np.testing.assert_allclose(
+            result['distance'][name], summary(result['per_sample']), rtol=1e-5
+        )
         np.testing.assert_allclose(result['distance'][name], row['distance'][name], rtol=1e-5)
 
 
@@ -222,5 +255,7 @@ def test_seeds_are_aggregated(tiny_run, tmp_path, launch):
     assert (data[0] == data[1]).all()  # seeds share the data
     # Seed 0 of a set is the run without seeds.
     for row in ROWS:
-        again, single = (np.load(path / 'sample' / f'{row}.npy') for path in (folder / 'seed0', tiny_run))
+        again, single = (
+            np.load(path / 'sample' / f'{row}.npy') for path in (folder / 'seed0', tiny_run)
+        )
         assert (again == single).all()

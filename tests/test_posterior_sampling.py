@@ -18,7 +18,10 @@ COVARIANCE = FACTOR @ FACTOR.T
 STD = np.sqrt(np.trace(COVARIANCE) / 3)
 ISOTROPIC = gaussian_denoiser(MEAN, STD)
 # A row of zeros measures nothing but noise: so all have one shape, and one program.
-MASK, MIX = np.diag([1.0, 0.0, 1.0]), np.asarray([[1.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 1.0]])
+MASK, MIX = (
+    np.diag([1.0, 0.0, 1.0]),
+    np.asarray([[1.0, 0.2, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 1.0]]),
+)
 FULL = np.asarray([[1.0, 0.3, 0.0], [0.0, 0.8, 0.2], [0.1, 0.0, 0.9]])
 Y = np.asarray([2.0, 0.4, -0.7])
 LEVELS, FINE = edm_grid(40, 20.0, 0.01), edm_grid(80, 20.0, 0.01)
@@ -33,7 +36,11 @@ def correlated(x, sigma):
 
 
 def posterior(covariance, matrix, y, noise_std):
-    gain = covariance @ matrix.T @ np.linalg.inv(matrix @ covariance @ matrix.T + noise_std**2 * np.eye(len(matrix)))
+    gain = (
+        covariance
+        @ matrix.T
+        @ np.linalg.inv(matrix @ covariance @ matrix.T + noise_std**2 * np.eye(len(matrix)))
+    )
     return MEAN + gain @ (y - matrix @ MEAN), covariance - gain @ matrix @ covariance
 
 
@@ -43,13 +50,25 @@ def run(sampler, denoiser, options, keys, matrix, numbers):
     return sampler(keys, denoiser, (3,), measure=measure, **PRIOR, **dict(options), **numbers)
 
 
-def draw(sampler, denoiser, n, matrix=MASK, y=Y, *, noise_std=0.3, levels=LEVELS, start=0, **options):
-    """Returns n samples given `matrix x = y`, y `(m,)` or one a sample; compiled once for all numbers of a kind."""
-    numbers = {'levels': levels, 'noise_std': noise_std, 'y': jnp.broadcast_to(jnp.asarray(y, jnp.float32), (n, 3))}
+def draw(
+    sampler, denoiser, n, matrix=MASK, y=Y, *, noise_std=0.3, levels=LEVELS, start=0, **options
+):
+    """Returns n samples given `matrix x = y`, y `(m,)` or one a sample; compiled once for all
+    numbers of a kind.
+    """
+    numbers = {
+        'levels': levels,
+        'noise_std': noise_std,
+        'y': jnp.broadcast_to(jnp.asarray(y, jnp.float32), (n, 3)),
+    }
     numbers |= {'spread': 1.0} if sampler is daps else {'guidance': 1.0}
-    numbers |= {name: options.pop(name) for name in ('gain', 'guidance', 'spread') if name in options}
+    numbers |= {
+        name: options.pop(name) for name in ('gain', 'guidance', 'spread') if name in options
+    }
     keys = sample_keys(jax.random.key(0), n, start)
-    return run(sampler, denoiser, tuple(options.items()), keys, jnp.asarray(matrix, jnp.float32), numbers)
+    return run(
+        sampler, denoiser, tuple(options.items()), keys, jnp.asarray(matrix, jnp.float32), numbers
+    )
 
 
 def close(a, b, rtol=1e-5, atol=1e-5):
@@ -79,9 +98,16 @@ def test_daps_is_exact_on_isotropic_data():
 
 @pytest.mark.parametrize('step_size', [0.4, 1.6])
 def test_langevin_steps_have_no_error_of_their_size(step_size):
-    """At a level of nothing but noise, an estimate is the mean, and `x_0` is drawn from the posterior by them alone."""
+    """At a level of nothing but noise, an estimate is the mean, and `x_0` is drawn from the
+    posterior by them alone.
+    """
     mean, covariance = posterior(STD**2 * np.eye(3), MASK, Y, 0.5)
-    options = {'step_size': step_size, 'gain': 1.0, 'denoise_last': False, 'levels': jnp.asarray([1e4])}
+    options = {
+        'step_size': step_size,
+        'gain': 1.0,
+        'denoise_last': False,
+        'levels': jnp.asarray([1e4]),
+    }
     assert_law(draw(daps, ISOTROPIC, 8_000, noise_std=0.5, **options), mean, covariance, atol=0.005)
 
 
@@ -137,7 +163,9 @@ def test_a_full_measurement_of_little_noise_gives_the_truth(sampler):
     close(spreads[1] / spreads[0], 4, rtol=0.25)
 
 
-@pytest.mark.parametrize(('sampler', 'options'), [(daps, {'langevin_steps': 2}), (smc, {'particles': 4})])
+@pytest.mark.parametrize(
+    ('sampler', 'options'), [(daps, {'langevin_steps': 2}), (smc, {'particles': 4})]
+)
 def test_samples_depend_on_their_keys_alone(sampler, options):
     """Numbers 4 to 11, two groups of particles, among others before and among others after them."""
     y = np.repeat(np.random.default_rng(0).normal(size=(4, 3)), 4, 0)
@@ -178,7 +206,9 @@ def test_what_fails_stays_failed_and_touches_nothing_else():
 
 
 def test_a_failing_particle_has_no_descendants_and_a_failing_group_is_nan():
-    (x, info), (expected, _) = (draw(smc, denoiser, 12, particles=4) for denoiser in (failing, ISOTROPIC))
+    (x, info), (expected, _) = (
+        draw(smc, denoiser, 12, particles=4) for denoiser in (failing, ISOTROPIC)
+    )
     assert info['lost'].tolist() == [1, 4, 0]
     assert jnp.isfinite(x[:4]).all() and jnp.isnan(x[4:8]).all()
     close(x[8:], expected[8:], atol=1e-4)
@@ -196,7 +226,11 @@ def test_systematic_resampling_takes_each_as_often_as_its_weight_says():
 def test_squared_gain_is_the_largest_eigenvalue():
     keys, x = sample_keys(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (3, 3))
     measure = lambda x: jnp.stack([x[:, 0] ** 2, 2 * x[:, 1], x[:, 2]], 1)
-    close(squared_gain(keys, measure, x, step=0.1, iterations=60), jnp.maximum(4 * x[:, 0] ** 2, 4), rtol=1e-3)
+    close(
+        squared_gain(keys, measure, x, step=0.1, iterations=60),
+        jnp.maximum(4 * x[:, 0] ** 2, 4),
+        rtol=1e-3,
+    )
     close(squared_gain(keys, lambda x: 0 * x, x, step=0.1), 0)
 
 
@@ -220,7 +254,12 @@ def test_squared_gain_is_the_largest_eigenvalue():
 )
 def test_mistakes_are_named(options, words):
     sampler = smc if 'particles' in options else daps
-    valid = {'keys': sample_keys(jax.random.key(0), 4), 'y': jnp.zeros((4, 3)), 'noise_std': 0.1, 'levels': LEVELS}
+    valid = {
+        'keys': sample_keys(jax.random.key(0), 4),
+        'y': jnp.zeros((4, 3)),
+        'noise_std': 0.1,
+        'levels': LEVELS,
+    }
     arguments = valid | {'prior_std': 1.0} | options
     with pytest.raises(ValueError, match=words):
         sampler(arguments.pop('keys'), ISOTROPIC, (3,), measure=lambda x: x, **arguments)

@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.posterior_statistics import crps, posterior_moments, posterior_statistics, rmse, spread_skill
+from namm_jax.posterior_statistics import (
+    crps,
+    posterior_moments,
+    posterior_statistics,
+    rmse,
+    spread_skill,
+)
 
 STATISTICS = jax.jit(posterior_statistics)
-SLOPE = jax.jit(jax.grad(lambda x, truth, valid: sum(posterior_statistics(truth, x, valid).values())))
+SLOPE = jax.jit(
+    jax.grad(lambda x, truth, valid: sum(posterior_statistics(truth, x, valid).values()))
+)
 
 
 def field(*values):
@@ -23,7 +31,11 @@ def ensemble():
     """Returns truths `(3, 4, 5, 2)`, 6 samples each, and which count: 6, 3 and 2 of them."""
     keys = jax.random.split(jax.random.key(0))
     valid = jnp.arange(6) < jnp.array([6, 3, 2])[:, None]
-    return jax.random.normal(keys[0], (3, 4, 5, 2)), jax.random.normal(keys[1], (3, 6, 4, 5, 2)), valid
+    return (
+        jax.random.normal(keys[0], (3, 4, 5, 2)),
+        jax.random.normal(keys[1], (3, 6, 4, 5, 2)),
+        valid,
+    )
 
 
 def test_by_hand():
@@ -32,7 +44,8 @@ def test_by_hand():
     np.testing.assert_allclose(mean, field(2.0, 3.0))
     np.testing.assert_allclose(variance, field(7.0, 1.0))
     assert float(rmse(truth, samples)) == pytest.approx(5**0.5)
-    # |x - t| are 1, 0, 4 and 2, 4, 3; the three pairs 1, 5, 4 and 2, 1, 1 are halved by m (m - 1) = 6
+    # |x - t| are 1, 0, 4 and 2, 4, 3; the three pairs 1, 5, 4 and 2, 1, 1 are halved by m (m - 1) =
+    # 6
     assert float(crps(truth, samples)) == pytest.approx((5 / 3 - 10 / 6 + 3 - 4 / 6) / 2)
     assert float(spread_skill(truth, samples)) == pytest.approx((4 / 3 * 4 / 5) ** 0.5)
 
@@ -79,7 +92,9 @@ def test_the_ratio_tells_the_overconfident_and_the_score_rewards_the_calibrated(
     for factor in (0.5, 1.0, 2.0):
         scores[factor] = STATISTICS(both[:, 0], factor * both[:, 1:])
         spread, error = factor**2 * (1 + 1 / 16), 1 + factor**2 / 16
-        assert float(scores[factor]['spread_skill']) == pytest.approx((spread / error) ** 0.5, rel=0.02)
+        assert float(scores[factor]['spread_skill']) == pytest.approx(
+            (spread / error) ** 0.5, rel=0.02
+        )
     assert min(scores, key=lambda factor: float(scores[factor]['crps'])) == 1.0
 
 
@@ -91,14 +106,22 @@ def test_the_order_of_samples_and_measurements_has_no_effect(ensemble):
         (truth, samples[:, order], valid[:, order]),
         (truth[::-1], samples[::-1], valid[::-1]),
     ):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), STATISTICS(*shuffled), expected)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5),
+            STATISTICS(*shuffled),
+            expected,
+        )
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e30])
 def test_samples_left_out_have_no_effect(ensemble, bad):
     truth, samples, valid = ensemble
     left_out = jnp.where(valid[..., None, None, None], samples, bad)
-    jax.tree.map(np.testing.assert_array_equal, STATISTICS(truth, left_out, valid), STATISTICS(truth, samples, valid))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        STATISTICS(truth, left_out, valid),
+        STATISTICS(truth, samples, valid),
+    )
     slope = SLOPE(left_out, truth, valid)
     assert jnp.isfinite(slope).all()
     np.testing.assert_array_equal(slope[~valid], 0)
@@ -118,7 +141,9 @@ def test_a_measurement_without_samples_is_left_out(ensemble):
     rest = STATISTICS(truth[1:], samples[1:], valid[1:])
     without = STATISTICS(truth, samples.at[0].set(jnp.nan), valid.at[0].set(False))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), without, rest)
-    assert all(np.isnan(value) for value in STATISTICS(truth, samples, jnp.zeros_like(valid)).values())
+    assert all(
+        np.isnan(value) for value in STATISTICS(truth, samples, jnp.zeros_like(valid)).values()
+    )
 
 
 def test_valid_samples_that_are_not_finite_are_not_dropped(ensemble):
@@ -129,11 +154,17 @@ def test_valid_samples_that_are_not_finite_are_not_dropped(ensemble):
 
 def test_errors(ensemble):
     truth, samples, valid = ensemble
-    with pytest.raises(ValueError, match=r'truth: got shape \(3, 4, 5\) for samples \(3, 6, 4, 5, 2\), expected'):
+    with pytest.raises(
+        ValueError, match=r'truth: got shape \(3, 4, 5\) for samples \(3, 6, 4, 5, 2\), expected'
+    ):
         rmse(truth[..., 0], samples, valid)
-    with pytest.raises(ValueError, match=r'valid: got bool of shape \(3, 5\), expected bool of shape \(3, 6\)'):
+    with pytest.raises(
+        ValueError, match=r'valid: got bool of shape \(3, 5\), expected bool of shape \(3, 6\)'
+    ):
         crps(truth, samples, valid[:, 1:])
     with pytest.raises(ValueError, match='valid: got float32 of shape'):
         spread_skill(truth, samples, valid.astype(jnp.float32))
-    with pytest.raises(ValueError, match=r'samples: got shape \(6, 4, 5, 2\), expected \(n, k, h, w, c\)'):
+    with pytest.raises(
+        ValueError, match=r'samples: got shape \(6, 4, 5, 2\), expected \(n, k, h, w, c\)'
+    ):
         posterior_moments(samples[0])

@@ -30,15 +30,24 @@ def free_port():
 
 def start_all(program, count, *, devices=2):
     """Starts the processes of a run; `program` takes coordinator, count and index."""
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
+    environment = {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+    }
     place = f'127.0.0.1:{free_port()}'
     return [
         subprocess.Popen(
-            [sys.executable, *program(place, count, index)], env=environment, cwd=ROOT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [sys.executable, *program(place, count, index)],
+            env=environment,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         for index in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def end_all(started, seconds=240):
@@ -49,9 +58,13 @@ def end_all(started, seconds=240):
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-    """Returns the folder in which two processes of two devices each have worked, and what they found."""
+    """Returns the folder in which two processes of two devices each have worked, and what they
+    found.
+    """
     folder = tmp_path_factory.mktemp('two')
-    program = lambda place, count, index: map(str, (ROOT / 'tests/worker.py', folder, place, count, index))
+    program = lambda place, count, index: map(
+        str, (ROOT / 'tests/worker.py', folder, place, count, index)
+    )
     status, said = end_all(start_all(program, 2))
     assert status == [0, 0], said
     return folder, json.loads((folder / 'facts.json').read_text())
@@ -82,7 +95,9 @@ def test_their_data_set_is_that_of_one_process(two, tmp_path):
     ours, theirs = files(tmp_path), files(two[0] / 'data')
     assert ours.keys() == theirs.keys() and len(ours) == 4 + 2 + 1 + 2
     for name in ours:
-        assert name == 'crc32.json' or ours[name] == theirs[name], name  # it also holds checksums of before
+        assert name == 'crc32.json' or ours[name] == theirs[name], (
+            name
+        )  # it also holds checksums of before
 
 
 @pytest.mark.parametrize('devices', [1, 8])
@@ -100,7 +115,9 @@ def test_one_process_goes_on_as_if_it_had_been_alone(two, tmp_path, name, device
     for record, other in zip(records, expected[1:], strict=True):
         assert record.keys() == other.keys()
         timeless = [name for name in record if name not in ('stage', 'seconds')]
-        np.testing.assert_allclose([record[n] for n in timeless], [other[n] for n in timeless], rtol=1e-4)
+        np.testing.assert_allclose(
+            [record[n] for n in timeless], [other[n] for n in timeless], rtol=1e-4
+        )
 
 
 def call_in_threads(*places, seconds):
@@ -124,13 +141,19 @@ def call_in_threads(*places, seconds):
 
 def test_roll_call():
     at = f'127.0.0.1:{free_port()}'
-    assert call_in_threads(*[Place(at, 3, index) for index in (2, 0, 1)], seconds=20) == ['', '', '']
+    assert call_in_threads(*[Place(at, 3, index) for index in (2, 0, 1)], seconds=20) == [
+        '',
+        '',
+        '',
+    ]
 
 
 def test_missing_process_is_named():
     at = f'127.0.0.1:{free_port()}'
     for told in call_in_threads(Place(at, 4, 0), Place(at, 4, 2), seconds=1):
-        assert f'got the processes [0, 2] at {at} within 1 s, expected 4: [1, 3] are missing' in told
+        assert (
+            f'got the processes [0, 2] at {at} within 1 s, expected 4: [1, 3] are missing' in told
+        )
 
 
 @pytest.mark.parametrize('second', [(3, 1), (2, 0)])
@@ -139,7 +162,9 @@ def test_wrong_count_or_index_is_named(second):
     count, index = second
     if index == 0:
         told = call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=1)
-        assert any('Address already in use' in one for one in told) and any('[1] are missing' in one for one in told)
+        assert any('Address already in use' in one for one in told) and any(
+            '[1] are missing' in one for one in told
+        )
     else:
         for one in call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=20):
             assert f'got process {index} of {count} at {at}, expected one of [1] of 2' in one
@@ -157,7 +182,10 @@ def test_strangers_are_passed_over():
 
     def knock():
         while not stop.is_set():
-            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=1) as s:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(('127.0.0.1', port), timeout=1) as s,
+            ):
                 s.sendall(b'GET / HTTP/1.1\r\n\n')
             stop.wait(0.05)
 
@@ -169,7 +197,14 @@ def test_strangers_are_passed_over():
 
 
 @pytest.mark.parametrize(
-    'place', [Place('nowhere', 2, 0), Place(':80', 2, 0), Place('a:b', 2, 0), Place('a:80', 2, 2), Place('a:80', 2, -1)]
+    'place',
+    [
+        Place('nowhere', 2, 0),
+        Place(':80', 2, 0),
+        Place('a:b', 2, 0),
+        Place('a:80', 2, 2),
+        Place('a:80', 2, -1),
+    ],
 )
 def test_bad_places_are_refused(place):
     with pytest.raises(ValueError, match='expected HOST:PORT'):
@@ -191,9 +226,13 @@ TINY = '--config=configs/burgers.py:tiny', '--stages=data,mirror,mdm', '--config
 def pipeline(folder, count):
     """Starts so many processes, of one device each, on a run folder; returns them."""
     program = lambda place, count, index: (
-        'launch/main.py', *TINY, f'--workdir={folder}', f'--coordinator={place}', f'--num_processes={count}',
+        'launch/main.py',
+        *TINY,
+        f'--workdir={folder}',
+        f'--coordinator={place}',
+        f'--num_processes={count}',
         f'--process_index={index}',
-    )  # fmt: skip
+    )
     return start_all(program, count, devices=1)
 
 
@@ -207,7 +246,12 @@ def wait_for(path, started):
 
 def losses(folder):
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    return {(r['stage'], r['step'], name): r[name] for r in records for name in r if name.endswith('loss')}
+    return {
+        (r['stage'], r['step'], name): r[name]
+        for r in records
+        for name in r
+        if name.endswith('loss')
+    }
 
 
 @pytest.mark.slow
@@ -235,9 +279,14 @@ def test_pipeline_outlives_a_process_and_goes_on_with_another_number(tmp_path, n
 @pytest.mark.slow
 def test_processes_asked_for_different_things_are_refused(tmp_path):
     program = lambda place, count, index: (
-        'launch/main.py', *TINY, f'--workdir={tmp_path / "run"}', f'--coordinator={place}',
-        f'--num_processes={count}', f'--process_index={index}', f'--config.seed={index}',
-    )  # fmt: skip
+        'launch/main.py',
+        *TINY,
+        f'--workdir={tmp_path / "run"}',
+        f'--coordinator={place}',
+        f'--num_processes={count}',
+        f'--process_index={index}',
+        f'--config.seed={index}',
+    )
     status, said = end_all(start_all(program, 2, devices=1))
     assert status == [2, 2] and all('seed: [0, 1]' in one for one in said)
     assert not (tmp_path / 'run').exists()

@@ -29,7 +29,13 @@ def test_a_log_file_gets_a_line_every_ten_seconds_and_the_last(clock, monkeypatc
             clock.append(step / 20)  # 50 s in all
             bar.update(step, {'loss': 1 / step})
     lines = log.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == ['200/1000', '400/1000', '600/1000', '800/1000', '1000/1000']
+    assert [line.split()[1] for line in lines] == [
+        '200/1000',
+        '400/1000',
+        '600/1000',
+        '800/1000',
+        '1000/1000',
+    ]
     assert lines[1] == 'mirror 400/1000  20 steps/s  30 s left  loss 0.0025'
 
 
@@ -47,7 +53,11 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     with Bar('mirror', 10) as bar:
         bar.update(5, {'loss': 0.5})
         bar.update(10, {'loss': 0.25})
-    assert 'mirror' in terminal.getvalue() and '10/10' in terminal.getvalue() and 'loss 0.25' in terminal.getvalue()
+    assert (
+        'mirror' in terminal.getvalue()
+        and '10/10' in terminal.getvalue()
+        and 'loss 0.25' in terminal.getvalue()
+    )
 
 
 def test_terms_have_three_digits():

@@ -1,4 +1,6 @@
-"""The README's program runs as it stands, with fewer fields and steps, and its sizes are the documented ones."""
+"""The README's program runs as it stands, with fewer fields and steps, and its sizes are the
+documented ones.
+"""
 
 import importlib.util
 import json
@@ -17,8 +19,12 @@ README = (ROOT / 'README.md').read_text()
 @pytest.mark.slow
 def test_program_runs_and_its_samples_are_finite():
     (program,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-    smaller = program.replace('fields, steps, key, axes = 1024, 500,', 'fields, steps, key, axes = 16, 2,')
-    smaller = smaller.replace('points=32, states=32, inner_steps=10', 'points=16, states=16, inner_steps=2')
+    smaller = program.replace(
+        'fields, steps, key, axes = 1024, 500,', 'fields, steps, key, axes = 16, 2,'
+    )
+    smaller = smaller.replace(
+        'points=32, states=32, inner_steps=10', 'points=16, states=16, inner_steps=2'
+    )
     smaller = smaller.replace('(32, 64)', '(8,)')
     assert smaller.count('(8,)') == 2 and '16, 2,' in smaller and 'points=16' in smaller
     scope = {}
@@ -28,16 +34,22 @@ def test_program_runs_and_its_samples_are_finite():
 
 
 def test_files_that_the_readme_names_exist():
-    named = set(re.findall(r'`((?:namm_jax|tests|configs|launch|benchmarks)/[\w/]*(?:\.\w+)?)`?', README))
+    named = set(
+        re.findall(r'`((?:namm_jax|tests|configs|launch|benchmarks)/[\w/]*(?:\.\w+)?)`?', README)
+    )
     assert len(named) > 5
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-OWN = re.findall(r'^python (docs/own_rule\.py|launch/main\.py --config=configs/own\.py.*)$', README, re.MULTILINE)
+OWN = re.findall(
+    r'^python (docs/own_rule\.py|launch/main\.py --config=configs/own\.py.*)$', README, re.MULTILINE
+)
 
 
 def own_rule(tmp_path, monkeypatch):
-    """Follows the README's page up to its command, in another folder; returns that command's arguments."""
+    """Follows the README's page up to its command, in another folder; returns that command's
+    arguments.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'docs').mkdir()
     shutil.copy(ROOT / OWN[0], tmp_path / 'docs')
@@ -56,7 +68,9 @@ def test_rule_of_ones_own_is_checked_first(tmp_path, monkeypatch, launch, capsys
 
 def test_data_that_do_not_obey_are_told(tmp_path, monkeypatch, launch, capsys):
     arguments = own_rule(tmp_path, monkeypatch)
-    np.save('own_data.npy', np.random.default_rng(0).normal(size=(200, 16, 16, 1)).astype(np.float32))
+    np.save(
+        'own_data.npy', np.random.default_rng(0).normal(size=(200, 16, 16, 1)).astype(np.float32)
+    )
     assert launch('--workdir=run', '--stages=data', *arguments) == 0
     assert 'warning: your data do not obey your rule well' in capsys.readouterr().err
 
@@ -67,11 +81,15 @@ def test_rule_of_ones_own_from_data_to_report(tmp_path, monkeypatch, launch):
     assert launch('--workdir=run', *arguments) == 0
     assert (tmp_path / 'run' / 'report.html').exists()
     rows = json.loads((tmp_path / 'run' / 'metrics.json').read_text())['rows']
-    assert rows['data']['distance']['max'] < 1e-5 and np.isfinite(rows['mdm_finetuned']['distance']['mean'])
+    assert rows['data']['distance']['max'] < 1e-5 and np.isfinite(
+        rows['mdm_finetuned']['distance']['mean']
+    )
 
 
 def test_tables_are_those_of_the_results():
     spec = importlib.util.spec_from_file_location('results', ROOT / 'benchmarks' / 'results.py')
     results = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(results)
-    assert results.with_tables(README) == README, 'write them again: python benchmarks/results.py --readme'
+    assert results.with_tables(README) == README, (
+        'write them again: python benchmarks/results.py --readme'
+    )

@@ -14,7 +14,9 @@ def record(step, stage='mirror', **terms):
 
 
 def shown(folder):
-    """Returns what TensorBoard shows of a stage: name -> [(step, value)], restarts hiding what came before."""
+    """Returns what TensorBoard shows of a stage: name -> [(step, value)], restarts hiding what came
+    before.
+    """
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     scalars = {}
@@ -24,7 +26,10 @@ def shown(folder):
             (length,) = struct.unpack('<Q', data[:8])
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
             if event.session_log.status == SessionLog.START:
-                kept = {name: [point for point in points if point[0] < event.step] for name, points in scalars.items()}
+                kept = {
+                    name: [point for point in points if point[0] < event.step]
+                    for name, points in scalars.items()
+                }
                 scalars = kept
             for value in event.summary.value:
                 scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
@@ -47,7 +52,9 @@ def test_scalars_of_a_resumed_stage_are_there_once(tmp_path):
     }
     assert shown(tmp_path / 'tensorboard/dm') == {'seconds': [(4, 1.0)]}
     again.discard('mirror')
-    assert [path.name for path in (tmp_path / 'tensorboard').iterdir()] == ['dm'] and len(again.read()) == 1
+    assert [path.name for path in (tmp_path / 'tensorboard').iterdir()] == ['dm'] and len(
+        again.read()
+    ) == 1
 
 
 def test_without_tensorboardx_there_is_one_file(tmp_path, monkeypatch):
@@ -55,10 +62,14 @@ def test_without_tensorboardx_there_is_one_file(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     records = Records(tmp_path)
     records.append(record(1, loss=0.5))
-    assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl'] and records.read() == [record(1, loss=0.5)]
+    assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl'] and records.read() == [
+        record(1, loss=0.5)
+    ]
 
 
-@pytest.mark.parametrize('line', [b'{"stage": "mirror", "st', b'', b'[]', b'{"stage": "mirror"}', b'\xff', b'null'])
+@pytest.mark.parametrize(
+    'line', [b'{"stage": "mirror", "st', b'', b'[]', b'{"stage": "mirror"}', b'\xff', b'null']
+)
 def test_damaged_line_is_named(tmp_path, line):
     records = Records(tmp_path)
     records.append(record(1))
@@ -66,7 +77,8 @@ def test_damaged_line_is_named(tmp_path, line):
     records.path.write_bytes(whole + line + b'\n' + whole)
     for reader in (records.read, lambda: records.drop('mirror', 0)):
         with pytest.raises(
-            UserError, match='metrics.jsonl, line 2 is damaged: got .*expected a JSON object with stage'
+            UserError,
+            match='metrics.jsonl, line 2 is damaged: got .*expected a JSON object with stage',
         ):
             reader()
     records.path.write_bytes(whole + line)  # half written, by a kill or on a full disk

@@ -1,4 +1,6 @@
-"""Figures and the end table: what is shared is shared, what is missing is survived, what is written is whole."""
+"""Figures and the end table: what is shared is shared, what is missing is survived, what is written
+is whole.
+"""
 
 import subprocess
 import sys
@@ -18,7 +20,9 @@ def pair(scale, count=3, shape=(8, 8)):
 
 
 def drawn(figure):
-    return [ax for ax in figure.findobj(lambda artist: hasattr(artist, 'get_images')) if ax.get_images()]
+    return [
+        ax for ax in figure.findobj(lambda artist: hasattr(artist, 'get_images')) if ax.get_images()
+    ]
 
 
 def scales(axes):
@@ -42,7 +46,9 @@ def test_samples_share_one_scale_and_residuals_another():
 def test_rows_of_samples_are_titled_in_the_order_of_the_contract():
     rows = {'mdm_finetuned': pair(1e-3), 'data': pair(1e-7), 'custom': pair(1e-3)}
     distances = {'data': np.array([1e-7, 3e-7]), 'custom': np.array([1.0, np.nan])}
-    figure = figures.samples_with_residuals(rows, distances=distances, names={'custom': 'my method'})
+    figure = figures.samples_with_residuals(
+        rows, distances=distances, names={'custom': 'my method'}
+    )
     titles = [part.get_suptitle() for part in figure.subfigs if part.get_suptitle()]
     assert titles == [
         'true data, mean distance 2.00e-7',
@@ -52,27 +58,44 @@ def test_rows_of_samples_are_titled_in_the_order_of_the_contract():
 
 
 def test_every_strip_and_colour_bar_is_labelled():
-    figure = figures.samples_with_residuals({'data': pair(0.1)}, axis_names=('height', 'time'), units=('u', 'r'))
+    figure = figures.samples_with_residuals(
+        {'data': pair(0.1)}, axis_names=('height', 'time'), units=('u', 'r')
+    )
     axes = drawn(figure)
-    assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == ['sample\nheight', 'residual\nheight']
+    assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == [
+        'sample\nheight',
+        'residual\nheight',
+    ]
     assert [ax.get_xlabel() for ax in axes] == [''] * 3 + ['time'] * 3
-    assert {'u', 'r'} <= {ax.get_xlabel() for ax in figure.get_axes() or figure.subfigs[0].get_axes()}
+    assert {'u', 'r'} <= {
+        ax.get_xlabel() for ax in figure.get_axes() or figure.subfigs[0].get_axes()
+    }
 
 
 def test_histograms_share_the_axis_and_count_what_they_cannot_place():
     distances = {'dm': np.array([0.1, 0.3, np.nan, np.inf]), 'data': np.array([0.0, 0.0, 1e-7])}
     axes = figures.distance_histograms(distances).get_axes()
     titles = [ax.get_title(loc='left') for ax in axes]
-    assert titles == ['true data: median 0, n = 3, 2 exactly 0', 'diffusion model: median 0.200, n = 4, 2 not finite']
+    assert titles == [
+        'true data: median 0, n = 3, 2 exactly 0',
+        'diffusion model: median 0.200, n = 4, 2 not finite',
+    ]
     assert axes[0].get_xlim() == axes[1].get_xlim()
-    assert list(figures.distance_histograms({'data': np.zeros(3)}).get_axes()[0].get_yticks()) == []  # nothing to count
+    assert (
+        list(figures.distance_histograms({'data': np.zeros(3)}).get_axes()[0].get_yticks()) == []
+    )  # nothing to count
     assert [sum(bar.get_height() for bar in ax.patches) for ax in axes] == [1, 2]
     assert [list(line.get_xdata()) for line in axes[1].lines] == [[0.2, 0.2]]
-    assert all(ax.get_xscale() == 'log' and ax.get_ylabel() for ax in axes) and axes[-1].get_xlabel()
+    assert (
+        all(ax.get_xscale() == 'log' and ax.get_ylabel() for ax in axes) and axes[-1].get_xlabel()
+    )
 
 
 def test_curves_against_time_keep_their_points_in_a_readable_unit():
-    curves = {'dm': np.array([[60, 600], [0.1, np.nan], [0.2, 0.1]]), 'mdm': np.array([[1200], [0.01], [0.001]])}
+    curves = {
+        'dm': np.array([[60, 600], [0.1, np.nan], [0.2, 0.1]]),
+        'mdm': np.array([[1200], [0.01], [0.001]]),
+    }
     curves = {name: tuple(curve) for name, curve in curves.items()}
     (ax,) = figures.distance_against_training_seconds(curves).get_axes()
     assert [list(line.get_xdata()) for line in ax.lines] == [[1, 10], [20]]
@@ -84,9 +107,21 @@ def test_curves_against_time_keep_their_points_in_a_readable_unit():
 
 def records():
     for step in range(0, 30, 10):
-        yield {'stage': 'mirror', 'step': step, 'seconds': 1.0, 'train/cycle': 1 / (1 + step), 'train/constraint': None}
+        yield {
+            'stage': 'mirror',
+            'step': step,
+            'seconds': 1.0,
+            'train/cycle': 1 / (1 + step),
+            'train/constraint': None,
+        }
         yield {'stage': 'mirror', 'step': step, 'train/gradient_norm': 9.0}  # no term of the loss
-        yield {'stage': 'dm', 'step': step, 'seconds': 1.0, 'train/total': 2.0, 'heldout/total': 3.0}
+        yield {
+            'stage': 'dm',
+            'step': step,
+            'seconds': 1.0,
+            'train/total': 2.0,
+            'heldout/total': 3.0,
+        }
         yield {'stage': 'finetune', 'step': step, 'seconds': 1.0, 'heldout/cycle': 0.0}
         yield {'stage': 'dm', 'step': step, 'distance_mean': 0.5, 'distance_std': 0.1}
 
@@ -118,7 +153,9 @@ def test_figures_of_failed_samples_can_be_written(bad, tmp_path):
     assert figures.save(figure, tmp_path / 'samples.png', dpi=30).exists()
     only_bad = figures.samples_with_residuals({'dm': broken})
     assert figures.save(only_bad, tmp_path / 'bad.png', dpi=30).exists()
-    figures.save(figures.distance_histograms({'dm': np.full(4, bad)}), tmp_path / 'histograms.png', dpi=30)
+    figures.save(
+        figures.distance_histograms({'dm': np.full(4, bad)}), tmp_path / 'histograms.png', dpi=30
+    )
     curve = {'dm': (np.ones(2), np.full(2, bad), np.full(2, bad))}
     figures.save(figures.distance_against_training_seconds(curve), tmp_path / 'curve.png', dpi=30)
     losses = figures.loss_curves([{'stage': 'dm', 'step': 1, 'train/total': bad}])
@@ -150,12 +187,17 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     [
         (lambda: figures.samples_with_residuals({}), 'rows: got none'),
         (
-            lambda: figures.samples_with_residuals({'dm': (np.ones((2, 8, 8, 1)), np.ones((3, 8, 8)))}),
+            lambda: figures.samples_with_residuals(
+                {'dm': (np.ones((2, 8, 8, 1)), np.ones((3, 8, 8)))}
+            ),
             'dm: got samples',
         ),
         (lambda: figures.distance_histograms({}), 'distances: got no rows'),
         (lambda: figures.distance_against_training_seconds({}), 'curves: got none'),
-        (lambda: figures.loss_curves([{'stage': 'dm', 'distance_mean': 1.0}]), 'records: got 1 without'),
+        (
+            lambda: figures.loss_curves([{'stage': 'dm', 'distance_mean': 1.0}]),
+            'records: got 1 without',
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -172,7 +214,11 @@ def metrics(scale):
     ends = {'value': 1.23456e-3 * scale, 'low': 1.13456e-3 * scale, 'high': 1.33456e-3 * scale}
     return {
         'distance': {'mean': 2.5 * scale, 'median': 2 * scale, 'max': None},
-        'distribution': {'mmd': {**ends, 'value': -1.239e-5}, 'sliced_wasserstein': ends, 'spectrum': ends},
+        'distribution': {
+            'mmd': {**ends, 'value': -1.239e-5},
+            'sliced_wasserstein': ends,
+            'spectrum': ends,
+        },
         'seconds_per_sample': 0.00123456,
         'calls': 1000,
         'training_seconds': 12345.4,
@@ -181,20 +227,44 @@ def metrics(scale):
 
 
 def test_table_orders_rows_fits_the_screen_and_gives_the_ratio():
-    rows = {name: metrics(1e-4) for name in ('mdm_finetuned', 'dm_projected_sampling', 'mdm_log', 'mdm', 'data')}
+    rows = {
+        name: metrics(1e-4)
+        for name in ('mdm_finetuned', 'dm_projected_sampling', 'mdm_log', 'mdm', 'data')
+    }
     rows |= {'dm': metrics(1.0), 'dm_restored_median': metrics(1.0)}
     lines = render(summary_table(rows)).splitlines()
     assert max(map(len, lines)) <= 120 and '…' not in ''.join(lines)
     names = [line.split()[0] for line in lines if line.split()[0] in rows]
-    assert names == ['data', 'dm', 'dm_restored_median', 'dm_projected_sampling', 'mdm', 'mdm_finetuned', 'mdm_log']
+    assert names == [
+        'data',
+        'dm',
+        'dm_restored_median',
+        'dm_projected_sampling',
+        'mdm',
+        'mdm_finetuned',
+        'mdm_log',
+    ]
     dm = next(line for line in lines if line.startswith('dm ')).split()
     assert dm[1:4] == ['2.50', '2.00', '-'] and dm[4] == '-1.24e-5'
-    assert dm[5:] == ['0.00123', '[0.00113,', '0.00133]', '0.00123', '1000', '0.00123', '205:45', '10000']
+    assert dm[5:] == [
+        '0.00123',
+        '[0.00113,',
+        '0.00133]',
+        '0.00123',
+        '1000',
+        '0.00123',
+        '205:45',
+        '10000',
+    ]
     assert lines[-1].endswith('mdm_finetuned / dm: 1.00e-4')
 
 
 def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
-    text = render(summary_table({'data': {'n': 5}, 'dm': {'distance': {'median': {'mean': 0.5, 'std': 0.1, 'n': 3}}}}))
+    text = render(
+        summary_table(
+            {'data': {'n': 5}, 'dm': {'distance': {'median': {'mean': 0.5, 'std': 0.1, 'n': 3}}}}
+        )
+    )
     assert 'mdm_finetuned' not in text
     assert text.splitlines()[-2].split() == ['data', *'---------', '5']
     assert text.splitlines()[-1].split()[:3] == ['dm', '-', '0.500']
@@ -202,9 +272,20 @@ def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
 
 @pytest.mark.parametrize(
     ('value', 'text'),
-    [(0.012345, '0.0123'), (0.5, '0.500'), (0, '0'), (123.4, '123'), (-4.2e-9, '-4.20e-9'), (1234.5, '1234'),
-     (0.0009999, '1.00e-3'), (99999, '1.00e5'), (float('nan'), '-'), (None, '-'), ({'mean': 2.0, 'std': 1}, '2.00')],
-)  # fmt: skip
+    [
+        (0.012345, '0.0123'),
+        (0.5, '0.500'),
+        (0, '0'),
+        (123.4, '123'),
+        (-4.2e-9, '-4.20e-9'),
+        (1234.5, '1234'),
+        (0.0009999, '1.00e-3'),
+        (99999, '1.00e5'),
+        (float('nan'), '-'),
+        (None, '-'),
+        ({'mean': 2.0, 'std': 1}, '2.00'),
+    ],
+)
 def test_numbers_have_three_digits(value, text):
     assert three_digits(value) == text
 
@@ -213,6 +294,14 @@ def test_rows_have_names_for_people():
     assert row_name('mdm_finetuned') == 'mirror diffusion model, finetuned'
     assert row_name('dm_restored_simplex') == 'diffusion model, restored by simplex'
     assert row_name('mdm_log') == 'closed-form mirror map log'
-    assert in_order(['mine', 'mdm_log', 'mdm', 'dm_restored_shift', 'dm_projected', 'dm_restored', 'data']) == [
-        'data', 'dm_restored', 'dm_restored_shift', 'dm_projected', 'mdm', 'mdm_log', 'mine',
-    ]  # fmt: skip
+    assert in_order(
+        ['mine', 'mdm_log', 'mdm', 'dm_restored_shift', 'dm_projected', 'dm_restored', 'data']
+    ) == [
+        'data',
+        'dm_restored',
+        'dm_restored_shift',
+        'dm_projected',
+        'mdm',
+        'mdm_log',
+        'mine',
+    ]

@@ -1,4 +1,6 @@
-"""The run folder: one owner, no quiet change of what was read, and nothing lost when a run stops."""
+"""The run folder: one owner, no quiet change of what was read, and nothing lost when a run
+stops.
+"""
 
 import json
 import os
@@ -61,7 +63,11 @@ def stages(directory):
 
 def snapshot(directory):
     """The folder's files, save those that name the process that opened it."""
-    paths = (path for path in directory.rglob('*') if path.is_file() and path.name not in ('lock', 'provenance.json'))
+    paths = (
+        path
+        for path in directory.rglob('*')
+        if path.is_file() and path.name not in ('lock', 'provenance.json')
+    )
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
@@ -74,7 +80,9 @@ def test_a_path_of_etils_is_as_good_as_any(tmp_path):
 
 @pytest.mark.parametrize('path', ['gs://bucket/run', epath.Path('gs://bucket/run')])
 def test_an_address_is_no_folder(path):
-    with pytest.raises(UserError, match=r'got the folder gs://bucket/run, expected one of this machine; mount'):
+    with pytest.raises(
+        UserError, match=r'got the folder gs://bucket/run, expected one of this machine; mount'
+    ):
         open_run(path)
 
 
@@ -84,7 +92,9 @@ def test_the_saved_config_is_the_base(tmp_path):
     with open_run(tmp_path, overrides={'mirror.steps': 11, 'data.period': (3, 4)}) as run:
         assert run.config['seed'] == 7 and run.config['mirror'] == {'steps': 11, 'weight': 1e-3}
         finish(run, 'data')
-    with open_run(tmp_path, overrides={'data.period': (3, 4)}) as run:  # the same value is no change
+    with open_run(
+        tmp_path, overrides={'data.period': (3, 4)}
+    ) as run:  # the same value is no change
         assert run.config['mirror']['steps'] == 11
     with pytest.raises(UserError, match='override of mirror.step,.*mirror.steps'):
         open_run(tmp_path, overrides={'mirror.step': 1})
@@ -101,9 +111,14 @@ def test_the_saved_config_is_the_base(tmp_path):
 )
 def test_a_change_of_what_was_read_is_refused(finished, field, old, new, stage):
     before = snapshot(finished)
-    with pytest.raises(UserError, match=f'{field} = {new}, but stage {stage} has finished .* = {old};.*--redo={stage}'):
+    with pytest.raises(
+        UserError,
+        match=f'{field} = {new}, but stage {stage} has finished .* = {old};.*--redo={stage}',
+    ):
         open_run(finished, overrides={field: new})
-    with pytest.raises(UserError, match='stage data has finished'):  # the redo of another stage does not help
+    with pytest.raises(
+        UserError, match='stage data has finished'
+    ):  # the redo of another stage does not help
         open_run(finished, overrides={'data.seed': 1}, redo=['mdm'])
     assert snapshot(finished) == before
 
@@ -141,7 +156,10 @@ def test_redo_discards_the_stage_and_what_was_built_on_it(finished):
         assert run.config['mirror']['steps'] == 11
     assert stages(finished) == {'data', 'dm'}
     assert (finished / 'dm/result').exists() and not (finished / 'mdm').exists()
-    assert {json.loads(line)['stage'] for line in (finished / 'metrics.jsonl').open()} == {'data', 'dm'}
+    assert {json.loads(line)['stage'] for line in (finished / 'metrics.jsonl').open()} == {
+        'data',
+        'dm',
+    }
     assert read_json(finished / 'metrics.json') == {'tune': {'best': 2}}
     with open_run(finished) as run:
         assert run.redo('dm') == ['dm'] and stages(finished) == {'data'}
@@ -163,7 +181,10 @@ def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_pat
 def test_files_without_a_record_are_not_made_again_in_silence(finished):
     (finished / 'stages/data.json').unlink()
     with open_run(finished) as run:
-        with pytest.raises(UserError, match='holds the files of stage data, but .*data.json.* is missing.*--redo=data'):
+        with pytest.raises(
+            UserError,
+            match='holds the files of stage data, but .*data.json.* is missing.*--redo=data',
+        ):
             run.begin('data', ['data'])
         assert (finished / 'data/result').exists()
     with open_run(finished, redo=['data']) as run:
@@ -201,7 +222,9 @@ def test_a_redo_that_is_cut_short_is_completed(finished, monkeypatch, call):
 
 
 def test_another_experiment_or_folder_is_refused(finished, tmp_path):
-    with pytest.raises(UserError, match='got the experiment periodic:tiny, but .* holds burgers:tiny'):
+    with pytest.raises(
+        UserError, match='got the experiment periodic:tiny, but .* holds burgers:tiny'
+    ):
         open_run(finished, experiment='periodic:tiny')
     (tmp_path / 'home/data').mkdir(parents=True)
     with pytest.raises(UserError, match="holds .*'data'.* but no config.json"):
@@ -218,7 +241,10 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
 
 def test_a_field_that_is_newer_than_the_folder_takes_its_default(finished):
     newer = CONFIG | {'mirror': {'steps': 11, 'weight': 1e-3, 'depth': 1}}
-    with pytest.raises(UserError, match=r'got mirror.depth = 2, but stage mirror has finished with mirror.depth = 1'):
+    with pytest.raises(
+        UserError,
+        match=r'got mirror.depth = 2, but stage mirror has finished with mirror.depth = 1',
+    ):
         open_run(finished, config=newer, overrides={'mirror.depth': 2})
     with open_run(finished, config=newer) as run:
         assert run.config['mirror'] == {'steps': 10, 'weight': 1e-3, 'depth': 1}
@@ -227,7 +253,10 @@ def test_a_field_that_is_newer_than_the_folder_takes_its_default(finished):
 
 def test_the_folder_has_one_owner(tmp_path):
     with open_run(tmp_path):
-        with pytest.raises(UserError, match=rf'in use by another process \(host .*, process {os.getpid()}, start 20'):
+        with pytest.raises(
+            UserError,
+            match=rf'in use by another process \(host .*, process {os.getpid()}, start 20',
+        ):
             open_run(tmp_path)
     open_run(tmp_path).close()
 
@@ -282,7 +311,11 @@ def test_provenance_has_one_entry_an_opening(finished):
     open_run(finished).close()
     entries = read_json(finished / 'provenance.json')
     assert len(entries) == 2 and entries[0]['command'] == sys.argv and entries[0]['seed'] == 0
-    assert entries[0]['versions']['jax'] and entries[0]['python'].startswith('3.') and 'git' in entries[0]
+    assert (
+        entries[0]['versions']['jax']
+        and entries[0]['python'].startswith('3.')
+        and 'git' in entries[0]
+    )
 
 
 def test_a_resumed_stage_drops_later_records_of_its_own(tmp_path):
@@ -296,19 +329,33 @@ def test_a_resumed_stage_drops_later_records_of_its_own(tmp_path):
         run.drop_records('mirror', after_step=1)
         run.log({'stage': 'mirror', 'step': 2, 'loss': 9.0})
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
-    assert [(r['step'], r['loss']) for r in records if r['stage'] == 'mirror'] == [(0, 0.0), (1, 1.0), (2, 9.0)]
+    assert [(r['step'], r['loss']) for r in records if r['stage'] == 'mirror'] == [
+        (0, 0.0),
+        (1, 1.0),
+        (2, 9.0),
+    ]
     others = [r for r in records if r['stage'] == 'dm']
-    assert len(others) == 4 and others[0] == {'stage': 'dm', 'step': 0, 'loss': None, 'terms': [None, 1]}
+    assert len(others) == 4 and others[0] == {
+        'stage': 'dm',
+        'step': 0,
+        'loss': None,
+        'terms': [None, 1],
+    }
 
 
 def test_metrics_are_merged_by_key(tmp_path):
     with open_run(tmp_path) as run:
         run.merge_metrics({'rows': {'dm': 1, 'mdm': np.float32('inf')}})
-        run.merge_metrics({'assimilation.sum.dps': {'rmse': 1}, 'assimilation.sum.mdps': {'rmse': 2}})
+        run.merge_metrics(
+            {'assimilation.sum.dps': {'rmse': 1}, 'assimilation.sum.mdps': {'rmse': 2}}
+        )
         run.merge_metrics({'rows': {'dm': 3}, 'assimilation.sum.dps': {'rmse': 4}})
         with pytest.raises(ValueError, match="key 'row'.*rows"):
             run.merge_metrics({'row': 1})
-    expected = {'rows': {'dm': 3}, 'assimilation': {'sum': {'dps': {'rmse': 4}, 'mdps': {'rmse': 2}}}}
+    expected = {
+        'rows': {'dm': 3},
+        'assimilation': {'sum': {'dps': {'rmse': 4}, 'mdps': {'rmse': 2}}},
+    }
     assert read_json(tmp_path / 'metrics.json') == expected
 
 
@@ -329,14 +376,25 @@ def test_a_failed_write_names_the_path_and_keeps_the_old_content(tmp_path, monke
 
 
 def test_finite_gives_plain_json():
-    value = {'a': np.float32(1.5), 'b': (np.arange(2), np.nan), 3: np.array([[np.inf]]), 'c': 'text', 'd': True}
+    value = {
+        'a': np.float32(1.5),
+        'b': (np.arange(2), np.nan),
+        3: np.array([[np.inf]]),
+        'c': 'text',
+        'd': True,
+    }
     assert finite(value) == {'a': 1.5, 'b': [[0, 1], None], '3': [[None]], 'c': 'text', 'd': True}
 
 
 def test_seeds_are_aggregated_number_by_number():
     seeds = [{'mean': [1.0, None], 'n': 4}, {'mean': [3.0, 5.0], 'n': 4}]
-    two, one = {'mean': 2.0, 'std': pytest.approx(2**0.5), 'n': 2}, {'mean': 5.0, 'std': 0.0, 'n': 1}
+    two, one = (
+        {'mean': 2.0, 'std': pytest.approx(2**0.5), 'n': 2},
+        {'mean': 5.0, 'std': 0.0, 'n': 1},
+    )
     assert aggregate(seeds) == {'mean': [two, one], 'n': {'mean': 4.0, 'std': 0.0, 'n': 2}}
-    assert aggregate([{'dm': 1.0}, {'dm': 1.0, 'tune': {'n': 3}}])['tune'] == {'n': {'mean': 3.0, 'std': 0.0, 'n': 1}}
+    assert aggregate([{'dm': 1.0}, {'dm': 1.0, 'tune': {'n': 3}}])['tune'] == {
+        'n': {'mean': 3.0, 'std': 0.0, 'n': 1}
+    }
     with pytest.raises(ValueError):
         aggregate([[1.0], [1.0, 2.0]])  # seeds of different grids have no mean

@@ -1,4 +1,6 @@
-"""Orders of convergence, reductions and distributions of the samplers, on normal data whose denoiser is known."""
+"""Orders of convergence, reductions and distributions of the samplers, on normal data whose
+denoiser is known.
+"""
 
 import functools
 
@@ -29,7 +31,9 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 
 def draw(sampler, denoiser, n, shape=(3,), seed=0):
-    return jax.jit(lambda keys: sampler(keys, denoiser, shape))(sampling.sample_keys(jax.random.key(seed), n))
+    return jax.jit(lambda keys: sampler(keys, denoiser, shape))(
+        sampling.sample_keys(jax.random.key(seed), n)
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,9 @@ def draw(sampler, denoiser, n, shape=(3,), seed=0):
 )
 def test_samples_have_the_mean_and_covariance_of_the_data(name, options):
     n = 5_000
-    sampler = sampling.make_sampler(name, mean=MEAN, std=np.sqrt(np.trace(COVARIANCE) / 3), **options)
+    sampler = sampling.make_sampler(
+        name, mean=MEAN, std=np.sqrt(np.trace(COVARIANCE) / 3), **options
+    )
     x = np.asarray(draw(sampler, correlated(MEAN, COVARIANCE), n), float)
     scale = np.sqrt(np.diag(COVARIANCE))
     close((x.mean(0) - MEAN) / scale, 0, atol=5 / np.sqrt(n))
@@ -56,23 +62,39 @@ def test_samples_have_the_mean_and_covariance_of_the_data(name, options):
 
 
 def flow_error(name, n, path):
-    """Returns the error against the exact flow `u(r) = u(R) ((c^2 + r^2) / (c^2 + R^2))^(1/2)` of `N(0, c^2)`."""
+    """Returns the error against the exact flow `u(r) = u(R) ((c^2 + r^2) / (c^2 + R^2))^(1/2)` of
+    `N(0, c^2)`.
+    """
     c, ends = 0.7, {'edm': (8.0, 0.05), 'vp': (0.9, 0.01)}[path]
     schedule = diffusion.SCHEDULES[path]()
     run = functools.partial(
-        sampling.sample, sampling.sample_keys(jax.random.key(0), 1), diffusion.gaussian_denoiser(0.0, c), (1,),
-        schedule=schedule, step=sampling.SAMPLERS[name].step(schedule), denoise_last=False,
-    )  # fmt: skip
+        sampling.sample,
+        sampling.sample_keys(jax.random.key(0), 1),
+        diffusion.gaussian_denoiser(0.0, c),
+        (1,),
+        schedule=schedule,
+        step=sampling.SAMPLERS[name].step(schedule),
+        denoise_last=False,
+    )
     grid = sampling.edm_grid(n + 1, *ends, rho=4.0)
     start, end = run(grid=grid[:1]), run(grid=grid)
-    alpha, sigma = schedule.alpha(grid[jnp.asarray([0, -1])]), schedule.sigma(grid[jnp.asarray([0, -1])])
+    alpha, sigma = (
+        schedule.alpha(grid[jnp.asarray([0, -1])]),
+        schedule.sigma(grid[jnp.asarray([0, -1])]),
+    )
     variance = (alpha * c) ** 2 + sigma**2
     return abs(end / (start * jnp.sqrt(variance[1] / variance[0])) - 1).item()
 
 
 @pytest.mark.parametrize(
     ('name', 'path', 'order'),
-    [('ddim', 'edm', 1), ('heun', 'edm', 2), ('dpm_solver_pp_2m', 'edm', 2), ('ddim', 'vp', 1), ('heun', 'vp', 2)],
+    [
+        ('ddim', 'edm', 1),
+        ('heun', 'edm', 2),
+        ('dpm_solver_pp_2m', 'edm', 2),
+        ('ddim', 'vp', 1),
+        ('heun', 'vp', 2),
+    ],
 )
 def test_order_of_convergence(name, path, order):
     with jax.enable_x64(True):
@@ -86,7 +108,11 @@ def test_dpm_solver_without_memory_is_first_order(eta):
     """The multistep term is what makes it second order: its first step alone is DDIM's."""
     schedule, x = diffusion.vp_schedule(), jnp.asarray([[0.3, -1.2]])
     t, s = jnp.float32(0.6), jnp.float32(0.5)
-    arguments = (diffusion.gaussian_denoiser(0.4, 0.7), sampling.sample_keys(jax.random.key(0), 1), x)
+    arguments = (
+        diffusion.gaussian_denoiser(0.4, 0.7),
+        sampling.sample_keys(jax.random.key(0), 1),
+        x,
+    )
     step = sampling.dpm_solver_pp_2m(schedule, eta=eta)
     first, memory = step(*arguments, (), t, s)
     close(first, sampling.ddim(schedule, eta=eta)(*arguments, (), t, s)[0])
@@ -110,16 +136,22 @@ def test_ddim_with_eta_zero_is_the_euler_step_of_the_flow(path):
     r_t, r_s = (schedule.sigma(time) / schedule.alpha(time) for time in (t, s))
     u = x / schedule.alpha(t)
     euler = u + (r_s - r_t) * (u - jnp.tanh(u)) / r_t
-    x_s, _ = sampling.ddim(schedule)(lambda u, r: jnp.tanh(u), sampling.sample_keys(jax.random.key(2), 5), x, (), t, s)
+    x_s, _ = sampling.ddim(schedule)(
+        lambda u, r: jnp.tanh(u), sampling.sample_keys(jax.random.key(2), 5), x, (), t, s
+    )
     close(x_s / schedule.alpha(s), euler)
 
 
 def test_forward_variance_is_beta():
-    """`x_s` has the noise of the published sampler, `beta = 1 - alpha_t^2 / alpha_s^2`, and the mean of ours."""
+    """`x_s` has the noise of the published sampler, `beta = 1 - alpha_t^2 / alpha_s^2`, and the
+    mean of ours.
+    """
     schedule, t, s = diffusion.vp_schedule(), jnp.float32(0.6), jnp.float32(0.5)
     keys, x = sampling.sample_keys(jax.random.key(0), 50_000), jnp.ones((50_000, 1))
     ours, published = (
-        sampling.ancestral(schedule, variance=variance)(lambda x, sigma: 0.3 * x, keys, x, (), t, s)[0]
+        sampling.ancestral(schedule, variance=variance)(
+            lambda x, sigma: 0.3 * x, keys, x, (), t, s
+        )[0]
         for variance in ('posterior', 'forward')
     )
     close(published.var(), 1 - schedule.alpha(t) ** 2 / schedule.alpha(s) ** 2, rtol=0.03)
@@ -129,8 +161,12 @@ def test_forward_variance_is_beta():
 
 @pytest.mark.parametrize(('name', 'steps'), [('ancestral', 5), ('ddim', 8)])
 def test_noise_left_in_is_that_of_the_last_time(name, steps):
-    """For data that are one point, every marginal of the ancestral steps and DDIM is exact, however few they are."""
-    sampler = sampling.make_sampler(name, steps=steps, path='vp', mean=2.0, std=0.7, denoise_last=False)
+    """For data that are one point, every marginal of the ancestral steps and DDIM is exact, however
+    few they are.
+    """
+    sampler = sampling.make_sampler(
+        name, steps=steps, path='vp', mean=2.0, std=0.7, denoise_last=False
+    )
     point = diffusion.gaussian_denoiser(2.0, 0.0)
     left = 0.7 * diffusion.vp_schedule().sigma(jnp.float32(1e-3))
     noisy = draw(sampler, point, 10_000, (1,))
@@ -151,7 +187,11 @@ def test_calls_are_those_that_are_made(name):
         sampler = sampling.make_sampler(name, steps=5, denoise_last=denoise_last)
         draw(sampler, denoiser, 2, (1,)).block_until_ready()
         jax.effects_barrier()
-        assert len(made) == sampler.calls == sampling.calls(name, sampler.grid, denoise_last=denoise_last)
+        assert (
+            len(made)
+            == sampler.calls
+            == sampling.calls(name, sampler.grid, denoise_last=denoise_last)
+        )
     assert sampling.make_sampler('heun', steps=18).calls == 35  # as published for EDM
 
 
@@ -170,7 +210,10 @@ def test_a_sample_depends_on_its_key_alone_and_scales_with_the_data(name):
 
 
 def test_a_sample_is_the_same_to_the_bit_in_any_batch():
-    sampler, denoiser = sampling.make_sampler('ancestral', steps=6), diffusion.gaussian_denoiser(0.0, 0.5)
+    sampler, denoiser = (
+        sampling.make_sampler('ancestral', steps=6),
+        diffusion.gaussian_denoiser(0.0, 0.5),
+    )
     keys = sampling.sample_keys(jax.random.key(0), 4)
     run = jax.jit(lambda keys: sampler(keys, denoiser, (3,)))
     assert jnp.array_equal(run(keys)[2:], run(keys[2:]))
@@ -185,12 +228,17 @@ def test_one_grid_point_is_one_denoising_of_noise():
 @pytest.mark.parametrize('name', ['ancestral', 'heun', 'dpm_solver_pp_2m'])
 def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
     """For `N(1, 0.5^2)`, whose exact estimate at a state u is the mean of x_0 given u."""
-    sampler, denoiser = sampling.make_sampler(name, steps=6, mean=1.0, std=0.5), diffusion.gaussian_denoiser(1.0, 0.5)
+    sampler, denoiser = (
+        sampling.make_sampler(name, steps=6, mean=1.0, std=0.5),
+        diffusion.gaussian_denoiser(1.0, 0.5),
+    )
     keys = sampling.sample_keys(jax.random.key(0), 3)
     states, estimates = jax.jit(lambda keys: sampler.trajectory(keys, denoiser, (2,)))(keys)
     assert states.shape == estimates.shape == (6, 3, 2)
     assert jnp.array_equal(estimates[-1], draw(sampler, denoiser, 3, (2,)))
-    assert jnp.array_equal(states[-1], draw(sampler._replace(denoise_last=False), denoiser, 3, (2,)))
+    assert jnp.array_equal(
+        states[-1], draw(sampler._replace(denoise_last=False), denoiser, 3, (2,))
+    )
     alpha, sigma = (part(sampler.grid)[:, None, None] for part in sampler.schedule)
     u = (states - 1) / 0.5  # of variance alpha^2 + sigma^2, data and noise
     close(estimates, 1 + 0.5 * alpha * u / (alpha**2 + sigma**2), atol=1e-4)

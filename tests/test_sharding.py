@@ -1,4 +1,6 @@
-"""Batches on devices; more than one device needs a process of its own, since JAX counts its devices once."""
+"""Batches on devices; more than one device needs a process of its own, since JAX counts its devices
+once.
+"""
 
 import os
 import subprocess
@@ -53,7 +55,9 @@ for size in (6, 0):
 
 def test_four_devices():
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'JAX_PLATFORMS': 'cpu'}
-    done = subprocess.run([sys.executable, '-c', FOUR_DEVICES], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', FOUR_DEVICES], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -81,7 +85,11 @@ def test_bad_input_is_refused():
         ((3, 129, 512), ('.*=largest',), (None, None, 'data')),
         ((127, 129), ('.*=largest',), ()),  # nothing that 4 divides
         ((4, 8), ('.*=largest',), ()),  # small
-        ((4, 6), ('other=data,-', 'kernel$=data,-', '.*=whole'), ('data', None)),  # the first that is found
+        (
+            (4, 6),
+            ('other=data,-', 'kernel$=data,-', '.*=whole'),
+            ('data', None),
+        ),  # the first that is found
         ((4, 6), ('^ema/=-,data', '.*=whole'), ()),
         ((4, 6), (), ()),
     ],
@@ -96,7 +104,9 @@ def test_rule_that_does_not_fit_is_refused(rule):
         spec_of('params/kernel', (4, 6), (rule,), 4)
 
 
-@pytest.mark.parametrize('rule', ['kernel', '=whole', 'kernel=model', 'kernel=data,data', 'kernel=-,-', '(=whole'])
+@pytest.mark.parametrize(
+    'rule', ['kernel', '=whole', 'kernel=model', 'kernel=data,data', 'kernel=-,-', '(=whole']
+)
 def test_malformed_rules_are_refused(rule):
     with pytest.raises(ValueError, match='sharding.rules'):
         rules_of('fsdp', (rule,))
@@ -129,10 +139,15 @@ def test_split_arrays_come_back_whole():
 def test_devices_of_each_process():
     assert first_devices(0) == jax.devices() and first_devices(3) == jax.devices()[:3]
     for each in (-1, 9):
-        with pytest.raises(ValueError, match=f'got {each} with 8 devices, process by process, expected 1 to 8, or 0'):
+        with pytest.raises(
+            ValueError,
+            match=f'got {each} with 8 devices, process by process, expected 1 to 8, or 0',
+        ):
             first_devices(each)
 
 
 def test_batch_that_does_not_divide_names_the_nearest():
-    with pytest.raises(ValueError, match='got batch size 6 for 4 devices.* the nearest are 4 or 8;'):
+    with pytest.raises(
+        ValueError, match='got batch size 6 for 4 devices.* the nearest are 4 or 8;'
+    ):
         check_batch_size(make_mesh(jax.devices()[:4]), 6)

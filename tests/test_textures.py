@@ -1,4 +1,6 @@
-"""Periodic textures and their constraint: the stated covariance, exact repetition, known distances, nearest points."""
+"""Periodic textures and their constraint: the stated covariance, exact repetition, known distances,
+nearest points.
+"""
 
 import functools
 import types
@@ -28,7 +30,9 @@ def tiled(tile, tiles):
 
 
 def constant_quadrants(*values):
-    return jnp.kron(jnp.array(values, jnp.float32).reshape(2, 2), jnp.ones((4, 4)))[None, :, :, None]
+    return jnp.kron(jnp.array(values, jnp.float32).reshape(2, 2), jnp.ones((4, 4)))[
+        None, :, :, None
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +44,15 @@ def tiles():
 # exp(-2 (sin^2(pi r / 15) + sin^2(pi c / 15)) / 0.49), by hand
 @pytest.mark.parametrize(
     ('rows', 'columns', 'correlation'),
-    [(0, 0, 1), (2, 0, 0.509), (0, 2, 0.509), (2, 2, 0.259), (13, 0, 0.509), (5, 0, 0.047), (7, 7, 0)],
+    [
+        (0, 0, 1),
+        (2, 0, 0.509),
+        (0, 2, 0.509),
+        (2, 2, 0.259),
+        (13, 0, 0.509),
+        (5, 0, 0.047),
+        (7, 7, 0),
+    ],
 )
 def test_tiles_have_the_stated_covariance(tiles, rows, columns, correlation):
     centred = tiles[:, :15, :15] - 0.5
@@ -88,7 +100,11 @@ def test_textures_need_a_vector_of_typed_keys():
 
 
 def test_tile_sizes():
-    assert (TextureProblem().tile, PROBLEM.tile, TextureProblem(points=48, tiles=3).tile) == (32, 16, 16)
+    assert (TextureProblem().tile, PROBLEM.tile, TextureProblem(points=48, tiles=3).tile) == (
+        32,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +132,13 @@ def test_periodic_is_a_constraint_without_leaves():
 
 @pytest.mark.parametrize(
     ('values', 'distance'),
-    [((0, 0, 0, 1), 1.5), ((0, 1, 0, 0), 1.5), ((0, 0, 1, 1), 2), ((0, 1, 1, 0), 2), ((3, 3, 3, 3), 0)],
+    [
+        ((0, 0, 0, 1), 1.5),
+        ((0, 1, 0, 0), 1.5),
+        ((0, 0, 1, 1), 2),
+        ((0, 1, 1, 0), 2),
+        ((3, 3, 3, 3), 0),
+    ],
 )
 def test_distances_of_constant_quadrants(values, distance):
     assert EIGHT.distance(constant_quadrants(*values)).tolist() == [distance]
@@ -158,7 +180,8 @@ def test_the_default_restore_is_the_nearest_point():
     assert list(EIGHT.restores) == ['mean', 'median', 'copy']
     restored, _ = EIGHT.restore(x)
     chex.assert_trees_all_equal(restored, EIGHT.restores['mean'](x)[0])
-    # The set is a linear space: nearest is what leaves a rest orthogonal to it, of sum 0 over the tiles.
+    # The set is a linear space: nearest is what leaves a rest orthogonal to it, of sum 0 over the
+    # tiles.
     rest = (x - restored).reshape(4, 2, 4, 2, 4)
     np.testing.assert_allclose(rest.sum((1, 3)), 0, atol=1e-6)
 
@@ -168,7 +191,9 @@ def test_median_is_nearest_in_l1_and_undoes_a_change_of_one_tile():
     restored, _ = EIGHT.restores['median'](x)
     cost = lambda tile: jnp.abs(x - tiled(tile, 2)).reshape(4, 2, 4, 2, 4).sum((1, 3))
     # The least sum of distances to four numbers is attained at one of them.
-    least = jnp.min(jnp.stack([cost(x[:, i : i + 4, j : j + 4]) for i in (0, 4) for j in (0, 4)]), 0)
+    least = jnp.min(
+        jnp.stack([cost(x[:, i : i + 4, j : j + 4]) for i in (0, 4) for j in (0, 4)]), 0
+    )
     np.testing.assert_allclose(cost(restored[:, :4, :4]), least, atol=1e-6)
     binary = tiled((normal(6, 4, 4, 4, 1) > 0).astype(jnp.float32), 2)
     changed = binary.at[:, 4:, :4].set(1 - binary[:, 4:, :4])

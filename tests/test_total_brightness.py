@@ -26,7 +26,9 @@ def flat(x):
 
 
 def feasible(seed, n):
-    """Random images with no negative pixel and the sum 6, from spread out to a single bright pixel."""
+    """Random images with no negative pixel and the sum 6, from spread out to a single bright
+    pixel.
+    """
     generator = np.random.default_rng(seed)
     sharpness = 10 ** generator.uniform(-1.5, 1.5, (n, 1))
     weights = generator.gamma(np.broadcast_to(sharpness, (n, 16))) + 1e-30
@@ -51,7 +53,9 @@ def test_every_way_back_reaches_the_total_and_keeps_images_that_have_it(name):
 
 def test_the_default_is_the_simplex():
     assert next(iter(CONSTRAINT.restores)) == 'simplex'
-    np.testing.assert_array_equal(CONSTRAINT.restore(PLANE)[0], CONSTRAINT.restores['simplex'](PLANE)[0])
+    np.testing.assert_array_equal(
+        CONSTRAINT.restore(PLANE)[0], CONSTRAINT.restores['simplex'](PLANE)[0]
+    )
 
 
 def test_simplex_of_a_point_worked_out_by_hand():
@@ -76,7 +80,8 @@ def test_simplex_satisfies_the_conditions_of_the_nearest_point(scale):
 def test_simplex_is_nearest_among_random_feasible_points():
     nearest, others = flat(CONSTRAINT.restore(PLANE)[0]), feasible(1, 3000)
     for y, x in zip(flat(PLANE), nearest, strict=True):
-        # The angle at the projection is obtuse for every other point of the convex set; hence it is nearest.
+        # The angle at the projection is obtuse for every other point of the convex set; hence it is
+        # nearest.
         assert ((y - x) @ (others - x).T).max() < 1e-4
         assert np.linalg.norm(others - y, axis=1).min() > np.linalg.norm(x - y)
 
@@ -96,7 +101,9 @@ def test_shift_moves_every_pixel_alike():
 def test_rescale_keeps_ratios_and_leaves_a_sum_of_nothing_alone():
     x = jnp.stack([jnp.full((4, 4, 1), 0.125), jnp.full((4, 4, 1), -0.125), jnp.zeros((4, 4, 1))])
     restored, info = CONSTRAINT.restores['rescale'](x)
-    np.testing.assert_allclose(restored[:2], 0.375, rtol=1e-6)  # a negative sum turns the image into its negative
+    np.testing.assert_allclose(
+        restored[:2], 0.375, rtol=1e-6
+    )  # a negative sum turns the image into its negative
     np.testing.assert_array_equal(restored[2], 0)
     np.testing.assert_array_equal(info['restored'], [True, True, False])
     gradient = jax.grad(lambda x: CONSTRAINT.restores['rescale'](x)[0].sum())(x)

@@ -1,4 +1,6 @@
-"""4D-Var: rollouts against the data, the loop on known minima, and posteriors that linear algebra gives."""
+"""4D-Var: rollouts against the data, the loop on known minima, and posteriors that linear algebra
+gives.
+"""
 
 import dataclasses
 import functools
@@ -16,7 +18,12 @@ from namm_jax.data.kolmogorov import sample_kolmogorov
 from namm_jax.flows import FlowProblem
 from namm_jax.pdes import BurgersProblem
 from namm_jax.train.variational import minimise
-from namm_jax.variational import burgers_rollout, ensemble_background, kolmogorov_rollout, variational_cost
+from namm_jax.variational import (
+    burgers_rollout,
+    ensemble_background,
+    kolmogorov_rollout,
+    variational_cost,
+)
 
 PROBLEM = BurgersProblem(points=16, states=16, inner_steps=2)
 FLOW = FlowProblem(points=16, states=2, inner_steps=2, dt=0.02, viscosity=0.01, burn_in=0.1)
@@ -75,7 +82,9 @@ def test_any_first_state_gives_a_flow_without_divergence():
 def test_the_cost_by_hand():
     x = jnp.array([[[[1.0], [2.0]]], [[[0.0], [4.0]]]])
     y = jnp.array([[3.0 + 2j], [1.0]])
-    cost = variational_cost(lambda u: u, lambda x: x.sum((1, 2)) + 0j, y, 0.5, mean=1.0, std=2.0, weight=3.0)
+    cost = variational_cost(
+        lambda u: u, lambda x: x.sum((1, 2)) + 0j, y, 0.5, mean=1.0, std=2.0, weight=3.0
+    )
     # misfits |2i / 0.5|^2 and |3 / 0.5|^2, backgrounds 1/4 and (1 + 9)/4
     np.testing.assert_allclose(cost(x), [16 / 2 + 3 / 8, 36 / 2 + 3 * 10 / 8])
     mean = jnp.stack([x[0], x[1] + 2])
@@ -97,10 +106,14 @@ def test_quadratics_reach_their_minimum():
 
 
 def test_a_curved_valley_and_a_wall_of_nan():
-    """The valley's floor leads to (1, 1); two samples meet a wall before, and one starts behind it."""
+    """The valley's floor leads to (1, 1); two samples meet a wall before, and one starts behind
+    it.
+    """
 
     def valley(wall, u):
-        return jnp.where(u[:, 0] > wall, jnp.nan, (1 - u[:, 0]) ** 2 + 100 * (u[:, 1] - u[:, 0] ** 2) ** 2)
+        return jnp.where(
+            u[:, 0] > wall, jnp.nan, (1 - u[:, 0]) ** 2 + 100 * (u[:, 1] - u[:, 0] ** 2) ** 2
+        )
 
     cost = jax.tree_util.Partial(valley, jnp.array([jnp.inf, jnp.inf, 0.5, -2.0]))
     start = jnp.array([[-1.2, 1.0], [0.0, 0.0], [-1.2, 1.0], [-1.2, 1.0]])
@@ -125,7 +138,9 @@ def test_a_trajectory_is_recovered_from_its_first_states(fields):
 def test_a_sample_does_not_know_of_the_others(fields):
     rollout, y, guess = BURGERS, first_states(fields), jnp.full((3, 16), 0.5)
     together, _ = assimilate(rollout, first_states, y, guess, mean=0.5, weight=1.0)
-    broken, info = assimilate(rollout, first_states, y.at[1].set(jnp.nan), guess, mean=0.5, weight=1.0)
+    broken, info = assimilate(
+        rollout, first_states, y.at[1].set(jnp.nan), guess, mean=0.5, weight=1.0
+    )
     np.testing.assert_array_equal(broken[1], guess[1])
     assert np.isnan(info['cost'][1]) and int(info['iterations'][1]) == 0
     np.testing.assert_allclose(broken[::2], together[::2], atol=1e-6)
@@ -134,26 +149,48 @@ def test_a_sample_does_not_know_of_the_others(fields):
 
 
 def test_the_heat_equation_has_the_posterior_of_linear_algebra():
-    """Without advection all is linear: the best fit is the posterior's mean, perturbed ones are its samples."""
-    heat = BurgersProblem(points=6, states=3, inner_steps=2, mu=0.0, nu=10.0, stepper='forward_euler')
+    """Without advection all is linear: the best fit is the posterior's mean, perturbed ones are its
+    samples.
+    """
+    heat = BurgersProblem(
+        points=6, states=3, inner_steps=2, mu=0.0, nu=10.0, stepper='forward_euler'
+    )
     rollout, measure = burgers_rollout(heat), lambda x: x[:, ::2, 2, 0]
-    matrix = np.asarray(jax.jacobian(lambda u: measure(rollout(u[None]))[0])(jnp.zeros(6)), np.float64)
-    mean, std, noise_std, y = np.linspace(-1, 1, 6), np.linspace(0.5, 1, 6), 0.2, np.array([1.0, 0.0, -0.5])
+    matrix = np.asarray(
+        jax.jacobian(lambda u: measure(rollout(u[None]))[0])(jnp.zeros(6)), np.float64
+    )
+    mean, std, noise_std, y = (
+        np.linspace(-1, 1, 6),
+        np.linspace(0.5, 1, 6),
+        0.2,
+        np.array([1.0, 0.0, -0.5]),
+    )
     covariance = np.linalg.inv(matrix.T @ matrix / noise_std**2 + np.diag(1 / std**2))
     expected = mean + covariance @ matrix.T @ (y - matrix @ mean) / noise_std**2
 
     b = 500
-    perturb = [jax.random.normal(key, (b, n)).at[0].set(0) for key, n in ((KEYS[0], 6), (KEYS[1], 3))]
-    means, measurements = jnp.asarray(mean) + std * perturb[0], jnp.asarray(y) + noise_std * perturb[1]
-    u, _ = assimilate(rollout, measure, measurements, means, mean=means, std=std, noise_std=noise_std)
+    perturb = [
+        jax.random.normal(key, (b, n)).at[0].set(0) for key, n in ((KEYS[0], 6), (KEYS[1], 3))
+    ]
+    means, measurements = (
+        jnp.asarray(mean) + std * perturb[0],
+        jnp.asarray(y) + noise_std * perturb[1],
+    )
+    u, _ = assimilate(
+        rollout, measure, measurements, means, mean=means, std=std, noise_std=noise_std
+    )
     np.testing.assert_allclose(u[0], expected, atol=1e-4)
     deviation = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((u[1:].mean(0) - expected) / deviation, 0, atol=4 / b**0.5)
-    np.testing.assert_allclose((np.cov(u[1:].T) - covariance) / np.outer(deviation, deviation), 0, atol=6 / b**0.5)
+    np.testing.assert_allclose(
+        (np.cov(u[1:].T) - covariance) / np.outer(deviation, deviation), 0, atol=6 / b**0.5
+    )
 
 
 def test_a_background_has_the_moments_of_its_ensemble_and_the_best_fit_is_the_kalman_filters():
-    ensemble = np.random.default_rng(0).normal(size=(9, 5, 2)) @ np.array([[1.0, 0.5], [0.0, 0.2]]) + 3
+    ensemble = (
+        np.random.default_rng(0).normal(size=(9, 5, 2)) @ np.array([[1.0, 0.5], [0.0, 0.2]]) + 3
+    )
     u_0, flat = ensemble_background(jnp.asarray(ensemble)), ensemble.reshape(9, 10)
     mean, covariance = flat.mean(0), np.cov(flat.T)
     deviations = np.asarray(u_0(jnp.eye(9)) - u_0(jnp.zeros((1, 9)))).reshape(9, 10)
@@ -171,12 +208,20 @@ def test_a_background_has_the_moments_of_its_ensemble_and_the_best_fit_is_the_ka
 
 @pytest.mark.slow
 def test_the_slope_of_a_flows_cost(flow):
-    """Finite where the flow is at rest, 0 at the minimum, without divergence, and that of the cost."""
-    cost = variational_cost(KOLMOGOROV, lambda x: x[..., 2:], flow[..., 2:], 0.1, mean=0.0, std=1.0, weight=0.0)
-    value_and_slope = jax.jit(jax.value_and_grad(lambda v, direction, e: cost(v + e * direction).sum(), argnums=(0, 2)))
+    """Finite where the flow is at rest, 0 at the minimum, without divergence, and that of the
+    cost.
+    """
+    cost = variational_cost(
+        KOLMOGOROV, lambda x: x[..., 2:], flow[..., 2:], 0.1, mean=0.0, std=1.0, weight=0.0
+    )
+    value_and_slope = jax.jit(
+        jax.value_and_grad(lambda v, direction, e: cost(v + e * direction).sum(), argnums=(0, 2))
+    )
     direction = jax.random.normal(KEYS[1], flow[..., :2].shape).at[0].set(0)
     v_0 = jnp.stack([jnp.zeros((16, 16, 2)), flow[1, ..., :2], 0.5 * flow[2, ..., :2]])
-    (_, (slope, along)), (ahead, _), (behind, _) = (value_and_slope(v_0, direction, e) for e in (0.0, 1e-3, -1e-3))
+    (_, (slope, along)), (ahead, _), (behind, _) = (
+        value_and_slope(v_0, direction, e) for e in (0.0, 1e-3, -1e-3)
+    )
     assert jnp.isfinite(slope).all() and float(jnp.abs(slope[0]).max()) > 1
     np.testing.assert_allclose(slope[1], 0, atol=1e-2)
     np.testing.assert_allclose(flows.project(slope), slope, atol=1e-2)
@@ -190,21 +235,30 @@ def test_the_slope_of_a_flows_cost(flow):
         ({'noise_std': float('nan')}, 'noise_std: got nan'),
         ({'std': -1.0}, 'std: got -1.0'),
         ({'weight': -0.1}, 'weight: got -0.1, expected finite and >= 0'),
-        ({'mean': jnp.zeros(16)}, r'mean: got shape \(16,\), expected a number or \(b, ...\) for the b = 3 of y'),
+        (
+            {'mean': jnp.zeros(16)},
+            r'mean: got shape \(16,\), expected a number or \(b, ...\) for the b = 3 of y',
+        ),
     ],
 )
 def test_errors_of_numbers(change, message):
     numbers = {'noise_std': 0.1, 'mean': 0.0, 'std': 1.0} | change
     with pytest.raises(ValueError, match=message):
-        variational_cost(burgers_rollout(PROBLEM), first_states, jnp.zeros((3, 16, 3, 1)), **numbers)
+        variational_cost(
+            burgers_rollout(PROBLEM), first_states, jnp.zeros((3, 16, 3, 1)), **numbers
+        )
 
 
 def test_errors_of_shapes_and_of_the_loop():
     with pytest.raises(ValueError, match=r'u_0: got shape \(3, 16, 1\), expected \(b, 16\)'):
         burgers_rollout(PROBLEM)(jnp.zeros((3, 16, 1)))
-    with pytest.raises(ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'):
+    with pytest.raises(
+        ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
+    ):
         kolmogorov_rollout(FLOW)(jnp.zeros((16, 16, 2)))
-    cost = variational_cost(lambda u: u, first_states, jnp.zeros((3, 4, 2, 1)), 0.1, mean=0.0, std=1.0)
+    cost = variational_cost(
+        lambda u: u, first_states, jnp.zeros((3, 4, 2, 1)), 0.1, mean=0.0, std=1.0
+    )
     with pytest.raises(ValueError, match=r'y: got shape \(3, 4, 2, 1\), expected \(3, 4, 3, 1\)'):
         cost(jnp.zeros((3, 4, 5, 1)))
     with pytest.raises(ValueError, match='iterations: got 0, expected at least 1'):
@@ -212,5 +266,7 @@ def test_errors_of_shapes_and_of_the_loop():
     with pytest.raises(ValueError, match='cost: got a function, expected a jax.tree_util.Partial'):
         minimise(lambda u: u, jnp.zeros(3), iterations=1)
     everything = jax.tree_util.Partial(lambda u: jnp.sum(u))
-    with pytest.raises(ValueError, match=r'cost: got shape \(\) for a batch of one state, expected \(1,\)'):
+    with pytest.raises(
+        ValueError, match=r'cost: got shape \(\) for a batch of one state, expected \(1,\)'
+    ):
         minimise(everything, jnp.zeros(3), iterations=1)

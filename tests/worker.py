@@ -1,4 +1,5 @@
-"""One of the processes that `test_processes` starts: `python worker.py FOLDER COORDINATOR COUNT INDEX`.
+"""One of the processes that `test_processes` starts:
+`python worker.py FOLDER COORDINATOR COUNT INDEX`.
 
 Its functions are also called by the test itself, on one process: the two must agree.
 """
@@ -27,7 +28,9 @@ SIZES = {'train': 7, 'validation': 3, 'test': 2}
 
 
 def task():
-    """Returns a network of one matrix, fitted to the identity, with noise that depends on the step."""
+    """Returns a network of one matrix, fitted to the identity, with noise that depends on the
+    step.
+    """
 
     def loss(params, frozen, key, batch, *, train):
         x = batch['x'] + train * 0.1 * jax.random.normal(key, batch['x'].shape)
@@ -43,7 +46,13 @@ def train(folder, *, rules, devices=0, until=STEPS):
 
     def batches(start):
         for batch in dataset.batches(
-            DATA, seed=0, batch_size=8, start=start, steps=STEPS, process_index=index, process_count=count
+            DATA,
+            seed=0,
+            batch_size=8,
+            start=start,
+            steps=STEPS,
+            process_index=index,
+            process_count=count,
         ):
             seen[0] += 1
             yield {'x': batch}
@@ -51,13 +60,22 @@ def train(folder, *, rules, devices=0, until=STEPS):
     plan = Plan('toy', STEPS, log_every=3, validate_every=6, probes=1, ema=0.9, rules=rules)
     held_out = [{'x': DATA[:8][dataset.local_rows(8, process_index=index, process_count=count)]}]
     records = []
-    asked = processes.agreed(lambda: 15 if index == count - 1 and until < STEPS and seen[0] >= until else 0)
+    asked = processes.agreed(
+        lambda: 15 if index == count - 1 and until < STEPS and seen[0] >= until else 0
+    )
     with Checkpoints(folder) as checkpoints:
         fitted = fit(
-            task(), batches, held_out, plan, key=jax.random.key(3), mesh=make_mesh(first_devices(devices)),
-            checkpoints=checkpoints, log=records.append, probe=lambda p: {'b': float(p['b'].sum())},
+            task(),
+            batches,
+            held_out,
+            plan,
+            key=jax.random.key(3),
+            mesh=make_mesh(first_devices(devices)),
+            checkpoints=checkpoints,
+            log=records.append,
+            probe=lambda p: {'b': float(p['b'].sum())},
             asked_to_stop=asked,
-        )  # fmt: skip
+        )
     return fitted.state, records
 
 
@@ -103,9 +121,18 @@ def _failed():
 def main(folder, coordinator, count, index):
     """Does everything with the other processes; process 0 writes what came out."""
     processes.start(Place(coordinator, int(count), int(index)))
-    folder, mine = Path(folder), dataset.batches(
-        np.arange(32), seed=0, batch_size=8, start=0, steps=4, process_index=int(index), process_count=int(count)
-    )  # fmt: skip
+    folder, mine = (
+        Path(folder),
+        dataset.batches(
+            np.arange(32),
+            seed=0,
+            batch_size=8,
+            start=0,
+            steps=4,
+            process_index=int(index),
+            process_count=int(count),
+        ),
+    )
     facts = {
         'devices': jax.device_count(),
         'indices': processes.gather(jax.process_index()),

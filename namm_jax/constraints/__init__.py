@@ -1,7 +1,7 @@
 """Constraints: one file each, and the dictionary of their builders.
 
-A constraint is a pytree with `terms`, `distance` and `residual` (see `types.Constraint`). `projection` finds the point
-of any differentiable constraint that is nearest to a given one.
+A constraint is a pytree with `terms`, `distance` and `residual` (see `types.Constraint`).
+`projection` finds the point of any differentiable constraint that is nearest to a given one.
 """
 
 from collections.abc import Callable

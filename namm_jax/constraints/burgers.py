@@ -1,4 +1,6 @@
-"""The Burgers constraint: each state of a trajectory is the previous one, stepped on by the solver."""
+"""The Burgers constraint: each state of a trajectory is the previous one, stepped on by the
+solver.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,10 +17,12 @@ from namm_jax.types import Fields, Metrics, PerSample
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BurgersConstraint:
-    """Trajectories of Burgers' equation, `x_{t+1} = S(x_t)` with S the step over one stored interval.
+    """Trajectories of Burgers' equation, `x_{t+1} = S(x_t)` with S the step over one stored
+    interval.
 
     Attributes:
-        problem: Grid, time steps and coefficients; those of the data, the stepper too. Static under `jax.jit`.
+        problem: Grid, time steps and coefficients; those of the data, the stepper too. Static under
+            `jax.jit`.
     """
 
     problem: BurgersProblem = dataclasses.field(metadata={'static': True})
@@ -27,8 +31,8 @@ class BurgersConstraint:
         """Returns `x_{t+1} - S(x_t)` for every pair of stored states, all pairs at once.
 
         Args:
-            x: Fields `(b, points, states, 1)`, rows space upside down, columns time. Half precision is raised to
-                float32, float64 kept.
+            x: Fields `(b, points, states, 1)`, rows space upside down, columns time. Half precision
+                is raised to float32, float64 kept.
 
         Returns:
             Residuals `(b, states - 1, points)`, space increasing along the last axis.
@@ -58,11 +62,15 @@ class BurgersConstraint:
 
     @property
     def restores(self) -> Mapping[str, Callable[[Fields], tuple[Fields, Metrics]]]:
-        """Ways back onto the set: `resolve` keeps the first state and solves again from it; feasible, not nearest."""
+        """Ways back onto the set: `resolve` keeps the first state and solves again from it;
+        feasible, not nearest.
+        """
         return {'resolve': self.restore}
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the trajectory from the first state of `x`, all other states thrown away; nothing to report."""
+        """Returns the trajectory from the first state of `x`, all other states thrown away; nothing
+        to report.
+        """
         first = self._states(x)[:, 0]
         later = trajectory(self.problem.interval(), self.problem.states - 1)(first)
         return layout.states_to_image(jnp.swapaxes(jnp.concatenate([first[None], later]), 0, 1)), {}

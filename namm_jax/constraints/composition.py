@@ -1,7 +1,8 @@
-"""Constraints made of others: the weighted sum of several, and a distance that also takes a reference batch.
+"""Constraints made of others: the weighted sum of several, and a distance that also takes a
+reference batch.
 
-Symbols: `l_i`, `r_i` and `w_i` the distance, the residual and the weight of part i; `m_i` the entries of `r_i` a
-sample, `m` their sum.
+Symbols: `l_i`, `r_i` and `w_i` the distance, the residual and the weight of part i; `m_i` the
+entries of `r_i` a sample, `m` their sum.
 """
 
 import collections
@@ -36,8 +37,8 @@ class WeightedSum:
     def residual(self, x: Fields) -> Float[Array, 'b m']:
         """Returns the residuals of the parts, flattened, each times `w_i m / m_i`, side by side.
 
-        So the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has: what Gauss-Newton compares
-        with its tolerance is, where each `l_i` is `mean|r_i|`, the distance.
+        So the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has: what
+        Gauss-Newton compares with its tolerance is, where each `l_i` is `mean|r_i|`, the distance.
 
         Args:
             x: Fields `(b, h, w, c)`, of a shape that all parts take.
@@ -47,14 +48,17 @@ class WeightedSum:
         """
         flat = [part.residual(x).reshape(x.shape[0], -1) for part in self.parts]
         m = sum(r.shape[1] for r in flat)
-        return jnp.concatenate([w * m / r.shape[1] * r for w, r in zip(self.weights, flat, strict=True)], 1)
+        return jnp.concatenate(
+            [w * m / r.shape[1] * r for w, r in zip(self.weights, flat, strict=True)], 1
+        )
 
     def distance(self, x: Fields) -> PerSample:
         """Returns `sum_i w_i l_i(x)`, shape `(b,)`."""
         return sum(w * part.distance(x) for w, part in zip(self.weights, self.parts, strict=True))
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
-        """Returns the terms of all parts, each before its weight; a name that several parts use becomes `part/name`.
+        """Returns the terms of all parts, each before its weight; a name that several parts use
+        becomes `part/name`.
 
         Raises:
             ValueError: If two terms have one name even so.
@@ -66,7 +70,9 @@ class WeightedSum:
             for term, value in terms.items():
                 label = f'{name}/{term}' if uses[term] > 1 else term
                 if label in named:
-                    raise ValueError(f'weighted_sum: got two terms called {label!r}, expected one; rename a part')
+                    raise ValueError(
+                        f'weighted_sum: got two terms called {label!r}, expected one; rename a part'
+                    )
                 named[label] = value
         return named
 
@@ -81,28 +87,32 @@ def weighted_sum(parts: Mapping[str, Any], weights: Mapping[str, float | int]) -
 
     Args:
         parts: Constraints by name.
-        weights: Their weights by the same names, finite and >= 0. A part of weight 0 is shown among the terms and acts
-            on nothing.
+        weights: Their weights by the same names, finite and >= 0. A part of weight 0 is shown among
+            the terms and acts on nothing.
 
     Raises:
-        ValueError: If the names differ, a part is no constraint, a weight is out of its range, or all are 0.
+        ValueError: If the names differ, a part is no constraint, a weight is out of its range, or
+            all are 0.
     """
     if not parts or set(parts) != set(weights):
         raise ValueError(
-            f'weighted_sum: got weights of {sorted(weights)} for {sorted(parts)}, expected one for each of one part or '
-            'more; use the same names in both'
+            f'weighted_sum: got weights of {sorted(weights)} for {sorted(parts)}, expected one for '
+            'each of one part or more; use the same names in both'
         )
     for name, part in parts.items():
         if not isinstance(part, Constraint):
             raise ValueError(
-                f'weighted_sum: {name}: got {type(part).__name__}, expected a constraint; make one of a function by own'
+                f'weighted_sum: {name}: got {type(part).__name__}, expected a constraint; make one '
+                'of a function by own'
             )
     if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
         raise ValueError(
-            f'weighted_sum: got weights {dict(weights)}, expected finite numbers >= 0, not all 0; a part is switched '
-            'off by 0'
+            f'weighted_sum: got weights {dict(weights)}, expected finite numbers >= 0, not all 0; '
+            'a part is switched off by 0'
         )
-    return WeightedSum(tuple(parts.values()), tuple(parts), tuple(float(weights[name]) for name in parts))
+    return WeightedSum(
+        tuple(parts.values()), tuple(parts), tuple(float(weights[name]) for name in parts)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +122,8 @@ class ReferenceConstraint:
 
     Attributes:
         x_ref: The reference, None before `given`.
-        function: The distance `(x (b, h, w, c), x_ref) -> (b,)`. Static under `jax.jit`, and compared by identity.
+        function: The distance `(x (b, h, w, c), x_ref) -> (b,)`. Static under `jax.jit`, and
+            compared by identity.
         name: What logs and errors call it.
     """
 
@@ -132,17 +143,21 @@ class ReferenceConstraint:
         """Returns `l(x, x_ref)`, shape `(b,)`.
 
         Args:
-            x: Fields `(b, h, w, c)`. Half precision is raised to float32, float64 kept; so it is in `x_ref`.
+            x: Fields `(b, h, w, c)`. Half precision is raised to float32, float64 kept; so it is in
+                `x_ref`.
 
         Raises:
-            ValueError: If there is no reference yet, or the function returns no real number a sample.
+            ValueError: If there is no reference yet, or the function returns no real number a
+                sample.
         """
         if self.x_ref is None:
             raise ValueError(
-                f'the distance {self.name!r}: got no reference batch, expected one; call given(x_ref), and use the '
-                'constraint that it returns'
+                f'the distance {self.name!r}: got no reference batch, expected one; call '
+                'given(x_ref), and use the constraint that it returns'
             )
-        return per_sample(self.name, self.function(at_least_single(x), at_least_single(self.x_ref)), x)
+        return per_sample(
+            self.name, self.function(at_least_single(x), at_least_single(self.x_ref)), x
+        )
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
         """Returns the one term of the distance, `{name: (b,)}`."""
@@ -150,16 +165,20 @@ class ReferenceConstraint:
 
 
 def reference(distance: Callable[..., Any], name: str = 'reference') -> ReferenceConstraint:
-    """Returns the constraint that `l(x, x_ref) = 0`, which can be used once it is `given` its reference batch.
+    """Returns the constraint that `l(x, x_ref) = 0`, which can be used once it is `given` its
+    reference batch.
 
     Args:
-        distance: A pure JAX function `(x (b, h, w, c), x_ref) -> (b,)`, >= 0 and 0 on the set. Where it pairs samples,
-            `x` and `x_ref` must come in the same order.
+        distance: A pure JAX function `(x (b, h, w, c), x_ref) -> (b,)`, >= 0 and 0 on the set.
+            Where it pairs samples, `x` and `x_ref` must come in the same order.
         name: What logs and errors call it.
 
     Raises:
         ValueError: If the distance is no function.
     """
     if not callable(distance):
-        raise ValueError(f'distance of {name!r}: got {type(distance).__name__}, expected a function of x and x_ref')
+        raise ValueError(
+            f'distance of {name!r}: got {type(distance).__name__}, expected a function of x and '
+            'x_ref'
+        )
     return ReferenceConstraint(None, distance, name)

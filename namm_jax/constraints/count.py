@@ -26,16 +26,19 @@ class CountingProblem(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)  # parameters are arrays: they have no one truth value to compare by
+@dataclasses.dataclass(
+    frozen=True, eq=False
+)  # parameters are arrays: they have no one truth value to compare by
 class CountConstraint:
     """Images in which the network counts the right number, `CNN(x) = target`.
 
-    It is as good as its network: an image that fools it satisfies the constraint, so count by other means too. There is
-    no exact way back onto the set.
+    It is as good as its network: an image that fools it satisfies the constraint, so count by other
+    means too. There is no exact way back onto the set.
 
     Attributes:
         params: Parameters of the network, the constraint's only leaves.
-        network: A module with `apply({'params': params}, x) -> (b,)`, hashable. Static under `jax.jit`.
+        network: A module with `apply({'params': params}, x) -> (b,)`, hashable. Static under
+            `jax.jit`.
         problem: The sizes and the number of sources, those of the data. Static under `jax.jit`.
     """
 
@@ -58,7 +61,8 @@ class CountConstraint:
             Residuals `(b, 1)`, in sources.
 
         Raises:
-            ValueError: If the shape of `x` is not that of the problem, or the network has no parameters.
+            ValueError: If the shape of `x` is not that of the problem, or the network has no
+                parameters.
         """
         points = self.problem.points
         if x.ndim != 4 or x.shape[1:] != (points, points, 1):
@@ -67,7 +71,9 @@ class CountConstraint:
                 'build the constraint from the problem that the data were made with.'
             )
         if self.params is None:
-            raise ValueError('Got params = None, expected parameters of the counting network: train it first.')
+            raise ValueError(
+                'Got params = None, expected parameters of the counting network: train it first.'
+            )
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return self.network.apply({'params': self.params}, x)[:, None] - self.target
 
@@ -96,7 +102,7 @@ def count(problem: CountingProblem, network: Any, params: Params) -> CountConstr
     """
     if problem.counts[0] != problem.counts[1]:
         raise ValueError(
-            f'Got {problem.counts[0]} to {problem.counts[1]} sources, expected one number for all images: '
-            'use dataclasses.replace(problem, count=8).'
+            f'Got {problem.counts[0]} to {problem.counts[1]} sources, expected one number for all '
+            'images: use dataclasses.replace(problem, count=8).'
         )
     return CountConstraint(params, network, problem)

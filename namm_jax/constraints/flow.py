@@ -1,7 +1,9 @@
-"""The flow constraints: states without divergence, and states that the Navier-Stokes solver leads from one to the next.
+"""The flow constraints: states without divergence, and states that the Navier-Stokes solver leads
+from one to the next.
 
-Symbols as in `flows`: fields hold states `v_0, ..., v_{k-1}` in the problem's layout; `S` is the step from one stored
-state to the next. The sum of both constraints asks for a trajectory from a divergence-free start.
+Symbols as in `flows`: fields hold states `v_0, ..., v_{k-1}` in the problem's layout; `S` is the
+step from one stored state to the next. The sum of both constraints asks for a trajectory from a
+divergence-free start.
 """
 
 import dataclasses
@@ -26,10 +28,11 @@ def _states(problem: FlowProblem, x: Fields) -> Float[Array, 'b k n n 2']:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DivergenceConstraint:
-    """Flows whose every state has no divergence, `div v_j = 0` in the discrete sense of the solver: a linear subspace.
+    """Flows whose every state has no divergence, `div v_j = 0` in the discrete sense of the solver:
+    a linear subspace.
 
-    Symmetries: rolling a state along either axis by any number of pixels, each state on its own; permuting the states;
-    any real factor is a factor of the distance.
+    Symmetries: rolling a state along either axis by any number of pixels, each state on its own;
+    permuting the states; any real factor is a factor of the distance.
 
     Attributes:
         problem: Grid, number of states and layout. Static under `jax.jit`.
@@ -61,7 +64,9 @@ class DivergenceConstraint:
 
     @property
     def restores(self) -> Mapping[str, Restore]:
-        """Ways back onto the set: `projection`, the pressure projection of each state, is the nearest point."""
+        """Ways back onto the set: `projection`, the pressure projection of each state, is the
+        nearest point.
+        """
         return {'projection': self._project}
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
@@ -77,8 +82,9 @@ class DivergenceConstraint:
 class NavierStokesConstraint:
     """Trajectories of the solver, `v_{j+1} = S(v_j)`, from any first state.
 
-    Symmetries: rolling all states together along rows (x, along which the force is constant) by any number of pixels,
-    and along columns by whole periods of the force, `points / forcing_wavenumber` pixels where that is an integer.
+    Symmetries: rolling all states together along rows (x, along which the force is constant) by any
+    number of pixels, and along columns by whole periods of the force, `points / forcing_wavenumber`
+    pixels where that is an integer.
 
     Attributes:
         problem: Grid, time steps, force and layout; those of the data. Static under `jax.jit`.
@@ -91,7 +97,10 @@ class NavierStokesConstraint:
 
     def __post_init__(self) -> None:
         if self.problem.states < 2:
-            raise ValueError(f'Got states = {self.problem.states}, expected at least 2: the residual compares pairs.')
+            raise ValueError(
+                f'Got states = {self.problem.states}, expected at least 2: the residual compares '
+                'pairs.'
+            )
 
     def residual(self, x: Fields) -> Float[Array, 'b steps n n 2']:
         """Returns `v_{j+1} - S(v_j)` for every pair of stored states, all pairs at once.
@@ -109,7 +118,9 @@ class NavierStokesConstraint:
         return states[:, 1:] - self.problem.interval()(states[:, :-1])
 
     def distance(self, x: Fields) -> PerSample:
-        """Returns the mean over pairs, pixels and components of `|v_{j+1} - S(v_j)|`, shape `(b,)`."""
+        """Returns the mean over pairs, pixels and components of `|v_{j+1} - S(v_j)|`, shape
+        `(b,)`.
+        """
         return jnp.mean(jnp.abs(self.residual(x)), (1, 2, 3, 4))
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
@@ -118,19 +129,23 @@ class NavierStokesConstraint:
 
     @property
     def restores(self) -> Mapping[str, Restore]:
-        """Ways back onto the set: `resolve` keeps the first state and solves again from it; feasible, not nearest."""
+        """Ways back onto the set: `resolve` keeps the first state and solves again from it;
+        feasible, not nearest.
+        """
         return {'resolve': self._resolve}
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
         """Returns the trajectory from the first state of `x`, and no further information.
 
-        The first state is kept as it is: project it (`DivergenceConstraint.restore`) before, to satisfy both
-        constraints.
+        The first state is kept as it is: project it (`DivergenceConstraint.restore`) before, to
+        satisfy both constraints.
         """
         return self._resolve(x)
 
     def _resolve(self, x: Fields) -> tuple[Fields, Metrics]:
-        return flow_layout.from_states(self.problem, self.problem.solve(_states(self.problem, x)[:, 0])), {}
+        return flow_layout.from_states(
+            self.problem, self.problem.solve(_states(self.problem, x)[:, 0])
+        ), {}
 
 
 def divergence(problem: FlowProblem) -> DivergenceConstraint:
@@ -146,7 +161,8 @@ def divergence(problem: FlowProblem) -> DivergenceConstraint:
 
 
 def kolmogorov(problem: FlowProblem) -> NavierStokesConstraint:
-    """Returns the constraint that the states of a flow solve the Navier-Stokes equations of Kolmogorov flow.
+    """Returns the constraint that the states of a flow solve the Navier-Stokes equations of
+    Kolmogorov flow.
 
     Args:
         problem: Grid, time steps, force and layout of the data.

@@ -1,8 +1,10 @@
-"""Sets given by inequalities, through their distance: box, ball, simplex, half-spaces, and mass below a limit.
+"""Sets given by inequalities, through their distance: box, ball, simplex, half-spaces, and mass
+below a limit.
 
-Each residual is the violation, zero inside and on the border, so no derivative pulls a point that satisfies the set;
-`relu` and the norms here have the derivative 0 where they have a corner. Every set but the half-spaces has one way
-back, to its nearest point. They take fields of any size: `(b, h, w, c)`.
+Each residual is the violation, zero inside and on the border, so no derivative pulls a point that
+satisfies the set; `relu` and the norms here have the derivative 0 where they have a corner. Every
+set but the half-spaces has one way back, to its nearest point. They take fields of any size:
+`(b, h, w, c)`.
 """
 
 import dataclasses
@@ -25,7 +27,10 @@ _PIXELS = (1, 2, 3)
 def _raised(x: Array) -> Array:
     """Returns `x` in float32 or better, once it is known to be a batch of fields."""
     if x.ndim != 4:
-        raise ValueError(f'Got x of shape {x.shape}, expected (b, h, w, c): pass a batch of fields, channels last.')
+        raise ValueError(
+            f'Got x of shape {x.shape}, expected (b, h, w, c): pass a batch of fields, channels '
+            'last.'
+        )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -34,7 +39,9 @@ def _total(x: Fields) -> Float[Array, 'b 1']:
 
 
 def _norm(x: Fields) -> Float[Array, 'b 1']:
-    """Returns the Euclidean norm of each field, with the derivative 0 at 0 in place of the square root's infinity."""
+    """Returns the Euclidean norm of each field, with the derivative 0 at 0 in place of the square
+    root's infinity.
+    """
     square = _total(x * x)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
@@ -42,8 +49,9 @@ def _norm(x: Fields) -> Float[Array, 'b 1']:
 def project_simplex(x: Fields, total: float | int) -> Fields:
     """Returns the nearest field with no negative pixel and the sum `total`, `max(x - tau, 0)`.
 
-    The threshold `tau` is found by sorting, then moved by one Newton step on `sum max(x - tau, 0) = total`, which is
-    exact once the pixels above it are known: the sum is right to round-off, however many pixels there are.
+    The threshold `tau` is found by sorting, then moved by one Newton step on
+    `sum max(x - tau, 0) = total`, which is exact once the pixels above it are known: the sum is
+    right to round-off, however many pixels there are.
 
     Args:
         x: Fields `(b, h, w, c)`, float32 or float64.
@@ -53,13 +61,18 @@ def project_simplex(x: Fields, total: float | int) -> Fields:
         Fields `(b, h, w, c)`.
 
     Reference:
-        Held, Wolfe & Crowder, Mathematical Programming 6 (1974) 62; Duchi et al., ICML 2008, figure 1.
+        Held, Wolfe & Crowder, Mathematical Programming 6 (1974) 62; Duchi et al., ICML 2008, figure
+        1.
     """
     flat = x.reshape(x.shape[0], -1)
-    flat = flat - jnp.max(flat, 1, keepdims=True)  # a constant changes nothing, and tau is now of the total's size
+    flat = flat - jnp.max(
+        flat, 1, keepdims=True
+    )  # a constant changes nothing, and tau is now of the total's size
     largest = -jnp.sort(-flat, axis=1)
     count = jnp.arange(1, flat.shape[1] + 1, dtype=x.dtype)
-    thresholds = (jnp.cumsum(largest, 1) - total) / count  # tau, if just the first ones stay above it
+    thresholds = (
+        jnp.cumsum(largest, 1) - total
+    ) / count  # tau, if just the first ones stay above it
     above = jnp.sum(largest > thresholds, 1, keepdims=True)
     tau = jnp.take_along_axis(thresholds, above - 1, 1)
     left = jnp.maximum(flat - tau, 0)
@@ -80,11 +93,15 @@ class _Restorable(_Set):
 
     @property
     def restores(self) -> Mapping[str, Restore]:
-        """The one way onto the set by name, `nearest`: the Euclidean-nearest point, the identity on the set."""
+        """The one way onto the set by name, `nearest`: the Euclidean-nearest point, the identity on
+        the set.
+        """
         return {'nearest': self.restore}
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the Euclidean-nearest point of the set, `(b, h, w, c)`, and nothing else to report."""
+        """Returns the Euclidean-nearest point of the set, `(b, h, w, c)`, and nothing else to
+        report.
+        """
         return self._nearest(_raised(x)), {}
 
 
@@ -102,7 +119,9 @@ class Box(_Restorable):
     high: float = dataclasses.field(metadata={'static': True})
 
     def residual(self, x: Fields) -> Fields:
-        """Returns how far each pixel is outside, `relu(low - x) + relu(x - high)`, shape `(b, h, w, c)`."""
+        """Returns how far each pixel is outside, `relu(low - x) + relu(x - high)`, shape
+        `(b, h, w, c)`.
+        """
         x = _raised(x)
         return jax.nn.relu(self.low - x) + jax.nn.relu(x - self.high)
 
@@ -117,7 +136,8 @@ class Box(_Restorable):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ball(_Restorable):
-    """Fields within `radius` of `center` in the Euclidean norm over all pixels, `|x - center| <= radius`.
+    """Fields within `radius` of `center` in the Euclidean norm over all pixels,
+    `|x - center| <= radius`.
 
     Attributes:
         radius: Largest norm allowed.
@@ -137,8 +157,11 @@ class Ball(_Restorable):
 
     def _nearest(self, x: Fields) -> Fields:
         norm = _norm(x - self.center)
-        # The norm outside is at least the radius: no division by 0, and no cancellation however far x is.
-        inward = self.center + (self.radius / jnp.maximum(norm, self.radius))[..., None, None] * (x - self.center)
+        # The norm outside is at least the radius: no division by 0, and no cancellation however far
+        # x is.
+        inward = self.center + (self.radius / jnp.maximum(norm, self.radius))[..., None, None] * (
+            x - self.center
+        )
         return jnp.where((norm > self.radius)[..., None, None], inward, x)
 
 
@@ -159,7 +182,9 @@ class Simplex(_Restorable):
         return jnp.concatenate([_total(x) - self.total, jax.nn.relu(-x).reshape(x.shape[0], -1)], 1)
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
-        """Returns `{'total': |sum(x) - total|, 'negative': the sum of relu(-x)}`, `(b,)` each, in the unit of a sum."""
+        """Returns `{'total': |sum(x) - total|, 'negative': the sum of relu(-x)}`, `(b,)` each, in
+        the unit of a sum.
+        """
         residual = self.residual(x)
         return {'total': jnp.abs(residual[:, 0]), 'negative': jnp.sum(residual[:, 1:], 1)}
 
@@ -204,7 +229,8 @@ class HalfSpaces(_Set):
     offsets: Any
 
     def residual(self, x: Fields) -> Float[Array, 'b k']:
-        """Returns the distance to each half-space, `relu(<normal_k, x> - offset_k)`, shape `(b, k)`.
+        """Returns the distance to each half-space, `relu(<normal_k, x> - offset_k)`, shape
+        `(b, k)`.
 
         Raises:
             ValueError: If a field of `x` and a normal differ in shape.
@@ -212,7 +238,10 @@ class HalfSpaces(_Set):
         x = _raised(x)
         if x.shape[1:] != self.normals.shape[1:]:
             expected = ', '.join(map(str, self.normals.shape[1:]))
-            raise ValueError(f'Got x of shape {x.shape}, expected (b, {expected}): one pixel for each of a normal.')
+            raise ValueError(
+                f'Got x of shape {x.shape}, expected (b, {expected}): one pixel for each of a '
+                'normal.'
+            )
         # Full precision: accelerators would otherwise round the fields to 10 bits or fewer.
         along = jnp.einsum('bhwc,khwc->bk', x, self.normals, precision=jax.lax.Precision.HIGHEST)
         return jax.nn.relu(along - self.offsets)
@@ -223,7 +252,8 @@ class HalfSpaces(_Set):
 
 
 def box(low: float | int, high: float | int) -> Box:
-    """Returns the set of fields with every pixel in `[low, high]`; the distance is the mean violation.
+    """Returns the set of fields with every pixel in `[low, high]`; the distance is the mean
+    violation.
 
     Args:
         low: Smallest value allowed.
@@ -233,12 +263,15 @@ def box(low: float | int, high: float | int) -> Box:
         ValueError: If `low >= high` or one is not finite.
     """
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f'Got low = {low}, high = {high}, expected finite numbers with low < high.')
+        raise ValueError(
+            f'Got low = {low}, high = {high}, expected finite numbers with low < high.'
+        )
     return Box(float(low), float(high))
 
 
 def ball(radius: float | int, center: float | int = 0.0) -> Ball:
-    """Returns the set `|x - center| <= radius`, norm over all pixels; the distance is the excess norm.
+    """Returns the set `|x - center| <= radius`, norm over all pixels; the distance is the excess
+    norm.
 
     Args:
         radius: Largest norm allowed, > 0.
@@ -249,7 +282,10 @@ def ball(radius: float | int, center: float | int = 0.0) -> Ball:
     """
     _check_positive('radius', radius)
     if not math.isfinite(center):
-        raise ValueError(f'Got center = {center}, expected a finite number: the value of every pixel at the centre.')
+        raise ValueError(
+            f'Got center = {center}, expected a finite number: the value of every pixel at the '
+            'centre.'
+        )
     return Ball(float(radius), float(center))
 
 
@@ -278,12 +314,15 @@ def mass_below(limit: float | int) -> MassBelow:
         ValueError: If `limit` is not finite.
     """
     if not math.isfinite(limit):
-        raise ValueError(f'Got limit = {limit}, expected a finite number: the largest sum over all pixels.')
+        raise ValueError(
+            f'Got limit = {limit}, expected a finite number: the largest sum over all pixels.'
+        )
     return MassBelow(float(limit))
 
 
 def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> HalfSpaces:
-    """Returns the set `<normal_k, x> <= offset_k` for every k; the distance is the mean of those to the half-spaces.
+    """Returns the set `<normal_k, x> <= offset_k` for every k; the distance is the mean of those to
+    the half-spaces.
 
     Zero only in all of them. There is no closed form of the nearest point, hence no `restores`.
 
@@ -297,13 +336,17 @@ def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> HalfSpaces:
     normals, offsets = (jnp.asarray(v) for v in (normals, offsets))
     if normals.ndim != 4 or not normals.size or offsets.shape != normals.shape[:1]:
         raise ValueError(
-            f'Got normals of shape {normals.shape} and offsets of shape {offsets.shape}, expected (k, h, w, c) and '
-            '(k,): one normal, shaped like a field, and one number for each half-space.'
+            f'Got normals of shape {normals.shape} and offsets of shape {offsets.shape}, expected '
+            '(k, h, w, c) and (k,): one normal, shaped like a field, and one number for each '
+            'half-space.'
         )
     normals = _raised(normals)
     norm = _norm(normals)
     if not (jnp.all(jnp.isfinite(norm) & (norm > 0)) and jnp.all(jnp.isfinite(offsets))):
-        raise ValueError(f'Got normals of norm {norm[:, 0]} and offsets {offsets}, expected finite ones, norms > 0.')
+        raise ValueError(
+            f'Got normals of norm {norm[:, 0]} and offsets {offsets}, expected finite ones, norms '
+            '> 0.'
+        )
     return HalfSpaces(normals / norm[..., None, None], offsets / norm[:, 0])
 
 

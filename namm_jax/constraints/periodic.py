@@ -1,6 +1,7 @@
 """The periodic constraint: an image consists of equal copies of one tile.
 
-Symbols: `k` tiles along each axis, `K = k^2` of them in all, `q_1, ..., q_K`; `tile(q)` the image that repeats q.
+Symbols: `k` tiles along each axis, `K = k^2` of them in all, `q_1, ..., q_K`; `tile(q)` the image
+that repeats q.
 """
 
 import dataclasses
@@ -64,7 +65,9 @@ class PeriodicConstraint:
     problem: TilingProblem = dataclasses.field(metadata={'static': True})
 
     def _split(self, x: Fields) -> _Tiles:
-        """Returns the tiles of `x`, row by row of tiles, raised to float32 where of half precision."""
+        """Returns the tiles of `x`, row by row of tiles, raised to float32 where of half
+        precision.
+        """
         points, k = self.problem.points, self.problem.tiles
         if x.ndim != 4 or x.shape[1:] != (points, points, 1):
             raise ValueError(
@@ -95,7 +98,9 @@ class PeriodicConstraint:
         return x - self._repeat(_mean(self._split(x)))
 
     def distance(self, x: Fields) -> PerSample:
-        """Returns `sum_q mean|x - tile(q)|`, shape `(b,)`: 2/K of the sum over pairs of tiles of `mean|q_i - q_j|`."""
+        """Returns `sum_q mean|x - tile(q)|`, shape `(b,)`: 2/K of the sum over pairs of tiles of
+        `mean|q_i - q_j|`.
+        """
         tiles = self._split(x)
         gaps = jnp.abs(tiles[:, :, None] - tiles[:, None])
         return tiles.shape[1] * jnp.mean(gaps, (1, 2, 3))
@@ -106,12 +111,14 @@ class PeriodicConstraint:
 
     @property
     def restores(self) -> Mapping[str, Callable[[Array], tuple[Array, Metrics]]]:
-        """The exact ways back onto the set, `x -> (tile(q), {})`, by name; each is the identity on the set.
+        """The exact ways back onto the set, `x -> (tile(q), {})`, by name; each is the identity on
+        the set.
 
-        `mean` averages the tiles: the nearest point in L2, but a binary texture turns grey where its tiles differ.
-        `median` takes the median of each pixel over the tiles, the midpoint of the middle two: a nearest point in L1,
-        and still binary where a majority of the tiles agree.
-        `copy` repeats the first tile: in general nearest in no norm, but what holds within a tile (binarity) is kept.
+        `mean` averages the tiles: the nearest point in L2, but a binary texture turns grey where
+        its tiles differ. `median` takes the median of each pixel over the tiles, the midpoint of
+        the middle two: a nearest point in L1, and still binary where a majority of the tiles agree.
+        `copy` repeats the first tile: in general nearest in no norm, but what holds within a tile
+        (binarity) is kept.
         """
         return {name: functools.partial(self._replace, tile) for name, tile in RESTORES.items()}
 
@@ -119,13 +126,15 @@ class PeriodicConstraint:
         return self._repeat(choose_tile(self._split(x))), {}
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the nearest point in L2, the mean of the tiles repeated, and nothing else to report.
+        """Returns the nearest point in L2, the mean of the tiles repeated, and nothing else to
+        report.
 
         Args:
             x: Fields `(b, points, points, 1)`.
 
         Returns:
-            Fields of the same shape with all tiles equal, `x` itself to the bit where they already were; and `{}`.
+            Fields of the same shape with all tiles equal, `x` itself to the bit where they already
+            were; and `{}`.
 
         Raises:
             ValueError: If the shape of `x` is not that of the problem.
@@ -147,6 +156,7 @@ def periodic(problem: TilingProblem) -> PeriodicConstraint:
     """
     if problem.tiles < 1 or problem.points % problem.tiles:
         raise ValueError(
-            f'Got points = {problem.points} and tiles = {problem.tiles}, expected tiles >= 1 that divide the points.'
+            f'Got points = {problem.points} and tiles = {problem.tiles}, expected tiles >= 1 that '
+            'divide the points.'
         )
     return PeriodicConstraint(problem)

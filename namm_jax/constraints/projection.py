@@ -1,8 +1,8 @@
 """Projection onto any differentiable constraint, by Gauss-Newton steps towards the nearest point.
 
-Symbols: `x_0` the point to project, `r(x)` the residual of the constraint, zero on the set M; `J` its Jacobian at the
-iterate `x_k`, never formed; `lam` one multiplier for each entry of the residual. All of it is per sample: a batch
-shares the array operations and nothing else.
+Symbols: `x_0` the point to project, `r(x)` the residual of the constraint, zero on the set M; `J`
+its Jacobian at the iterate `x_k`, never formed; `lam` one multiplier for each entry of the
+residual. All of it is per sample: a batch shares the array operations and nothing else.
 """
 
 from collections.abc import Callable
@@ -34,24 +34,31 @@ def gauss_newton_projection(
 ) -> tuple[Fields, Metrics]:
     """Returns a point with `r(x) = 0` near `x_0 = x`, per sample, and how it got there.
 
-    `x_{k+1} = x_0 + J^T lam`, with `(J J^T) lam = -(r(x_k) + J (x_0 - x_k))`: the point nearest to `x_0` at which the
-    linearised residual vanishes. For a linear constraint that is the answer, in one step if the conjugate gradients are
-    exact. Otherwise a fixed point has `r(x) = 0` and `x - x_0 = J(x)^T lam`, a critical point of the distance to `x_0`
-    on M: the nearest point when `x_0` is close to M compared with the curvature radius of M. A sample stops when
-    `mean|r| <= tolerance`, so one already on M is returned to the bit; since `r` shrinks with the square of the steps
-    along M, the result can be about `sqrt(tolerance)` short of that point. There is no damping, and no promise far from
-    M: Burgers trajectories with noise of 0.2 converge without it.
+    `x_{k+1} = x_0 + J^T lam`, with `(J J^T) lam = -(r(x_k) + J (x_0 - x_k))`: the point nearest to
+    `x_0` at which the linearised residual vanishes. For a linear constraint that is the answer, in
+    one step if the conjugate gradients are exact. Otherwise a fixed point has `r(x) = 0` and
+    `x - x_0 = J(x)^T lam`, a critical point of the distance to `x_0` on M: the nearest point when
+    `x_0` is close to M compared with the curvature radius of M. A sample stops when
+    `mean|r| <= tolerance`, so one already on M is returned to the bit; since `r` shrinks with the
+    square of the steps along M, the result can be about `sqrt(tolerance)` short of that point.
+    There is no damping, and no promise far from M: Burgers trajectories with noise of 0.2 converge
+    without it.
 
     Args:
         residual: `(b, h, w, c) -> (b, ...)`, differentiable in both modes, sample by sample.
         x: Points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
-        tolerance: Mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the residual subtracts.
-        max_iterations: Most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them is returned as it is.
-        cg_iterations: Most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs one `J` and one `J^T`.
-        cg_tolerance: Norm of the linearised residual to leave, relative to that of `r(x_k)`, in (0, 1).
+        tolerance: Mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the
+            residual subtracts.
+        max_iterations: Most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them
+            is returned as it is.
+        cg_iterations: Most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs
+            one `J` and one `J^T`.
+        cg_tolerance: Norm of the linearised residual to leave, relative to that of `r(x_k)`, in (0,
+            1).
 
     Returns:
-        The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the `residual`, mean absolute.
+        The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the
+        `residual`, mean absolute.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -61,8 +68,9 @@ def gauss_newton_projection(
     """
     if not (tolerance > 0 and 0 < cg_tolerance < 1 and max_iterations >= 0 and cg_iterations >= 1):
         raise ValueError(
-            f'Got tolerance = {tolerance}, cg_tolerance = {cg_tolerance}, max_iterations = {max_iterations}, '
-            f'cg_iterations = {cg_iterations}; expected tolerance > 0, 0 < cg_tolerance < 1, at least 0 and at least 1.'
+            f'Got tolerance = {tolerance}, cg_tolerance = {cg_tolerance}, max_iterations = '
+            f'{max_iterations}, cg_iterations = {cg_iterations}; expected tolerance > 0, 0 < '
+            'cg_tolerance < 1, at least 0 and at least 1.'
         )
     x_0 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -93,14 +101,17 @@ def _gauss_newton_step(
     cg_iterations: int,
     cg_tolerance: float,
 ) -> _Iterate:
-    """Returns the next iterate of `gauss_newton_projection` for the samples that are active; of others, anything."""
+    """Returns the next iterate of `gauss_newton_projection` for the samples that are active; of
+    others, anything.
+    """
     value, jacobian, transpose = _linearised(flat, now.x)
     multipliers = _conjugate_gradients(
         lambda v: jacobian(transpose(v)),
         -(value + jacobian(x_0 - now.x)),
         now.multipliers,
         target=jnp.where(active, cg_tolerance * jnp.linalg.norm(value, axis=1), jnp.inf),
-        # They end after as many steps as there are unknowns; rounding may ask for more, but not without end.
+        # They end after as many steps as there are unknowns; rounding may ask for more, but not
+        # without end.
         max_iterations=min(cg_iterations, 2 * value.shape[1]),
     )
     x = x_0 + transpose(multipliers)
@@ -110,11 +121,18 @@ def _gauss_newton_step(
 def _linearised(
     flat: Callable[[Array], Array], x: Fields
 ) -> tuple[Float[Array, 'b m'], Callable[[Fields], Array], Callable[[Array], Fields]]:
-    """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`. A Jacobian of one row a sample is that row, found once."""
+    """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`.
+
+    A Jacobian of one row a sample is that row, found once.
+    """
     value, pull = jax.vjp(flat, x)
     if value.shape[1] == 1:
         (row,) = pull(jnp.ones_like(value))
-        return value, lambda dx: jnp.sum(row * dx, axes(x))[:, None], lambda v: broadcast(v[:, 0], row) * row
+        return (
+            value,
+            lambda dx: jnp.sum(row * dx, axes(x))[:, None],
+            lambda v: broadcast(v[:, 0], row) * row,
+        )
     value, jacobian = jax.linearize(flat, x)
     transposed = jax.linear_transpose(jacobian, x)
     return value, jacobian, lambda v: transposed(v)[0]
@@ -128,7 +146,9 @@ def _conjugate_gradients(
     target: Float[Array, ' b'],
     max_iterations: int,
 ) -> Float[Array, 'b m']:
-    """Returns `v` with `|rhs - apply(v)| <= target`, per sample, for a symmetric positive semidefinite `apply`."""
+    """Returns `v` with `|rhs - apply(v)| <= target`, per sample, for a symmetric positive
+    semidefinite `apply`.
+    """
 
     def square(w: Array) -> Array:
         return jnp.sum(w * w, 1, keepdims=True)
@@ -141,7 +161,8 @@ def _conjugate_gradients(
         count, v, left, direction = carry
         image = apply(direction)
         curvature = jnp.sum(direction * image, 1, keepdims=True)
-        # No curvature: the residual does not depend on x this way. Such a sample is done, as one at its goal is.
+        # No curvature: the residual does not depend on x this way. Such a sample is done, as one at
+        # its goal is.
         active = (square(left) > goal) & (curvature > 0)
         length = jnp.where(active, square(left) / jnp.where(active, curvature, 1), 0)
         v, after = v + length * direction, left - length * image

@@ -1,7 +1,7 @@
 """The total brightness: the pixels of an image add up to a known number.
 
-Symbols: `s = sum(x)` over the n pixels of an image, `total` what it should be. The set is the plane `s = total`; the
-images of `data.black_holes` lie on its part without negative pixels, a simplex.
+Symbols: `s = sum(x)` over the n pixels of an image, `total` what it should be. The set is the plane
+`s = total`; the images of `data.black_holes` lie on its part without negative pixels, a simplex.
 """
 
 import dataclasses
@@ -46,7 +46,9 @@ def _shift(x: Fields, total: float | int) -> tuple[Fields, Metrics]:
 def _rescale(x: Fields, total: float | int) -> tuple[Fields, Metrics]:
     s = jnp.sum(x, (1, 2, 3), keepdims=True)
     usable = jnp.abs(s) >= SMALLEST_SUM * total
-    return jnp.where(usable, x * (total / jnp.where(usable, s, total)), x), {'restored': usable[:, 0, 0, 0]}
+    return jnp.where(usable, x * (total / jnp.where(usable, s, total)), x), {
+        'restored': usable[:, 0, 0, 0]
+    }
 
 
 # name -> (x, total) -> (x on the set, information); the first is the default
@@ -103,16 +105,21 @@ class TotalBrightness:
 
     @property
     def restores(self) -> Mapping[str, Callable[[Array], tuple[Array, Metrics]]]:
-        """The exact ways back onto the set by name, `x -> (x, information)`; all keep images of the data as they are.
+        """The exact ways back onto the set by name, `x -> (x, information)`; all keep images of the
+        data as they are.
 
-        `simplex` is the nearest image without negative pixels, and sets every pixel below one threshold to 0. It is the
-        identity on the set only where no pixel is negative.
-        `shift` adds the same to every pixel: the nearest point of the set, at the price of haze or negative pixels.
-        `rescale` multiplies by `total / s`: dark stays dark, but what noise there is grows by that factor, without
-        bound as s goes to 0, and a negative sum turns the image into its negative. Below `|s| = 1e-6 total` the image
-        is returned as it is, off the set; `restored` `(b,)` says where it was not.
+        `simplex` is the nearest image without negative pixels, and sets every pixel below one
+        threshold to 0. It is the identity on the set only where no pixel is negative. `shift` adds
+        the same to every pixel: the nearest point of the set, at the price of haze or negative
+        pixels. `rescale` multiplies by `total / s`: dark stays dark, but what noise there is grows
+        by that factor, without bound as s goes to 0, and a negative sum turns the image into its
+        negative. Below `|s| = 1e-6 total` the image is returned as it is, off the set; `restored`
+        `(b,)` says where it was not.
         """
-        return {name: lambda x, way=way: way(self._raised(x), self.problem.total) for name, way in RESTORES.items()}
+        return {
+            name: lambda x, way=way: way(self._raised(x), self.problem.total)
+            for name, way in RESTORES.items()
+        }
 
     def restore(self, x: Fields) -> tuple[Fields, Metrics]:
         """Returns the nearest image without negative pixels, and nothing else to report.
@@ -140,7 +147,7 @@ def total_brightness(problem: BrightnessProblem) -> TotalBrightness:
     """
     if not 0 < problem.total < math.inf or problem.points < 1:
         raise ValueError(
-            f'Got total = {problem.total} and points = {problem.points}, expected a positive, finite total and at '
-            'least 1 point along each axis.'
+            f'Got total = {problem.total} and points = {problem.points}, expected a positive, '
+            'finite total and at least 1 point along each axis.'
         )
     return TotalBrightness(problem)

@@ -1,7 +1,9 @@
-"""Burgers data: trajectories of `u_t + mu u u_x = nu u_xx` from random starts, as images of space against time.
+"""Burgers data: trajectories of `u_t + mu u u_x = nu u_xx` from random starts, as images of space
+against time.
 
-The start is a Gaussian process with the Matern 3/2 covariance `k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on
-[-1, 1], scaled per sample to [0, 1]. The process is not periodic, so the start jumps where the grid wraps.
+The start is a Gaussian process with the Matern 3/2 covariance
+`k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on [-1, 1], scaled per sample to [0, 1]. The
+process is not periodic, so the start jumps where the grid wraps.
 """
 
 import functools
@@ -47,9 +49,11 @@ def sample_starts(keys: Key, *, problem: BurgersProblem) -> Float[Array, 'n poin
 
 
 def sample_burgers(keys: Key, *, problem: BurgersProblem) -> Fields:
-    """Returns Burgers trajectories as images; the first stored state is one stored interval after the start.
+    """Returns Burgers trajectories as images; the first stored state is one stored interval after
+    the start.
 
-    Field i depends on `keys[i]` alone, so a set can be drawn in chunks, on any number of hosts, and extended.
+    Field i depends on `keys[i]` alone, so a set can be drawn in chunks, on any number of hosts, and
+    extended.
 
     Args:
         keys: Typed PRNG keys `(n,)`, one a sample.
@@ -61,5 +65,7 @@ def sample_burgers(keys: Key, *, problem: BurgersProblem) -> Fields:
     Raises:
         ValueError: If `keys` is not a vector of typed keys.
     """
-    states = trajectory(problem.interval(), problem.states)(sample_starts(checked_keys(keys), problem=problem))
+    states = trajectory(problem.interval(), problem.states)(
+        sample_starts(checked_keys(keys), problem=problem)
+    )
     return layout.states_to_image(jnp.swapaxes(states, 0, 1))

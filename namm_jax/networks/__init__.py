@@ -1,1 +1,4 @@
-"""Flax networks: the input-convex network, the ResNet generator and the U-Net. They know flax and nothing else."""
+"""Flax networks: the input-convex network, the ResNet generator and the U-Net.
+
+They know flax and nothing else.
+"""

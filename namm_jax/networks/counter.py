@@ -1,7 +1,9 @@
-"""Networks that count: an image in, a number out. Two of them, unlike in build, so that one can check the other.
+"""Networks that count: an image in, a number out. Two of them, unlike in build, so that one can
+check the other.
 
-Both compute in the type of their input, half precision raised to float32; parameters stay float32. Each has the `loss`
-that its output can be trained by: the positions of the objects teach more than their number, if the output has a place.
+Both compute in the type of their input, half precision raised to float32; parameters stay float32.
+Each has the `loss` that its output can be trained by: the positions of the objects teach more than
+their number, if the output has a place.
 """
 
 import math
@@ -27,9 +29,11 @@ def _average_pool(h: jax.Array) -> jax.Array:
 
 
 def huber(count: jax.Array, sources: jax.Array) -> jax.Array:
-    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given where objects are `(b, h, w, 1)`.
+    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given where objects
+    are `(b, h, w, 1)`.
 
-    The best guess for an ambiguous image is then near its median count, as the mean absolute error asks.
+    The best guess for an ambiguous image is then near its median count, as the mean absolute error
+    asks.
     """
     error = jnp.abs(count - sources.sum((1, 2, 3)))
     quadratic = jnp.minimum(error, 0.5)
@@ -37,9 +41,11 @@ def huber(count: jax.Array, sources: jax.Array) -> jax.Array:
 
 
 def misplacement(logits: jax.Array, inside: jax.Array) -> jax.Array:
-    """Returns how unlikely objects are where they are, the sum of cross-entropies over cells, `(b,)`.
+    """Returns how unlikely objects are where they are, the sum of cross-entropies over cells,
+    `(b,)`.
 
-    Over images that look alike its mean is least where p is the mean of n, and then the sum of p is the mean count.
+    Over images that look alike its mean is least where p is the mean of n, and then the sum of p is
+    the mean count.
 
     Args:
         logits: log(p / (1 - p)) `(b, h, w, 1)`, with p the probability of an object in a cell.
@@ -52,18 +58,20 @@ def _prepare(x: jax.Array, factor: int) -> jax.Array:
     """Returns `x` in the type of the computation, if its sides are multiples of `factor`."""
     if x.ndim != 4 or any(size % factor or not size for size in x.shape[1:3]):
         raise ValueError(
-            f'Got x of shape {x.shape}, expected (b, h, w, c) with h and w multiples of {factor}, which the network '
-            'needs to halve them: use fewer levels or another image size.'
+            f'Got x of shape {x.shape}, expected (b, h, w, c) with h and w multiples of {factor}, '
+            'which the network needs to halve them: use fewer levels or another image size.'
         )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Counter(nn.Module):
-    """Maps images `(b, h, w, c)` to counts `(b,)`: convolutions with pooling, then two dense layers.
+    """Maps images `(b, h, w, c)` to counts `(b,)`: convolutions with pooling, then two dense
+    layers.
 
-    For each number of filters a 3x3 convolution, ReLU and the average over 2x2 pixels; then a dense layer, ReLU and a
-    dense layer of one output. Since the dense layer reads every pixel, the parameters belong to one image size: 16.8
-    million at 128x128, 4.2 million at 64x64. The output is not bounded: it can be negative.
+    For each number of filters a 3x3 convolution, ReLU and the average over 2x2 pixels; then a dense
+    layer, ReLU and a dense layer of one output. Since the dense layer reads every pixel, the
+    parameters belong to one image size: 16.8 million at 128x128, 4.2 million at 64x64. The output
+    is not bounded: it can be negative.
 
     Attributes:
         filters: channels of each convolution.
@@ -85,18 +93,22 @@ class Counter(nn.Module):
         return nn.Dense(1, dtype=h.dtype)(h)[:, 0]
 
     def loss(self, x: jax.Array, sources: jax.Array) -> jax.Array:
-        """Returns Huber's loss of the count `(b,)`; `sources (b, h, w, 1)` are the objects at each pixel."""
+        """Returns Huber's loss of the count `(b,)`; `sources (b, h, w, 1)` are the objects at each
+        pixel.
+        """
         return huber(self(x), sources)
 
 
 class DensityCounter(nn.Module):
-    """Maps images `(b, h, w, c)` to counts `(b,)`, the sum of a density: convolutions only, any image size.
+    """Maps images `(b, h, w, c)` to counts `(b,)`, the sum of a density: convolutions only, any
+    image size.
 
-    The image is folded into cells of 2x2 pixels, and those again for each further resolution; at each of them 3x3
-    convolutions with skips. The mean over the image, added to every cell, tells how strong the noise is against the
-    sources. The density is the logistic function of a linear map of each cell: the probability of an object there,
-    where cells are small enough to hold one at most. A cell that is sure adds 0 or 1, and no noise: a density not
-    bounded by 1 counted worse by a quarter.
+    The image is folded into cells of 2x2 pixels, and those again for each further resolution; at
+    each of them 3x3 convolutions with skips. The mean over the image, added to every cell, tells
+    how strong the noise is against the sources. The density is the logistic function of a linear
+    map of each cell: the probability of an object there, where cells are small enough to hold one
+    at most. A cell that is sure adds 0 or 1, and no noise: a density not bounded by 1 counted worse
+    by a quarter.
 
     Attributes:
         channels: width at each resolution, each half the one before it, the first half the image's.
@@ -110,7 +122,9 @@ class DensityCounter(nn.Module):
 
     @nn.compact
     def logits(self, x: jax.Array) -> jax.Array:
-        """Returns log(p / (1 - p)) of each cell's probability, `(b, h / 2^n, w / 2^n, 1)` for n resolutions."""
+        """Returns log(p / (1 - p)) of each cell's probability, `(b, h / 2^n, w / 2^n, 1)` for n
+        resolutions.
+        """
         h = _prepare(x, 2 ** len(self.channels))
         dtype = h.dtype
         for features in self.channels:

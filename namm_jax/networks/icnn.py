@@ -7,10 +7,11 @@ With convolutions `l_k`, `q_k` of the input and non-negative convolutions `w_k`:
     ICNN(x) = reduction over pixels and channels of v(z_K)
     g(x)    = (1 - a) grad_x ICNN(x) + a x
 
-is convex in x (a non-negative sum of convex functions of convex functions), so that g is the gradient of a strongly
-convex function and therefore injective: a mirror map.
+is convex in x (a non-negative sum of convex functions of convex functions), so that g is the
+gradient of a strongly convex function and therefore injective: a mirror map.
 
-Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017, arXiv 1609.07152.
+Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017, arXiv
+1609.07152.
 """
 
 import flax.linen as nn
@@ -20,12 +21,19 @@ from jax.typing import DTypeLike
 
 from namm_jax.networks.convolution import convolve_twice_differentiable
 
-# What multiplies the sum over pixels of the channel mean of v(z): the gradient of 'sum' does not depend on the image's
-# shape; 'row_sum' is the published scalar, the sum over rows of the mean over columns and channels.
-REDUCTIONS = {'sum': lambda h, w: 1.0, 'row_sum': lambda h, w: 1.0 / w, 'mean': lambda h, w: 1.0 / (h * w)}
+# What multiplies the sum over pixels of the channel mean of v(z): the gradient of 'sum' does not
+# depend on the image's shape; 'row_sum' is the published scalar, the sum over rows of the mean over
+# columns and channels.
+REDUCTIONS = {
+    'sum': lambda h, w: 1.0,
+    'row_sum': lambda h, w: 1.0 / w,
+    'mean': lambda h, w: 1.0 / (h * w),
+}
 
 
-def _small_positive(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+def _small_positive(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, 0.0, 1e-3)
 
 
@@ -52,7 +60,9 @@ class ICNN(nn.Module):
         n, c = self.layers + 1, x.shape[-1]
 
         # All convolutions of x are one.
-        kernel = self.param('input', nn.initializers.lecun_normal(), (3, 3, c, 2 * n * self.filters))
+        kernel = self.param(
+            'input', nn.initializers.lecun_normal(), (3, 3, c, 2 * n * self.filters)
+        )
         bias = self.param('bias', nn.initializers.zeros, (n * self.filters,))
         both = convolve_twice_differentiable(x, kernel, self.periodic)
         q, linear = jnp.split(both, 2, axis=-1)
@@ -63,12 +73,15 @@ class ICNN(nn.Module):
             w = self.param(f'nonnegative_{k}', _small_positive, (3, 3, self.filters, self.filters))
             z = nn.leaky_relu(convolve_twice_differentiable(z, w, self.periodic) + pair, self.slope)
 
-        # A circular convolution followed by a sum over pixels is a product with the kernel's spatial sum.
+        # A circular convolution followed by a sum over pixels is a product with the kernel's
+        # spatial sum.
         v = self.param('nonnegative_last', _small_positive, (3, 3, self.filters, c))
         return REDUCTIONS[self.reduction](*x.shape[1:3]) * (z.sum((1, 2)) @ v.sum((0, 1)).mean(-1))
 
 
-def gradient_map(network: ICNN, params: dict, x: jax.Array, *, strong_convexity: float) -> jax.Array:
+def gradient_map(
+    network: ICNN, params: dict, x: jax.Array, *, strong_convexity: float
+) -> jax.Array:
     """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x`.
 
     Args:
@@ -82,7 +95,12 @@ def gradient_map(network: ICNN, params: dict, x: jax.Array, *, strong_convexity:
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns the tree of booleans that marks the parameters which convexity needs to be non-negative."""
+    """Returns the tree of booleans that marks the parameters which convexity needs to be
+    non-negative.
+    """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path), params
+        lambda path, _: any(
+            str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path
+        ),
+        params,
     )

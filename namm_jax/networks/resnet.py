@@ -1,9 +1,10 @@
 """The residual generator that the paper uses as inverse map f.
 
-7x7 convolution, two strided convolutions down, residual blocks, two transposed convolutions up, 7x7 convolution;
-instance normalisation throughout, kernels drawn from N(0, 0.02^2).
+7x7 convolution, two strided convolutions down, residual blocks, two transposed convolutions up, 7x7
+convolution; instance normalisation throughout, kernels drawn from N(0, 0.02^2).
 
-Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
+Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista & Bouman, ICLR
+2025, arXiv 2406.12816.
 """
 
 import flax.linen as nn
@@ -24,8 +25,9 @@ def _norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
 class Up(nn.Module):
     """A transposed 3x3 convolution of stride 2, circular along the periodic axes: twice the size.
 
-    `y[2j] = w_0 x[j - 1] + w_2 x[j]` and `y[2j + 1] = w_1 x[j]` along each axis: a 2x2 convolution whose output
-    channels are the four phases of y. Written so, it is some ten times faster on XLA:CPU than the stock one.
+    `y[2j] = w_0 x[j - 1] + w_2 x[j]` and `y[2j + 1] = w_1 x[j]` along each axis: a 2x2 convolution
+    whose output channels are the four phases of y. Written so, it is some ten times faster on
+    XLA:CPU than the stock one.
     """
 
     features: int
@@ -39,7 +41,9 @@ class Up(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         taps = jnp.array([0, 3, 2, 1])  # the fourth is 0: an odd pixel has one tap only
         kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)])[taps][:, taps]
-        kernel = kernel.reshape(2, 2, 2, 2, c, self.features).transpose(0, 2, 4, 1, 3, 5)  # taps, input, phases, output
+        kernel = kernel.reshape(2, 2, 2, 2, c, self.features).transpose(
+            0, 2, 4, 1, 3, 5
+        )  # taps, input, phases, output
         zeros = [(0, 0) if wraps else (1, 0) for wraps in self.periodic]
         before = wrap(h.astype(self.dtype), 1, self.periodic)
         before = before[:, : h.shape[1] + self.periodic[0], : h.shape[2] + self.periodic[1]]

@@ -1,10 +1,12 @@
 """A U-Net, used as score network (noise-conditioned) and as inverse map f (not).
 
-Residual blocks of equal width at each resolution, one skip connection a resolution, group normalisation, and
-convolutions that wrap along the periodic axes. The input's pixels may first be folded into channels
-(`space_to_depth`), which halves the resolution of every convolution at no loss of information.
+Residual blocks of equal width at each resolution, one skip connection a resolution, group
+normalisation, and convolutions that wrap along the periodic axes. The input's pixels may first be
+folded into channels (`space_to_depth`), which halves the resolution of every convolution at no loss
+of information.
 
-Reference: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv 2006.11239.
+Reference: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv
+2006.11239.
 """
 
 import math
@@ -18,7 +20,9 @@ from namm_jax.networks.convolution import Conv, GlobalConv, depth_to_space, spac
 
 
 def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> jax.Array:
-    """Returns `(b, features)` sines and cosines of `label (b,)` at frequencies spaced evenly in logarithm."""
+    """Returns `(b, features)` sines and cosines of `label (b,)` at frequencies spaced evenly in
+    logarithm.
+    """
     frequencies = jnp.exp(-jnp.log(period) * jnp.arange(features // 2) / (features // 2))
     angles = label[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -28,16 +32,18 @@ def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
     return nn.GroupNorm(num_groups=max(1, min(32, h.shape[-1] // 8)), dtype=dtype)(h)
 
 
-# Without normalisation a block costs a third less and can be linear in its input to any accuracy, which the inverse map
-# needs; the score network, whose input is scaled and whose blocks are modulated, learns faster with it.
+# Without normalisation a block costs a third less and can be linear in its input to any accuracy,
+# which the inverse map needs; the score network, whose input is scaled and whose blocks are
+# modulated, learns faster with it.
 NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
 def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Array:
-    """Returns `(h, w, features)`: where each pixel is within its cell, smooth across the cell's ends.
+    """Returns `(h, w, features)`: where each pixel is within its cell, smooth across the cell's
+    ends.
 
-    Along an axis with cells of p pixels, features are `cos` and `sin` of `2 pi k (i + 1/2) / p` for `k = 1, 2, 4, ...`,
-    at most `p / 4`, of pixel i. Cells of one pixel have none.
+    Along an axis with cells of p pixels, features are `cos` and `sin` of `2 pi k (i + 1/2) / p` for
+    `k = 1, 2, 4, ...`, at most `p / 4`, of pixel i. Cells of one pixel have none.
 
     Args:
         shape: `(h, w)`.
@@ -58,7 +64,9 @@ def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Arra
 
 
 class ResidualBlock(nn.Module):
-    """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`; the last convolution starts at 0."""
+    """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`; the last convolution starts
+    at 0.
+    """
 
     periodic: tuple[bool, bool]
     norm: str
@@ -72,7 +80,9 @@ class ResidualBlock(nn.Module):
         y = Conv(c, periodic=self.periodic, dtype=self.dtype)(nn.swish(norm(h, self.dtype)))
         y = norm(y, self.dtype)
         if embedding is not None:
-            scale, shift = jnp.split(nn.Dense(2 * c, dtype=self.dtype)(embedding)[:, None, None], 2, -1)
+            scale, shift = jnp.split(
+                nn.Dense(2 * c, dtype=self.dtype)(embedding)[:, None, None], 2, -1
+            )
             y = (1 + scale) * y + shift
         y = nn.Dropout(self.dropout)(nn.swish(y), deterministic=self.deterministic)
         y = Conv(c, periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(y)
@@ -100,14 +110,14 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
-        cell: pixels along each axis after which the law of the data repeats, 1 where it is the same everywhere. Within
-            a cell the network is told where it is: along an axis that wraps it could not tell otherwise, and would
-            give rolled data the probability of the data.
+        cell: pixels along each axis after which the law of the data repeats, 1 where it is the same
+            everywhere. Within a cell the network is told where it is: along an axis that wraps it
+            could not tell otherwise, and would give rolled data the probability of the data.
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
-        global_convolution: whether features at the highest resolution are convolved over the whole image, on the way
-            down and on the way up; the parameters then belong to one image size.
+        global_convolution: whether features at the highest resolution are convolved over the whole
+            image, on the way down and on the way up; the parameters then belong to one image size.
         dropout: probability of dropping a feature in training.
         remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
@@ -127,18 +137,25 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def _block(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
-        return ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(h, embedding)
+        return ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(
+            h, embedding
+        )
 
     def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
         block = nn.remat(UNet._block, static_argnums=3) if self.remat else UNet._block
-        # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times slower.
+        # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times
+        # slower.
         for _ in range(self.blocks):
             h = block(self, h, embedding, train)
         return h
 
     def _placed(self, h: jax.Array) -> jax.Array:
-        place = position_features(h.shape[1:3], tuple(math.lcm(n, self.fold) // self.fold for n in self.cell))
-        return jnp.concatenate([h, jnp.broadcast_to(place, (len(h), *place.shape)).astype(h.dtype)], -1)
+        place = position_features(
+            h.shape[1:3], tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
+        )
+        return jnp.concatenate(
+            [h, jnp.broadcast_to(place, (len(h), *place.shape)).astype(h.dtype)], -1
+        )
 
     def _across(self, h: jax.Array) -> jax.Array:
         return GlobalConv(self.periodic)(h) if self.global_convolution else h
@@ -149,7 +166,9 @@ class UNet(nn.Module):
         return nn.swish(nn.Dense(c)(h)).astype(self.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
         embedding = None if label is None else self._embed(label)
         h = self._placed(space_to_depth(x, self.fold))
         h = self._across(Conv(self.channels[0], periodic=self.periodic, dtype=self.dtype)(h))
@@ -170,8 +189,15 @@ class UNet(nn.Module):
                 h = depth_to_space(nn.Dense(4 * self.channels[i - 1], dtype=self.dtype)(h), 2)
 
         h = nn.swish(NORMS[self.norm](self._across(h), self.dtype))
-        # Back at full resolution, the pixels of a block must agree: two convolutions see across its borders.
-        h = depth_to_space(Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold)
-        h = nn.swish(Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1)))
-        out = Conv(x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(h)
+        # Back at full resolution, the pixels of a block must agree: two convolutions see across its
+        # borders.
+        h = depth_to_space(
+            Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold
+        )
+        h = nn.swish(
+            Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1))
+        )
+        out = Conv(
+            x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype
+        )(h)
         return out.astype(jnp.float32)

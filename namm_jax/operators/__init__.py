@@ -1,8 +1,9 @@
-"""Measurement operators `y = A(x)`: fields `(b, h, w, c)` to real measurements `(b, *m)`, sample by sample.
+"""Measurement operators `y = A(x)`: fields `(b, h, w, c)` to real measurements `(b, *m)`, sample by
+sample.
 
-Most select entries of a field; the others are products with matrices along its axes, or a user's function. All arrays
-are fixed when an operator is built, which is done outside of `jax.jit`; they are its leaves, so operators of one kind
-and size share a compiled program.
+Most select entries of a field; the others are products with matrices along its axes, or a user's
+function. All arrays are fixed when an operator is built, which is done outside of `jax.jit`; they
+are its leaves, so operators of one kind and size share a compiled program.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,9 @@ def own(shape: Shape, *, function: Callable[[Array], Any], linear: bool = False)
         ValueError: If it is no function.
     """
     if not callable(function):
-        raise ValueError(f'function: got {type(function).__name__}, expected a function of fields (b, h, w, c)')
+        raise ValueError(
+            f'function: got {type(function).__name__}, expected a function of fields (b, h, w, c)'
+        )
     return built(shape, function, linear=linear)
 
 
@@ -60,8 +63,8 @@ def make_operator(name: str, shape: Shape, **options: Any) -> Operator:
     Args:
         name: One of `OPERATORS`.
         shape: `(h, w, c)` of the fields.
-        **options: Of its builder. `states` needs `indices`, `inpainting` needs `occluded` and `own` needs `function`;
-            all others have defaults.
+        **options: Of its builder. `states` needs `indices`, `inpainting` needs `occluded` and `own`
+            needs `function`; all others have defaults.
 
     Raises:
         ValueError: If there is no such operator, or an option is out of its range.

@@ -1,4 +1,6 @@
-"""What a measurement operator is: a linear or nonlinear map of fields, its adjoint, and the shapes that it takes."""
+"""What a measurement operator is: a linear or nonlinear map of fields, its adjoint, and the shapes
+that it takes.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,11 +48,15 @@ class Operator:
         """
         if x.shape[1:] != self.shape:
             expected = ', '.join(map(str, self.shape))
-            raise ValueError(f'x: got shape {x.shape}, expected (b, {expected}); build the operator for this shape')
+            raise ValueError(
+                f'x: got shape {x.shape}, expected (b, {expected}); build the operator for this '
+                'shape'
+            )
         return self.apply(at_least_single(x))
 
     def adjoint(self, y: Float[Array, 'b *m']) -> Fields:
-        """Returns `A^T y`, fields `(b, *shape)`, with `<A x, y> = <x, A^T y>` for sums over all entries.
+        """Returns `A^T y`, fields `(b, *shape)`, with `<A x, y> = <x, A^T y>` for sums over all
+        entries.
 
         Args:
             y: Measurements `(b, *m)`. Half precision is raised to float32, float64 kept.
@@ -60,7 +66,8 @@ class Operator:
         """
         if not self.linear:
             raise ValueError(
-                'adjoint: got an operator with linear=False, expected a linear one; for others use jax.vjp at a field'
+                'adjoint: got an operator with linear=False, expected a linear one; for others '
+                'use jax.vjp at a field'
             )
         y = at_least_single(y)
         x = jax.ShapeDtypeStruct((*y.shape[:1], *self.shape), y.dtype)
@@ -68,7 +75,9 @@ class Operator:
         return jax.linear_transpose(self, x)(y)[0]
 
 
-def built(shape: Shape, function: Callable[..., Any], *arrays: ArrayLike, linear: bool = True) -> Operator:
+def built(
+    shape: Shape, function: Callable[..., Any], *arrays: ArrayLike, linear: bool = True
+) -> Operator:
     """Returns the operator `x -> function(*arrays, x)`.
 
     Args:
@@ -80,13 +89,19 @@ def built(shape: Shape, function: Callable[..., Any], *arrays: ArrayLike, linear
     Raises:
         ValueError: If `shape` is no such shape.
     """
-    return Operator(jax.tree_util.Partial(function, *map(jnp.asarray, arrays)), checked_shape(shape), linear)
+    return Operator(
+        jax.tree_util.Partial(function, *map(jnp.asarray, arrays)), checked_shape(shape), linear
+    )
 
 
 def checked_shape(shape: Shape) -> tuple[int, int, int]:
-    """Returns the shape `(h, w, c)` of one field, as integers; raises a ValueError if it is none."""
+    """Returns the shape `(h, w, c)` of one field, as integers; raises a ValueError if it is
+    none.
+    """
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field')
+        raise ValueError(
+            f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field'
+        )
     return tuple(map(int, shape))
 
 
@@ -97,8 +112,14 @@ def at_least_single(x: ArrayLike) -> Array:
 
 
 def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises a ValueError unless a measurement of shape `got` is one of those of shape `expected`, `(b, *m)`."""
+    """Raises a ValueError unless a measurement of shape `got` is one of those of shape `expected`,
+    `(b, *m)`.
+    """
     if got != expected:
         axes = ', '.join(map(str, expected[1:]))
-        remedy = 'add the batch axis, y[None]' if got == expected[1:] else 'take the operator that y was measured with'
+        remedy = (
+            'add the batch axis, y[None]'
+            if got == expected[1:]
+            else 'take the operator that y was measured with'
+        )
         raise ValueError(f'y: got shape {got}, expected (b, {axes}), b measurements; {remedy}')

@@ -1,4 +1,6 @@
-"""Twisted sequential Monte Carlo: guided particles whose weights and resampling correct the guidance."""
+"""Twisted sequential Monte Carlo: guided particles whose weights and resampling correct the
+guidance.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,14 @@ from jaxtyping import Array, Float
 
 from namm_jax.diffusion import checked_std, conditional_variance, known
 from namm_jax.per_sample import axes, fold_in, normal
-from namm_jax.posterior_sampling.shared import Levels, checked, frozen, misfit, prior_start, split_keys
+from namm_jax.posterior_sampling.shared import (
+    Levels,
+    checked,
+    frozen,
+    misfit,
+    prior_start,
+    split_keys,
+)
 from namm_jax.sampling import VARIANCES
 from namm_jax.types import Denoiser, Gain, Key, Measure, Metrics, PerSample
 
@@ -29,44 +38,52 @@ def smc(
     guidance: ArrayLike = 1.0,
     below: float = 0.5,
 ) -> tuple[Array, Metrics]:
-    """Returns posterior samples `(b, *shape)` by twisted sequential Monte Carlo, in groups of one measurement each.
+    """Returns posterior samples `(b, *shape)` by twisted sequential Monte Carlo, in groups of one
+    measurement each.
 
-    From level t to s, a particle moves by the ancestral step of the guided estimate `D + guidance t^2 grad_x log w`,
-    with the twist `w(x, t) = N(y; A(D(x, t)), (s_y^2 + gain r^2) I)` and `s_y` the noise of y; its weight is multiplied
-    by `p(x_s given x_t) w(x_s, s) / (q(x_s given x_t) w(x_t, t))`, `p` being the unguided step and `q` the guided one.
-    A group whose effective number of particles falls below a part of it is resampled, systematically. In the end
-    particles are denoised, weighted by `N(y; A(x_0), s_y^2 I)` and resampled.
+    From level t to s, a particle moves by the ancestral step of the guided estimate
+    `D + guidance t^2 grad_x log w`, with the twist
+    `w(x, t) = N(y; A(D(x, t)), (s_y^2 + gain r^2) I)` and `s_y` the noise of y; its weight is
+    multiplied by `p(x_s given x_t) w(x_s, s) / (q(x_s given x_t) w(x_t, t))`, `p` being the
+    unguided step and `q` the guided one. A group whose effective number of particles falls below a
+    part of it is resampled, systematically. In the end particles are denoised, weighted by
+    `N(y; A(x_0), s_y^2 I)` and resampled.
 
-    Whatever the twist, a group's law tends with its size to the posterior whose prior is what `sampling.ancestral`
-    draws on these levels; so what is left is that sampler's own error, which falls with the number of levels, and the
-    denoiser's. A poor twist costs effective particles, and in many dimensions few are left: samples of a group are then
-    descendants of few, and alike. Groups of one particle are the guided sampler alone, without correction.
+    Whatever the twist, a group's law tends with its size to the posterior whose prior is what
+    `sampling.ancestral` draws on these levels; so what is left is that sampler's own error, which
+    falls with the number of levels, and the denoiser's. A poor twist costs effective particles, and
+    in many dimensions few are left: samples of a group are then descendants of few, and alike.
+    Groups of one particle are the guided sampler alone, without correction.
 
     The cost of a sample is a call of the network a level, differentiated at all but the last.
 
     Args:
-        keys: `(b,)`, one a particle; `b` is measurements x particles, a group's particles side by side.
+        keys: `(b,)`, one a particle; `b` is measurements x particles, a group's particles side by
+            side.
         denoiser: as of `daps`, as are all that are not listed here; differentiable.
         shape: of one sample.
         particles: number of a group, >= 1, a divisor of `b`.
         measure: A.
         y: measurements `(b, *m)`, one for each particle, the same within a group.
         noise_std: noise of y.
-        levels: falling noise levels, the last of them below `noise_std / gain^(1/2)`, or the last weights are uneven.
+        levels: falling noise levels, the last of them below `noise_std / gain^(1/2)`, or the last
+            weights are uneven.
         prior_std: tau.
         prior_mean: mean of the data.
-        gain: about `|J|^2`, the square of how A scales what `x_0` given x may be; a scalar, or a function of sigma, as
-            of `gains.gain_at`. It changes the twist alone.
+        gain: about `|J|^2`, the square of how A scales what `x_0` given x may be; a scalar, or a
+            function of sigma, as of `gains.gain_at`. It changes the twist alone.
         guidance: 0 moves particles without the measurement, which then acts by weights alone.
         below: part of a group's particles, in [0, 1]; 0 resamples in the end only, 1 at each level.
 
     Returns:
-        Samples of equal weight in data units, and `effective (b / particles, n)`, the effective number of particles of
-        each group at each level, and `lost (b / particles,)`, the most particles that were not finite at one level.
-        Such have weight 0. A group of which none is left is NaN.
+        Samples of equal weight in data units, and `effective (b / particles, n)`, the effective
+        number of particles of each group at each level, and `lost (b / particles,)`, the most
+        particles that were not finite at one level. Such have weight 0. A group of which none is
+        left is NaN.
 
     Raises:
-        ValueError: As of `daps`, or if `b` does not consist of groups of `particles`, or these differ in y.
+        ValueError: As of `daps`, or if `b` does not consist of groups of `particles`, or these
+            differ in y.
 
     Reference: Wu et al. 2023, arXiv 2306.17775, algorithm 1.
     """
@@ -75,9 +92,13 @@ def smc(
 
     def twist(x: Array, sigma: Array) -> tuple[PerSample, Array]:
         x_0 = denoiser(x, sigma)
-        return -misfit(measure, y, x_0) / (noise_std**2 + conditional_variance(sigma, tau, gain)), x_0
+        return -misfit(measure, y, x_0) / (
+            noise_std**2 + conditional_variance(sigma, tau, gain)
+        ), x_0
 
-    def level(carry: tuple[Array, PerSample], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, PerSample], tuple]:
+    def level(
+        carry: tuple[Array, PerSample], now: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, PerSample], tuple]:
         (x, log_weights), (index, t, s) = carry, now
         move, choose = split_keys(fold_in(keys, index), 2)
         log_twist, slopes, x_0 = jax.vjp(lambda x: twist(x, t), x, has_aux=True)
@@ -102,11 +123,17 @@ def smc(
     log_weights = _alive(log_weights - misfit(measure, y, x_0) / noise_std**2, x)
     ancestors, _, last = _ancestors(fold_in(keys, len(levels)), log_weights, particles, 2.0)
     lost = jnp.max(jnp.vstack([lost, _lost(log_weights, particles)]), 0)
-    return _taken(frozen(x, x_0), ancestors), {'effective': jnp.vstack([effective, last]).T, 'lost': lost}
+    return _taken(frozen(x, x_0), ancestors), {
+        'effective': jnp.vstack([effective, last]).T,
+        'lost': lost,
+    }
 
 
-def _ancestors(keys: Key, log_weights: PerSample, particles: int, below: float) -> tuple[Array, Array, Array]:
-    """Returns whom each particle continues, `(groups, particles)`, who starts anew `(b,)`, and effective numbers.
+def _ancestors(
+    keys: Key, log_weights: PerSample, particles: int, below: float
+) -> tuple[Array, Array, Array]:
+    """Returns whom each particle continues, `(groups, particles)`, who starts anew `(b,)`, and
+    effective numbers.
 
     A group above the threshold, or without any weight, continues as it is.
     """
@@ -114,7 +141,9 @@ def _ancestors(keys: Key, log_weights: PerSample, particles: int, below: float) 
     most = jnp.max(log_weights, 1, keepdims=True)
     weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(most), most, 0))
     total = jnp.sum(weights, 1)
-    effective = total**2 / jnp.maximum(jnp.sum(weights**2, 1), 1)  # of a group with any weight, the sum is at least 1
+    effective = total**2 / jnp.maximum(
+        jnp.sum(weights**2, 1), 1
+    )  # of a group with any weight, the sum is at least 1
     again = (effective < below * particles) & (total > 0)
     ancestors = jax.vmap(_systematic)(keys[::particles], weights)
     return jnp.where(again[:, None], ancestors, itself), jnp.repeat(again, particles), effective
@@ -124,8 +153,11 @@ def _systematic(key: Key, weights: Float[Array, ' p']) -> Array:
     """Returns indices `(p,)`, each as often as its weight says, to within one (Kitagawa 1996)."""
     n, total = len(weights), jnp.cumsum(weights)
     places = (jnp.arange(n) + jax.random.uniform(key, dtype=weights.dtype)) / n * total[-1]
-    # To the right of a place, none without weight is chosen; and none by a place that rounding put at the end.
-    return jnp.minimum(jnp.searchsorted(total, places, side='right'), jnp.searchsorted(total, total[-1]))
+    # To the right of a place, none without weight is chosen; and none by a place that rounding put
+    # at the end.
+    return jnp.minimum(
+        jnp.searchsorted(total, places, side='right'), jnp.searchsorted(total, total[-1])
+    )
 
 
 def _taken(x: Array, ancestors: Array) -> Array:
@@ -135,7 +167,9 @@ def _taken(x: Array, ancestors: Array) -> Array:
 
 
 def _alive(log_weights: PerSample, x: Array) -> PerSample:
-    return jnp.where(jnp.isfinite(log_weights) & jnp.all(jnp.isfinite(x), axes(x)), log_weights, -jnp.inf)
+    return jnp.where(
+        jnp.isfinite(log_weights) & jnp.all(jnp.isfinite(x), axes(x)), log_weights, -jnp.inf
+    )
 
 
 def _lost(log_weights: PerSample, particles: int) -> Array:
@@ -145,8 +179,10 @@ def _lost(log_weights: PerSample, particles: int) -> Array:
 def _check_groups(particles: int, y: Array, below: float) -> None:
     if particles < 1 or len(y) % particles or not 0 <= below <= 1:
         raise ValueError(
-            f'got particles {particles}, below {below}, {len(y)} keys, expected particles >= 1 that divide the keys, '
-            'and below in [0, 1]; pass measurements x particles keys'
+            f'got particles {particles}, below {below}, {len(y)} keys, expected particles >= 1 '
+            'that divide the keys, and below in [0, 1]; pass measurements x particles keys'
         )
     if known(y) and not np.array_equal(y, np.repeat(np.asarray(y)[::particles], particles, 0)):
-        raise ValueError(f'y: got groups of {particles} that differ within; use jnp.repeat(y, particles, 0)')
+        raise ValueError(
+            f'y: got groups of {particles} that differ within; use jnp.repeat(y, particles, 0)'
+        )

@@ -1,1 +1,3 @@
-"""What people look at: figures (the only importer of matplotlib), the end table, and the report that holds them."""
+"""What people look at: figures (the only importer of matplotlib), the end table, and the report
+that holds them.
+"""

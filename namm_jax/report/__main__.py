@@ -2,7 +2,8 @@
 
     python -m namm_jax.report RUN [RUN ...] [--out FILE]
 
-RUN is a run folder, or a folder with one a seed. FILE is by default report.html, in RUN where there is one RUN.
+RUN is a run folder, or a folder with one a seed. FILE is by default report.html, in RUN where there
+is one RUN.
 """
 
 import argparse
@@ -15,9 +16,13 @@ from namm_jax.train.files import UserError, write_bytes
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command with these arguments; returns the exit status: 2 for a user's mistake, 1 for a failed write."""
+    """Runs the command with these arguments; returns the exit status: 2 for a user's mistake, 1 for
+    a failed write.
+    """
     parser = argparse.ArgumentParser(
-        prog='python -m namm_jax.report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog='python -m namm_jax.report',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('runs', metavar='RUN', nargs='+', type=Path, help='a run folder')
     parser.add_argument('--out', metavar='FILE', type=Path, help='where the page is written')
@@ -26,11 +31,16 @@ def main(arguments: Sequence[str]) -> int:
         out = given.out or (given.runs[0] if len(given.runs) == 1 else Path()) / 'report.html'
         results = {label: read_run(folder) for label, folder in find_runs(given.runs).items()}
         if not out.parent.is_dir():
-            raise UserError(f'--out: got {out}, but {out.parent} is no folder, expected one that exists; make it first')
+            raise UserError(
+                f'--out: got {out}, but {out.parent} is no folder, expected one that exists; make '
+                'it first'
+            )
         from namm_jax.report.page import page
         from namm_jax.report.pictures import draw
 
-        write_bytes(out, page({label: (result, draw(result)) for label, result in results.items()}).encode())
+        write_bytes(
+            out, page({label: (result, draw(result)) for label, result in results.items()}).encode()
+        )
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -18,7 +18,8 @@ def robustness_curves(
     names: Mapping[str, str] | None = None,
     unit: str = '',
 ) -> Figure:
-    """Constraint distance and reconstruction error of `f(g(x) + sigma noise)` against sigma, a panel each.
+    """Constraint distance and reconstruction error of `f(g(x) + sigma noise)` against sigma, a
+    panel each.
 
     Args:
         sigma: `(k,)` noise levels, in the units of mirror space.
@@ -28,25 +29,36 @@ def robustness_curves(
         unit: of the data, for the error's axis.
 
     Returns:
-        The figure; the distance on a logarithmic axis, its band one standard deviation over samples.
+        The figure; the distance on a logarithmic axis, its band one standard deviation over
+        samples.
 
     Raises:
         ValueError: if there are no curves.
     """
     if not curves:
-        raise ValueError('curves: got none, expected at least one; pass {"f": mirror.robustness(...)}')
+        raise ValueError(
+            'curves: got none, expected at least one; pass {"f": mirror.robustness(...)}'
+        )
     figure, bands, top = Figure(figsize=(WIDTH, 4.0), layout='constrained'), [], 0.0
     left, right = figure.subplots(1, 2)
     for index, (name, curve) in enumerate(curves.items()):
         label = (names or {}).get(name, name)
-        mean, std, error = (np.asarray(curve[part], float) for part in ('distance_mean', 'distance_std', 'error_mean'))
+        mean, std, error = (
+            np.asarray(curve[part], float)
+            for part in ('distance_mean', 'distance_std', 'error_mean')
+        )
         bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, index, label))
         style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-        right.plot(sigma, np.where(np.isfinite(error), error, np.nan), label=label, linewidth=2, **style)
+        right.plot(
+            sigma, np.where(np.isfinite(error), error, np.nan), label=label, linewidth=2, **style
+        )
         top = max(top, error[np.isfinite(error)].max(initial=0))
     left.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
     left.set_ylabel('constraint distance, mean and one std')
-    right.set(ylim=(0, 1.08 * top or 1), ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''))
+    right.set(
+        ylim=(0, 1.08 * top or 1),
+        ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''),
+    )
     for ax in (left, right):
         ax.axvline(sigma_max, color='black', linestyle='--', linewidth=1)
         ax.set_xlabel('noise level σ in mirror space; dashed: σ_max')

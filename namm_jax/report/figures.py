@@ -1,7 +1,8 @@
 """Figures as pure functions: arrays in, a `matplotlib` figure out, and `save` to write one.
 
-Nothing here touches pyplot, a display or global state. A value that is not finite is grey in an image, missing from
-a curve and counted beside a histogram. Rows are keyed as in `metrics.json` and titled by `report.table.row_name`.
+Nothing here touches pyplot, a display or global state. A value that is not finite is grey in an
+image, missing from a curve and counted beside a histogram. Rows are keyed as in `metrics.json` and
+titled by `report.table.row_name`.
 """
 
 import io
@@ -46,14 +47,17 @@ def samples_with_residuals(
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
-    """Samples of every row, each above the map of its residual, in colours that compare across rows.
+    """Samples of every row, each above the map of its residual, in colours that compare across
+    rows.
 
-    All samples share one linear scale (the 0.5 % and 99.5 % quantiles of the first row, which is the data where they
-    are given), and all residual maps one logarithmic scale of at most 6 decades: the floor of the data and the
-    errors of a model differ by that much. Values beyond a scale have the colour of its end.
+    All samples share one linear scale (the 0.5 % and 99.5 % quantiles of the first row, which is
+    the data where they are given), and all residual maps one logarithmic scale of at most 6
+    decades: the floor of the data and the errors of a model differ by that much. Values beyond a
+    scale have the colour of its end.
 
     Args:
-        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`), the maps of any sign.
+        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`), the maps of any
+            sign.
         distances: row key -> constraint distances `(m,)`, whose mean is put into the row's title.
         names: row key -> title, in the place of `row_name`.
         units: labels of the two colour bars.
@@ -71,37 +75,53 @@ def samples_with_residuals(
     """
     rows = {name: _first(name, *rows[name], channel, count) for name in in_order(list(rows))}
     if not rows:
-        raise ValueError('rows: got none, expected at least one; pass {"data": (samples, residual maps)}')
+        raise ValueError(
+            'rows: got none, expected at least one; pass {"data": (samples, residual maps)}'
+        )
     samples, residuals = zip(*rows.values(), strict=True)
     norms = linear_scale(samples[0], centred=centred), logarithmic_scale(residuals)
     columns = max(map(len, samples))
-    heights = [strip_height(images, columns) + strip_height(maps, columns) + 0.55 for images, maps in rows.values()]
+    heights = [
+        strip_height(images, columns) + strip_height(maps, columns) + 0.55
+        for images, maps in rows.values()
+    ]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.75), layout='constrained')
     head, *parts = figure.subfigures(len(rows) + 1, 1, height_ratios=[0.75, *heights]).ravel()
     for part, (name, (images, maps)) in zip(parts, rows.items(), strict=True):
         mean = _mean(distances[name]) if distances and name in distances else ''
         part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
         axes = part.subplots(2, columns, squeeze=False)
-        shown = image_strip(axes[0], images, norms[0], colours), image_strip(axes[1], maps, norms[1], 'magma')
+        shown = (
+            image_strip(axes[0], images, norms[0], colours),
+            image_strip(axes[1], maps, norms[1], 'magma'),
+        )
         for label, line in zip(('sample', 'residual'), axes, strict=True):
             line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
         for ax in axes[1]:
             ax.set_xlabel(axis_names[1], fontsize=9)
-    for bar, image, label in zip(head.subplots(1, 2, width_ratios=[1, 1]), shown, units, strict=True):
+    for bar, image, label in zip(
+        head.subplots(1, 2, width_ratios=[1, 1]), shown, units, strict=True
+    ):
         ticks = colour_ticks(image.norm)
-        head.colorbar(image, cax=bar, orientation='horizontal', label=label, extend='both', **ticks).minorticks_off()
+        head.colorbar(
+            image, cax=bar, orientation='horizontal', label=label, extend='both', **ticks
+        ).minorticks_off()
         bar.set_box_aspect(0.05)
     return figure
 
 
 def distance_histograms(
-    distances: Mapping[str, Float[Any, ' _n']], *, names: Mapping[str, str] | None = None, unit: str = ''
+    distances: Mapping[str, Float[Any, ' _n']],
+    *,
+    names: Mapping[str, str] | None = None,
+    unit: str = '',
 ) -> Figure:
-    """Histograms of the constraint distance, one strip a row over one logarithmic axis, with the median marked.
+    """Histograms of the constraint distance, one strip a row over one logarithmic axis, with the
+    median marked.
 
     Args:
-        distances: row key -> `(n,)` distances `>= 0`; exact zeros and values that are not finite have no place on
-            the axis and are counted in the strip's title instead.
+        distances: row key -> `(n,)` distances `>= 0`; exact zeros and values that are not finite
+            have no place on the axis and are counted in the strip's title instead.
         names: row key -> title, in the place of `row_name`.
         unit: the distance's unit, for the axis label.
 
@@ -112,7 +132,9 @@ def distance_histograms(
         ValueError: if there are no rows.
     """
     if not distances:
-        raise ValueError('distances: got no rows, expected at least one; pass {"data": constraint.distance(x)}')
+        raise ValueError(
+            'distances: got no rows, expected at least one; pass {"data": constraint.distance(x)}'
+        )
     rows = {name: np.asarray(distances[name], float) for name in in_order(list(distances))}
     placed = {name: values[np.isfinite(values) & (values > 0)] for name, values in rows.items()}
     bins = np.geomspace(*positive_limits(np.concatenate(list(placed.values()))), 61)
@@ -128,7 +150,9 @@ def distance_histograms(
         if not placed[name].size:
             ax.set(yticks=[], ylim=(0, 1))
         ax.spines[['top', 'right']].set_visible(False)
-    axes[-1].set_xlabel('constraint distance' + (f' ({unit})' if unit else '') + '; black line: median')
+    axes[-1].set_xlabel(
+        'constraint distance' + (f' ({unit})' if unit else '') + '; black line: median'
+    )
     return figure
 
 
@@ -141,8 +165,9 @@ def distance_against_training_seconds(
     """Constraint distance of samples against the training time they needed, on a logarithmic axis.
 
     Args:
-        curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`; the band is one standard
-            deviation to each side, cut off below a tenth of its mean, where it would leave a logarithmic axis.
+        curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`; the band
+            is one standard deviation to each side, cut off below a tenth of its mean, where it
+            would leave a logarithmic axis.
         names: row key -> title, in the place of `row_name`.
         unit: the distance's unit, for the axis label.
 
@@ -153,16 +178,28 @@ def distance_against_training_seconds(
         ValueError: if there are no curves.
     """
     if not curves:
-        raise ValueError('curves: got none, expected at least one; pass {"dm": (seconds, mean, std)}')
-    arrays = {name: [np.asarray(part, float) for part in curves[name]] for name in in_order(list(curves))}
-    length, length_name = time_unit(max((seconds.max(initial=0) for seconds, _, _ in arrays.values())))
+        raise ValueError(
+            'curves: got none, expected at least one; pass {"dm": (seconds, mean, std)}'
+        )
+    arrays = {
+        name: [np.asarray(part, float) for part in curves[name]] for name in in_order(list(curves))
+    }
+    length, length_name = time_unit(
+        max((seconds.max(initial=0) for seconds, _, _ in arrays.values()))
+    )
     figure = Figure(figsize=(WIDTH, 4.6), layout='constrained')
     ax = figure.subplots()
     bands = []
     for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
         bands.append(banded_curve(ax, seconds / length, mean, std, index, _title(name, names)))
-    ax.set(yscale='log', ylim=positive_limits(np.concatenate(bands)), xlabel=f'training time ({length_name})')
-    ax.set_ylabel('constraint distance' + (f' ({unit})' if unit else '') + ', mean and one std of samples')
+    ax.set(
+        yscale='log',
+        ylim=positive_limits(np.concatenate(bands)),
+        xlabel=f'training time ({length_name})',
+    )
+    ax.set_ylabel(
+        'constraint distance' + (f' ({unit})' if unit else '') + ', mean and one std of samples'
+    )
     ax.legend(fontsize=9, framealpha=0.8)
     open_frame(ax)
     return figure
@@ -172,8 +209,9 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Training and held-out terms of the loss, one panel a stage.
 
     Args:
-        records: the lines of `metrics.jsonl`: `{'stage', 'step', 'train/<term>', 'heldout/<term>', ...}`; a record
-            may lack any term, `None` is a gap, and keys without one of the two prefixes are not drawn.
+        records: the lines of `metrics.jsonl`:
+            `{'stage', 'step', 'train/<term>', 'heldout/<term>', ...}`; a record may lack any term,
+            `None` is a gap, and keys without one of the two prefixes are not drawn.
 
     Returns:
         The figure: a colour a term, training as a line, held-out dashed with markers.
@@ -187,7 +225,8 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
             stages.setdefault(record['stage'], []).append(record)
     if not stages:
         raise ValueError(
-            f'records: got {len(records)} without a loss term, expected keys train/<term> or heldout/<term>'
+            f'records: got {len(records)} without a loss term, expected keys train/<term> or '
+            'heldout/<term>'
         )
     columns = min(2, len(stages))
     lines = -(-len(stages) // columns)
@@ -212,7 +251,8 @@ def mirror_and_inverse(
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
-    """Mirror samples above their inverses, each with its own scale: the two spaces have no unit in common.
+    """Mirror samples above their inverses, each with its own scale: the two spaces have no unit in
+    common.
 
     Args:
         z: mirror samples `(n, h, w, c)`.
@@ -260,7 +300,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Pat
 
     Args:
         figure: from one of the functions above.
-        path: where to; its folder must exist. An older file there stays until the new one is complete.
+        path: where to; its folder must exist. An older file there stays until the new one is
+            complete.
         dpi: pixels an inch; the figures are 9 inches wide.
 
     Returns:
@@ -277,8 +318,8 @@ def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tupl
     samples, maps = samples[:count], maps[:count]
     if samples.ndim != 4 or maps.ndim != 3 or len(samples) != len(maps) or not len(maps):
         raise ValueError(
-            f'{name}: got samples {samples.shape} and maps {maps.shape}, expected (n, h, w, c) and (n, h, w), n >= 1; '
-            'pass one map a sample, reduced over channels'
+            f'{name}: got samples {samples.shape} and maps {maps.shape}, expected (n, h, w, c) and '
+            '(n, h, w), n >= 1; pass one map a sample, reduced over channels'
         )
     return samples[..., channel], np.abs(maps)
 
@@ -291,10 +332,14 @@ def _mean(distances: Any) -> str:
     values = np.asarray(distances, float)
     missing = np.sum(~np.isfinite(values))
     mean = np.mean(values[np.isfinite(values)]) if missing < len(values) else None
-    return f', mean distance {three_digits(mean)}' + (f' ({missing} not finite left out)' if missing else '')
+    return f', mean distance {three_digits(mean)}' + (
+        f' ({missing} not finite left out)' if missing else ''
+    )
 
 
 def _counts(values: Array, median: float) -> str:
     zeros, missing = np.sum(values == 0), np.sum(~np.isfinite(values))
     notes = [f'median {three_digits(median)}', f'n = {len(values)}']
-    return ', '.join(notes + [f'{zeros} exactly 0'] * bool(zeros) + [f'{missing} not finite'] * bool(missing))
+    return ', '.join(
+        notes + [f'{zeros} exactly 0'] * bool(zeros) + [f'{missing} not finite'] * bool(missing)
+    )

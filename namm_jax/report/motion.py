@@ -45,9 +45,10 @@ def trajectory_frames(
 ) -> Frames:
     """One sample on its way through mirror space: a frame a time, from noise to the sample.
 
-    Each frame shows the state `z_t`, which is standardised because its scale falls by orders of magnitude; f of the
-    denoised estimate of it; the residual map of that; and how its constraint distance has fallen so far. The scales
-    are those of the whole trajectory, the estimates' that of the last one.
+    Each frame shows the state `z_t`, which is standardised because its scale falls by orders of
+    magnitude; f of the denoised estimate of it; the residual map of that; and how its constraint
+    distance has fallen so far. The scales are those of the whole trajectory, the estimates' that of
+    the last one.
 
     Args:
         states: `z_t` at k times, `(k, h, w, c)`.
@@ -68,17 +69,28 @@ def trajectory_frames(
     Raises:
         ValueError: unless there are as many of each, at least one.
     """
-    states, estimates, residuals, distances, levels = map(np.asarray, (states, estimates, residuals, distances, levels))
-    if len({len(part) for part in (states, estimates, residuals, distances, levels)}) > 1 or not len(states):
+    states, estimates, residuals, distances, levels = map(
+        np.asarray, (states, estimates, residuals, distances, levels)
+    )
+    if len(
+        {len(part) for part in (states, estimates, residuals, distances, levels)}
+    ) > 1 or not len(states):
         raise ValueError(
-            f'got {len(states)} states, {len(estimates)} estimates, {len(residuals)} residual maps, {len(distances)} '
-            f'distances and {len(levels)} levels, expected one of each at every time'
+            f'got {len(states)} states, {len(estimates)} estimates, {len(residuals)} residual '
+            f'maps, {len(distances)} distances and {len(levels)} levels, expected one of each at '
+            'every time'
         )
     images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
     placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
     # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see
-    norms = Normalize(-2.5, 2.5), linear_scale(images[1][-1], centred=centred), logarithmic_scale([images[2]])
-    images[2] = np.where(images[2] <= 0, norms[2].vmin, images[2])  # a logarithm takes 0 for missing
+    norms = (
+        Normalize(-2.5, 2.5),
+        linear_scale(images[1][-1], centred=centred),
+        logarithmic_scale([images[2]]),
+    )
+    images[2] = np.where(
+        images[2] <= 0, norms[2].vmin, images[2]
+    )  # a logarithm takes 0 for missing
     strips = list(zip(images, norms, (colours, colours, 'magma'), strict=True))
     figure, shown, marker = _stage(strips, placed, levels, units, axis_names)
     canvas, frames = FigureCanvasAgg(figure), []
@@ -90,14 +102,18 @@ def trajectory_frames(
             image.set_data(series[now])
         marker.set_data(levels[now : now + 1], placed[now : now + 1])
         title = f'frame {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
-        figure.suptitle(title + f'constraint distance of f(estimate) {three_digits(distances[now])}', fontsize=11)
+        figure.suptitle(
+            title + f'constraint distance of f(estimate) {three_digits(distances[now])}',
+            fontsize=11,
+        )
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return np.stack(frames)
 
 
 def animation(frames: Frames, *, seconds: float = 0.25) -> bytes:
-    """Returns frames as an animated, lossless WebP that repeats for ever and rests on its last frame for two seconds.
+    """Returns frames as an animated, lossless WebP that repeats for ever and rests on its last
+    frame for two seconds.
 
     Args:
         frames: `(k, height, width, 3)`, from `trajectory_frames`.
@@ -113,7 +129,11 @@ def still(frames: Frames) -> bytes:
 
 def _webp(frames: Frames, milliseconds: Sequence[int]) -> bytes:
     file, (first, *others) = io.BytesIO(), map(Image.fromarray, frames)
-    more = {'save_all': True, 'append_images': others, 'duration': list(milliseconds), 'loop': 0} if others else {}
+    more = (
+        {'save_all': True, 'append_images': others, 'duration': list(milliseconds), 'loop': 0}
+        if others
+        else {}
+    )
     first.save(file, format='WEBP', lossless=True, method=2, **more)
     return file.getvalue()
 
@@ -131,7 +151,8 @@ def _stage(
     units: tuple[str, str],
     axis_names: tuple[str, str],
 ) -> tuple[Figure, list[AxesImage], Any]:
-    """Returns the figure of the first frame, its three images, and the marker on the curve of the distance.
+    """Returns the figure of the first frame, its three images, and the marker on the curve of the
+    distance.
 
     A strip is a series of images, its colour scale and its colour map.
     """
@@ -141,18 +162,28 @@ def _stage(
     titles = ('state z_t', 'f(estimate of z_0)', 'its residual')
     labels = ('(z_t − mean) / std', *units)
     shown = []
-    for ax, (series, norm, colours), title, label in zip(above.subplots(1, 3), strips, titles, labels, strict=True):
+    for ax, (series, norm, colours), title, label in zip(
+        above.subplots(1, 3), strips, titles, labels, strict=True
+    ):
         shown.append(image_strip([ax], series[:1], norm, colours))
         ax.set_title(title, fontsize=11)
         ax.set_xlabel(axis_names[1], fontsize=9)
         ax.set_ylabel(axis_names[0], fontsize=9)
         above.colorbar(
-            shown[-1], ax=ax, label=label, extend='both', aspect=15, shrink=0.8, **colour_ticks(norm)
+            shown[-1],
+            ax=ax,
+            label=label,
+            extend='both',
+            aspect=15,
+            shrink=0.8,
+            **colour_ticks(norm),
         ).minorticks_off()
     ax = below.subplots()
     ax.plot(levels, distances, color=LINES[0], linewidth=1.5, marker='o', markersize=3)
     (marker,) = ax.plot(levels[:1], distances[:1], 'o', color=LINES[1], markersize=9)
-    ax.set(xscale='log', yscale='log', ylim=positive_limits(distances), ylabel='constraint distance')
+    ax.set(
+        xscale='log', yscale='log', ylim=positive_limits(distances), ylabel='constraint distance'
+    )
     ax.set_xlabel('noise level of z_t, falling to the right')
     ax.invert_xaxis()
     open_frame(ax)

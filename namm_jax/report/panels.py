@@ -1,4 +1,7 @@
-"""The parts of the figures: colour scales, strips of images, panels of curves. Drawn here, composed in `figures`."""
+"""The parts of the figures: colour scales, strips of images, panels of curves.
+
+Drawn here, composed in `figures`.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +20,9 @@ LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000
 MARKERS = 'osD^vPX'
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'
-_NO_TERMS = ('train/gradient_norm',)  # in the records beside the loss's terms, and on no scale of theirs
+_NO_TERMS = (
+    'train/gradient_norm',
+)  # in the records beside the loss's terms, and on no scale of theirs
 
 
 def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> Normalize:
@@ -44,7 +49,8 @@ def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float =
         decades: its length at most.
 
     Returns:
-        The scale: from the smallest of the sets' medians, or `decades` below the top, to the 99.9 % quantile of the
+        The scale: from the smallest of the sets' medians, or `decades` below the top, to the 99.9 %
+            quantile of the
         set where that is largest; 1e-6 to 1 if nothing is positive and finite.
     """
     positive = [values[np.isfinite(values) & (values > 0)] for values in maps]
@@ -57,16 +63,23 @@ def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float =
 
 
 def colour_ticks(norm: Normalize) -> dict[str, Any]:
-    """Returns where a colour bar has its numbers, as arguments of `Figure.colorbar`; none but for short logarithms.
+    """Returns where a colour bar has its numbers, as arguments of `Figure.colorbar`; none but for
+    short logarithms.
 
-    Left to itself a logarithmic bar of less than two decades numbers every tick between 1 and 10, and they overlap.
+    Left to itself a logarithmic bar of less than two decades numbers every tick between 1 and 10,
+    and they overlap.
     """
     if not isinstance(norm, LogNorm) or norm.vmax / norm.vmin >= 100:
         return {}
-    return {'ticks': LogLocator(subs=(1.0, 3.0)), 'format': LogFormatterSciNotation(labelOnlyBase=False)}
+    return {
+        'ticks': LogLocator(subs=(1.0, 3.0)),
+        'format': LogFormatterSciNotation(labelOnlyBase=False),
+    }
 
 
-def image_strip(axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str) -> AxesImage:
+def image_strip(
+    axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str
+) -> AxesImage:
     """Draws images side by side in one colour scale, grey where they are not finite.
 
     Args:
@@ -84,7 +97,8 @@ def image_strip(axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm
         ax.set_visible(False)
     for ax, image in zip(axes, images, strict=False):
         ax.set_visible(True)
-        # a logarithm takes 0 for missing; it is the best value there is, and gets the colour of the scale's lower end
+        # a logarithm takes 0 for missing; it is the best value there is, and gets the colour of the
+        # scale's lower end
         image = np.where(image <= 0, norm.vmin, image) if isinstance(norm, LogNorm) else image
         shown = ax.imshow(image, norm=norm, cmap=colour_map, interpolation='nearest')
     return shown
@@ -120,7 +134,10 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
         terms.pop('loss', None)
     for index, term in enumerate(terms):
         colour = LINES[index % len(LINES)]
-        styles = {_TRAIN: {'linewidth': 1.4}, _HELDOUT: {'linestyle': '--', 'marker': 'o', 'markersize': 4}}
+        styles = {
+            _TRAIN: {'linewidth': 1.4},
+            _HELDOUT: {'linestyle': '--', 'marker': 'o', 'markersize': 4},
+        }
         for prefix, style in styles.items():
             steps, values = _series(records, prefix + term)
             if len(steps):
@@ -141,7 +158,8 @@ def banded_curve(
     index: int,
     label: str,
 ) -> Float[np.ndarray, ' m']:
-    """Draws a positive mean with a band of one standard deviation to each side, for a logarithmic axis.
+    """Draws a positive mean with a band of one standard deviation to each side, for a logarithmic
+    axis.
 
     Args:
         ax: where to.
@@ -152,10 +170,14 @@ def banded_curve(
         label: of the curve in the legend.
 
     Returns:
-        The ends of the band; the lower one is at least a tenth of the mean: at 0 it would leave the axis.
+        The ends of the band; the lower one is at least a tenth of the mean: at 0 it would leave the
+        axis.
     """
     style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-    mean, std = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan), np.where(np.isfinite(std), std, 0)
+    mean, std = (
+        np.where(np.isfinite(mean) & (mean > 0), mean, np.nan),
+        np.where(np.isfinite(std), std, 0),
+    )
     ax.plot(x, mean, label=label, linewidth=2, **style)
     band = np.maximum(mean - std, mean / 10), mean + std
     ax.fill_between(x, *band, color=style['color'], alpha=0.2, linewidth=0)
@@ -174,10 +196,12 @@ def open_frame(ax: Axes) -> None:
 
 
 def positive_limits(values: Float[np.ndarray, ' n']) -> tuple[float, float]:
-    """The ends of a logarithmic axis that holds all values; left to itself it fails where there are none.
+    """The ends of a logarithmic axis that holds all values; left to itself it fails where there are
+    none.
 
     Args:
-        values: `(n,)` numbers; those that are not positive and finite have no place on it and are passed over.
+        values: `(n,)` numbers; those that are not positive and finite have no place on it and are
+            passed over.
 
     Returns:
         `(low, high)`, a factor 1.2 beyond the extremes; 1e-6 and 1 for no values.
@@ -196,7 +220,12 @@ def time_unit(longest: float) -> tuple[int, str]:
         Its length in seconds and its name.
     """
     return next(
-        ((length, name) for length, name in ((3600, 'hours'), (60, 'minutes')) if longest > 3 * length), (1, 'seconds')
+        (
+            (length, name)
+            for length, name in ((3600, 'hours'), (60, 'minutes'))
+            if longest > 3 * length
+        ),
+        (1, 'seconds'),
     )
 
 

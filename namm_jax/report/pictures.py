@@ -63,27 +63,43 @@ def draw(results: Results) -> dict[str, Picture]:
     distances, curves_of_training = results.of('distances'), training_curves(results)
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
-    maps = {name: robustness[f] for name, f in {'f': 'f', 'f, finetuned': 'f_finetuned'}.items() if f in robustness}
+    maps = {
+        name: robustness[f]
+        for name, f in {'f': 'f', 'f, finetuned': 'f_finetuned'}.items()
+        if f in robustness
+    }
     mirror = results.of('mirror')
     drawn = {
         'samples': figures.samples_with_residuals(rows, distances=distances, **look),
         'distances': figures.distance_histograms(distances),
         'training_time': figures.distance_against_training_seconds(curves_of_training),
-        'robustness': curves.robustness_curves(robustness['sigma'], maps, sigma_max=robustness['sigma_max']),
+        'robustness': curves.robustness_curves(
+            robustness['sigma'], maps, sigma_max=robustness['sigma_max']
+        ),
         'losses': figures.loss_curves(results.records),
         'mirror': figures.mirror_and_inverse(
             mirror['z'], mirror['x'], **look | {'units': ('mirror space, z', 'x = f(z)')}
         ),
     }
     texts = {
-        'samples': f'Fields of {_and(map(row_name, in_order(list(rows))))}, each above the map of its residual.',
+        'samples': (
+            f'Fields of {_and(map(row_name, in_order(list(rows))))}, each above the map of its '
+            'residual.'
+        ),
         'distances': 'Histograms of the constraint distance. Medians: ' + _medians(distances),
-        'training_time': 'Constraint distance against training time. At the end: ' + _ends(curves_of_training),
-        'robustness': 'Distance and reconstruction error of f against noise. ' + _at_sigma_max(robustness, maps),
-        'losses': 'Terms of the loss against the training step, one panel a stage; held-out terms dashed.',
+        'training_time': 'Constraint distance against training time. At the end: '
+        + _ends(curves_of_training),
+        'robustness': 'Distance and reconstruction error of f against noise. '
+        + _at_sigma_max(robustness, maps),
+        'losses': (
+            'Terms of the loss against the training step, one panel a stage; held-out terms dashed.'
+        ),
         'mirror': 'Samples in mirror space, each above its inverse in data space.',
     }
-    pictures = {name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name]) for name, figure in drawn.items()}
+    pictures = {
+        name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name])
+        for name, figure in drawn.items()
+    }
     pictures |= {'trajectory': _trajectory(results, dpi, look)}
     return pictures | draw_assimilation(results.config, results.posteriors)
 
@@ -106,8 +122,13 @@ def draw_assimilation(
         truth = parts.pop('truth')
         rows = {row: Posterior(**of) for row, of in parts.items()}
         figure = posteriors(truth['field'], truth['measured'], truth['residual'], rows, **look)
-        text = f'Posteriors of a measured field ({operator}) by {_and(list(rows))}: mean, std, samples, residual.'
-        drawn[f'assimilation_{operator}'] = Picture(figures.png(figure, dpi=config['report']['dpi']), 'png', text)
+        text = (
+            f'Posteriors of a measured field ({operator}) by {_and(list(rows))}: mean, std, '
+            'samples, residual.'
+        )
+        drawn[f'assimilation_{operator}'] = Picture(
+            figures.png(figure, dpi=config['report']['dpi']), 'png', text
+        )
     return drawn
 
 
@@ -116,8 +137,8 @@ def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
     frames = motion.trajectory_frames(**parts, **look, dpi=dpi)
     distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
     text = (
-        f'A sample on its way from noise in {len(frames)} frames: mirror state, f of the denoised estimate, residual. '
-        f'The constraint distance goes from {distances[0]} to {distances[1]}.'
+        f'A sample on its way from noise in {len(frames)} frames: mirror state, f of the denoised '
+        f'estimate, residual. The constraint distance goes from {distances[0]} to {distances[1]}.'
     )
     seconds = results.config['report']['frame_seconds']
     return Picture(motion.animation(frames, seconds=seconds), 'webp', text, motion.still(frames))
@@ -139,9 +160,13 @@ def _ends(curves_of_training: dict[str, tuple[np.ndarray, ...]]) -> str:
 def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:
     sigma = np.asarray(robustness['sigma'])
     nearest = int(np.argmin(np.abs(sigma - robustness['sigma_max'])))
-    values = [f'{name} {three_digits(curve["distance_mean"][nearest])}' for name, curve in maps.items()]
+    values = [
+        f'{name} {three_digits(curve["distance_mean"][nearest])}' for name, curve in maps.items()
+    ]
     return f'Mean distance at sigma {three_digits(float(sigma[nearest]))}: {", ".join(values)}.'
 
 
 def _list(values: dict[str, float]) -> str:
-    return ', '.join(f'{row_name(row)} {three_digits(value)}' for row, value in values.items()) + '.'
+    return (
+        ', '.join(f'{row_name(row)} {three_digits(value)}' for row, value in values.items()) + '.'
+    )

@@ -1,4 +1,6 @@
-"""The figure of an inverse problem: what was measured of a field, and what each posterior sampler made of it."""
+"""The figure of an inverse problem: what was measured of a field, and what each posterior sampler
+made of it.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +12,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
-from namm_jax.report.panels import WIDTH, colour_ticks, image_strip, linear_scale, logarithmic_scale, strip_height
+from namm_jax.report.panels import (
+    WIDTH,
+    colour_ticks,
+    image_strip,
+    linear_scale,
+    logarithmic_scale,
+    strip_height,
+)
 
 Image = Float[np.ndarray, '_h _w']
 SAMPLES = 3  # shown of each sampler, at most
@@ -44,14 +53,16 @@ def posteriors(
     colours: str = 'viridis',
     centred: bool = False,
 ) -> Figure:
-    """A field, its measurement, and each sampler's posterior: mean, standard deviation, samples, and their residual.
+    """A field, its measurement, and each sampler's posterior: mean, standard deviation, samples,
+    and their residual.
 
-    Fields and means share one linear scale, that of the truth; standard deviations one from 0; residual maps one
-    logarithmic scale; the measurement has its own, as it may be in another unit.
+    Fields and means share one linear scale, that of the truth; standard deviations one from 0;
+    residual maps one logarithmic scale; the measurement has its own, as it may be in another unit.
 
     Args:
         truth: the field that was measured.
-        measured: the measurement mapped back to an image by the transposed operator; NaN where nothing was measured.
+        measured: the measurement mapped back to an image by the transposed operator; NaN where
+            nothing was measured.
         residual: map of what breaks the rule in the truth.
         rows: sampler -> its posterior.
         names: sampler -> title, in the place of its key.
@@ -68,19 +79,28 @@ def posteriors(
     """
     if not rows:
         raise ValueError('rows: got none, expected at least one sampler with its posterior')
-    count = max(1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1])))  # wide images: fewer, and larger
+    count = max(
+        1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1]))
+    )  # wide images: fewer, and larger
     columns = 3 + count
     scales = {
         'field': (linear_scale(truth, centred=centred), colours),
         'measurement': (linear_scale(measured, centred=centred), colours),
         'std': (Normalize(0, _largest([row.std for row in rows.values()])), 'cividis'),
-        'residual': (logarithmic_scale([np.abs(residual), *(np.abs(row.residual) for row in rows.values())]), 'magma'),
+        'residual': (
+            logarithmic_scale([np.abs(residual), *(np.abs(row.residual) for row in rows.values())]),
+            'magma',
+        ),
     }
     height = max(strip_height(truth[None], columns), strip_height(residual[None], columns)) + 0.7
     figure = Figure(figsize=(WIDTH, height * (len(rows) + 1) + 0.9), layout='constrained')
     heights = [height, 0.9, *[height] * len(rows)]
     head, bars, *parts = figure.subfigures(len(rows) + 2, 1, height_ratios=heights).ravel()
-    panels = [('truth', 'field', truth), ('measurement', 'measurement', measured), ('residual', 'residual', residual)]
+    panels = [
+        ('truth', 'field', truth),
+        ('measurement', 'measurement', measured),
+        ('residual', 'residual', residual),
+    ]
     _strip(head, 'truth', panels, scales, columns, axis_names)
     for part, (name, row) in zip(parts, rows.items(), strict=True):
         shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:count])]
@@ -111,14 +131,18 @@ def _strip(
         ax.set_visible(False)
     for ax, (label, kind, image) in zip(axes, panels, strict=False):
         norm, colour_map = scales[kind]
-        image_strip([ax], np.abs(image)[None] if kind == 'residual' else image[None], norm, colour_map)
+        image_strip(
+            [ax], np.abs(image)[None] if kind == 'residual' else image[None], norm, colour_map
+        )
         ax.set_title(label, fontsize=9)
     axes[0].set_xlabel(axis_names[1], fontsize=9)
     axes[0].set_ylabel(axis_names[0], fontsize=9)
 
 
 def _largest(images: Any) -> float:
-    """Returns the 99.5 % quantile of the largest of the images; 1 where nothing is positive and finite."""
+    """Returns the 99.5 % quantile of the largest of the images; 1 where nothing is positive and
+    finite.
+    """
     values = [image[np.isfinite(image)] for image in images]
     high = max((float(np.quantile(image, 0.995)) for image in values if image.size), default=0.0)
     return high if high > 0 else 1.0

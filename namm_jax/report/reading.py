@@ -26,8 +26,10 @@ class Results(NamedTuple):
         stages: stage -> its record.
         metrics: `metrics.json`.
         records: the lines of `metrics.jsonl`.
-        arrays: `<what>/<row or part>` -> array: `samples`, `residuals`, `distances`, `mirror`, `trajectory`.
-        posteriors: measurement operator -> arrays `truth/<part>` and `<sampler>/<part>`; empty without `assimilate`.
+        arrays: `<what>/<row or part>` -> array: `samples`, `residuals`, `distances`, `mirror`,
+            `trajectory`.
+        posteriors: measurement operator -> arrays `truth/<part>` and `<sampler>/<part>`; empty
+            without `assimilate`.
     """
 
     experiment: str
@@ -42,7 +44,11 @@ class Results(NamedTuple):
 
     def of(self, what: str) -> dict[str, np.ndarray]:
         """Returns the arrays of one kind, by row or part."""
-        return {name.split('/', 1)[1]: array for name, array in self.arrays.items() if name.startswith(f'{what}/')}
+        return {
+            name.split('/', 1)[1]: array
+            for name, array in self.arrays.items()
+            if name.startswith(f'{what}/')
+        }
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
@@ -56,14 +62,23 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found = {}
     for folder in folders:
-        seeds = sorted(folder.glob('seed*/config.json'), key=lambda path: (len(path.parts[-2]), path))
+        seeds = sorted(
+            folder.glob('seed*/config.json'), key=lambda path: (len(path.parts[-2]), path)
+        )
         if (folder / 'config.json').exists():
             found[str(folder)] = folder
         elif seeds:
             found |= {str(path.parent): path.parent for path in seeds}
         else:
-            what = 'a folder without config.json or seed<k>/config.json' if folder.is_dir() else 'no such folder'
-            raise UserError(f'{folder}: got {what}, expected a run folder, such as runs/burgers-quick; check the path')
+            what = (
+                'a folder without config.json or seed<k>/config.json'
+                if folder.is_dir()
+                else 'no such folder'
+            )
+            raise UserError(
+                f'{folder}: got {what}, expected a run folder, such as runs/burgers-quick; check '
+                'the path'
+            )
     return found
 
 
@@ -71,7 +86,8 @@ def read_run(folder: Path) -> Results:
     """Returns what the report says of the run in a folder.
 
     Raises:
-        UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with the command.
+        UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with
+            the command.
     """
     saved = read_json(folder / 'config.json')
     paths = (path for path in sorted((folder / 'stages').glob('*.json')) if path.name != CHECKSUMS)
@@ -81,8 +97,8 @@ def read_run(folder: Path) -> Results:
     command = f'python launch/main.py --config=configs/{file}.py:{preset} --workdir={folder}'
     if 'evaluate' not in finished:
         raise UserError(
-            f'{folder}: stage evaluate has not finished (finished: {", ".join(finished) or "none"}), expected a '
-            f'finished run; finish it with {command}'
+            f'{folder}: stage evaluate has not finished (finished: '
+            f'{", ".join(finished) or "none"}), expected a finished run; finish it with {command}'
         )
     return Results(
         saved['experiment'],
@@ -109,7 +125,8 @@ def read_posteriors(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns row -> (training seconds, mean distance, its standard deviation), `(k,)` each: the paper's figure 4.
+    """Returns row -> (training seconds, mean distance, its standard deviation), `(k,)` each: the
+    paper's figure 4.
 
     A row's training seconds begin where those of the stages that it builds on end.
     """
@@ -118,7 +135,9 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
     for stage, needs in before.items():
         if stage not in results.stages:  # a closed-form map has nothing to finetune
             continue
-        offset = sum(results.stages[need]['training_seconds'] for need in needs if need in results.stages)
+        offset = sum(
+            results.stages[need]['training_seconds'] for need in needs if need in results.stages
+        )
         offset += results.stages[stage].get('drawing_seconds', 0.0)
         points = [
             (offset + record['seconds'], record['distance_mean'], record['distance_std'])
@@ -126,7 +145,9 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
             if record['stage'] == stage and 'distance_mean' in record
         ]
         row = {'finetune': 'mdm_finetuned'}.get(stage, stage)
-        curves[row] = tuple(np.array(points, float).reshape(-1, 3).T)  # None, a number that was not finite, is NaN
+        curves[row] = tuple(
+            np.array(points, float).reshape(-1, 3).T
+        )  # None, a number that was not finite, is NaN
     return curves
 
 

@@ -1,7 +1,7 @@
 """How the report looks: wide and narrow screens, light and dark ones."""
 
-# Figures keep a white ground in the dark, and a least width at which their text can be read: narrower screens scroll
-# them sideways, and never the page.
+# Figures keep a white ground in the dark, and a least width at which their text can be read:
+# narrower screens scroll them sideways, and never the page.
 STYLE = """
 :root { --ground: #fff; --text: #1b1d21; --faint: #5d6470; --line: #d9dce1; --panel: #f4f5f7; --link: #0b5cad }
 @media (prefers-color-scheme: dark) {

@@ -1,7 +1,7 @@
 """The end table: every row of the comparison on one screen.
 
-It reads the `rows` of `metrics.json`. A number may be absent, `None` (not finite) or, over several seeds,
-`{'mean', 'std', 'n'}`, of which the mean is shown.
+It reads the `rows` of `metrics.json`. A number may be absent, `None` (not finite) or, over several
+seeds, `{'mean', 'std', 'n'}`, of which the mean is shown.
 """
 
 import io
@@ -27,17 +27,34 @@ ROW_NAMES = {
 }
 _VARIANTS = {'dm_restored_': ROW_NAMES['dm_restored'] + ' by ', 'mdm_': 'closed-form mirror map '}
 COLUMNS = (
-    'distance\nmean', 'median', 'max', 'MMD²', 'sliced W1 [95 %]', 'spec-\ntrum', 'calls', 's /\nsample',
-    'training\n(m:ss)', 'n',
-)  # fmt: skip
+    'distance\nmean',
+    'median',
+    'max',
+    'MMD²',
+    'sliced W1 [95 %]',
+    'spec-\ntrum',
+    'calls',
+    's /\nsample',
+    'training\n(m:ss)',
+    'n',
+)
 ASSIMILATION_COLUMNS = (
-    'distance\nmean', 'median', 'misfit\n(noise std)', 'RMSE\n(mean)', 'CRPS', 'spread /\nskill', 'calls',
-    's /\nsample', 'diver-\nged', 'n',
-)  # fmt: skip
+    'distance\nmean',
+    'median',
+    'misfit\n(noise std)',
+    'RMSE\n(mean)',
+    'CRPS',
+    'spread /\nskill',
+    'calls',
+    's /\nsample',
+    'diver-\nged',
+    'n',
+)
 
 
 def row_name(row: str) -> str:
-    """The name of a row for people, such as 'mirror diffusion model, finetuned' for `mdm_finetuned`.
+    """The name of a row for people, such as 'mirror diffusion model, finetuned' for
+    `mdm_finetuned`.
 
     Args:
         row: its key in `metrics.json`.
@@ -54,14 +71,15 @@ def row_name(row: str) -> str:
 
 
 def in_order(rows: Sequence[str]) -> list[str]:
-    """Row keys in the order of the contract: data, diffusion models, mirror diffusion models, then any others.
+    """Row keys in the order of the contract: data, diffusion models, mirror diffusion models, then
+    any others.
 
     Args:
         rows: keys of `metrics.json`'s `rows`, in any order.
 
     Returns:
-        The same keys; variants (`dm_restored_<variant>`) follow the row they vary, unknown keys come last, and equals
-        keep their order.
+        The same keys; variants (`dm_restored_<variant>`) follow the row they vary, unknown keys
+        come last, and equals keep their order.
     """
     order = list(ROW_NAMES)
 
@@ -69,36 +87,50 @@ def in_order(rows: Sequence[str]) -> list[str]:
         if row in order:
             return float(order.index(row))
         after = {'dm_restored_': order.index('dm_restored') + 0.5, 'mdm_': float(len(order))}
-        return next((index for prefix, index in after.items() if row.startswith(prefix)), len(order) + 1.0)
+        return next(
+            (index for prefix, index in after.items() if row.startswith(prefix)), len(order) + 1.0
+        )
 
     return sorted(rows, key=place)
 
 
 def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table at the end of a run: constraint distance, distribution distances and cost of every row.
+    """The table at the end of a run: constraint distance, distribution distances and cost of every
+    row.
 
     Args:
-        rows: the `rows` of `metrics.json`: row key -> `distance`, `distribution`, `calls`, `seconds_per_sample`,
-            `training_seconds`, `n`, each of which may be absent.
+        rows: the `rows` of `metrics.json`: row key -> `distance`, `distribution`, `calls`,
+            `seconds_per_sample`, `training_seconds`, `n`, each of which may be absent.
 
     Returns:
-        A table for `render` or any console, 3 significant digits a number and '-' for what is absent; the caption
-        has the ratio of the median distances of `mdm_finetuned` and `dm` where both exist.
+        A table for `render` or any console, 3 significant digits a number and '-' for what is
+        absent; the caption has the ratio of the median distances of `mdm_finetuned` and `dm` where
+        both exist.
     """
-    return _table('row', COLUMNS, {row: cells(rows[row]) for row in in_order(list(rows))}, ratio_of_medians(rows))
+    return _table(
+        'row',
+        COLUMNS,
+        {row: cells(rows[row]) for row in in_order(list(rows))},
+        ratio_of_medians(rows),
+    )
 
 
 def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table of the posterior samplers of one measurement operator.
 
     Args:
-        entries: an operator's `assimilation` in `metrics.json`: sampler -> `misfit`, `distance`, `rmse`, `crps`,
-            `spread_skill`, `calls`, `seconds_per_sample`, `diverged`, `n`, each of which may be absent.
+        entries: an operator's `assimilation` in `metrics.json`: sampler -> `misfit`, `distance`,
+            `rmse`, `crps`, `spread_skill`, `calls`, `seconds_per_sample`, `diverged`, `n`, each of
+            which may be absent.
 
     Returns:
         A table for `render` or any console, as of `summary_table`.
     """
-    return _table('sampler', ASSIMILATION_COLUMNS, {name: assimilation_cells(entry) for name, entry in entries.items()})
+    return _table(
+        'sampler',
+        ASSIMILATION_COLUMNS,
+        {name: assimilation_cells(entry) for name, entry in entries.items()},
+    )
 
 
 def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
@@ -111,12 +143,22 @@ def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
         Texts, as of `cells`.
     """
     distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
-    scalars = {'misfit': three_digits, 'rmse': three_digits, 'crps': three_digits, 'spread_skill': three_digits}
+    scalars = {
+        'misfit': three_digits,
+        'rmse': three_digits,
+        'crps': three_digits,
+        'spread_skill': three_digits,
+    }
     costs = {'calls': _whole, 'seconds_per_sample': three_digits, 'diverged': _whole, 'n': _whole}
     return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
 
 
-def _table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str | None = None) -> Table:
+def _table(
+    first: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    caption: str | None = None,
+) -> Table:
     table = Table(
         box=rich.box.SIMPLE_HEAD,
         padding=0,
@@ -158,7 +200,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the table comes down to: the median distance of the finetuned samples over that of the diffusion model.
+    """What the table comes down to: the median distance of the finetuned samples over that of the
+    diffusion model.
 
     Args:
         rows: as of `summary_table`.
@@ -166,7 +209,10 @@ def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     Returns:
         A text; None where one of the two is absent.
     """
-    finetuned, dm = (_number(rows.get(row, {}).get('distance', {}).get('median')) for row in ('mdm_finetuned', 'dm'))
+    finetuned, dm = (
+        _number(rows.get(row, {}).get('distance', {}).get('median'))
+        for row in ('mdm_finetuned', 'dm')
+    )
     if finetuned is None or not dm:
         return None
     return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
@@ -191,7 +237,8 @@ def three_digits(value: Any) -> str:
     """A number in 3 significant digits, in at most 8 characters: '0.0123', '1.23e-5', '-' for none.
 
     Args:
-        value: a number; `None`, NaN and infinities are '-'; of `{'mean', 'std', 'n'}` the mean is shown.
+        value: a number; `None`, NaN and infinities are '-'; of `{'mean', 'std', 'n'}` the mean is
+            shown.
 
     Returns:
         The text.

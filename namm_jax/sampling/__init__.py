@@ -1,11 +1,14 @@
 """Drawing samples with a denoiser: time grids, steps, and the one sampling loop.
 
-Symbols: `x_t = alpha_t x_0 + sigma_t noise` along a schedule; a step goes from `x_t` to `x_s`, `s < t`.
+Symbols: `x_t = alpha_t x_0 + sigma_t noise` along a schedule; a step goes from `x_t` to `x_s`,
+`s < t`.
 
-A grid ends above zero and the loop's last act, common to all steps, is `D` at its end: the step to zero noise, which
-is what each of these methods would do there. So `n` grid points are `n - 1` steps and one more call of the denoiser.
+A grid ends above zero and the loop's last act, common to all steps, is `D` at its end: the step to
+zero noise, which is what each of these methods would do there. So `n` grid points are `n - 1` steps
+and one more call of the denoiser.
 
-Sample `i` depends on its key alone: neither on the batch it is drawn in nor on the number of devices.
+Sample `i` depends on its key alone: neither on the batch it is drawn in nor on the number of
+devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,12 +59,16 @@ __all__ = [
 
 
 def calls(name: str, grid: Sequence | Array, *, denoise_last: bool = True) -> int:
-    """Returns the denoiser calls a sample of `sample`, with the step of that name in `SAMPLERS`, on `grid (n,)`."""
+    """Returns the denoiser calls a sample of `sample`, with the step of that name in `SAMPLERS`, on
+    `grid (n,)`.
+    """
     return (len(grid) - 1) * choose('sampler', name, SAMPLERS).calls + denoise_last
 
 
 class Path(NamedTuple):
-    """A schedule, the time `sigma -> t` at which it has a noise level, and the usual ends of a grid on it."""
+    """A schedule, the time `sigma -> t` at which it has a noise level, and the usual ends of a grid
+    on it.
+    """
 
     schedule: Callable[[], Schedule]
     time: Callable[[float], ArrayLike]
@@ -76,11 +83,13 @@ PATHS: dict[str, Path] = {
 
 
 class Sampler(NamedTuple):
-    """Samples in data units: `mean + std x`, with `x` drawn by `sample` and the denoiser rescaled to `x`.
+    """Samples in data units: `mean + std x`, with `x` drawn by `sample` and the denoiser rescaled
+    to `x`.
 
     A step that needs data units (guidance by a measurement) finds them as `mean + std x_0`.
 
-    `calls` are the denoiser's, a sample; the other attributes are arguments of `sample` and `make_sampler`.
+    `calls` are the denoiser's, a sample; the other attributes are arguments of `sample` and
+    `make_sampler`.
     """
 
     schedule: Schedule
@@ -92,12 +101,20 @@ class Sampler(NamedTuple):
     denoise_last: bool = True
 
     def __call__(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> Array:
-        """Returns samples `(b, *shape)` in data units, for keys `(b,)` and a denoiser in data units."""
-        x = sample(keys, self._standard(denoiser), shape, **self._path(), denoise_last=self.denoise_last)
+        """Returns samples `(b, *shape)` in data units, for keys `(b,)` and a denoiser in data
+        units.
+        """
+        x = sample(
+            keys, self._standard(denoiser), shape, **self._path(), denoise_last=self.denoise_last
+        )
         return self._in_data_units(x)
 
-    def trajectory(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Returns the states and estimates of `trajectory`, `(n, b, *shape)` each, as `mean + std x`."""
+    def trajectory(
+        self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]
+    ) -> tuple[Array, Array]:
+        """Returns the states and estimates of `trajectory`, `(n, b, *shape)` each, as
+        `mean + std x`.
+        """
         states, estimates = trajectory(keys, self._standard(denoiser), shape, **self._path())
         return self._in_data_units(states), self._in_data_units(estimates)
 
@@ -136,7 +153,8 @@ def make_sampler(
         steps: grid points, >= 1, the last denoising counted as a step: 18 for `heun` is 35 calls.
         mean: of the data, a scalar or one a channel.
         std: of the data, a positive scalar.
-        sigma_min: noise level at the grid's end, in units of `std`; None is 0.002 on `edm`, 0.0105 (t = 1e-3) on `vp`.
+        sigma_min: noise level at the grid's end, in units of `std`; None is 0.002 on `edm`, 0.0105
+            (t = 1e-3) on `vp`.
         sigma_max: the same at its start; None is 80 on `edm`, 152 (t = 1) on `vp`.
         path: a key of `PATHS`; None is the step's own.
         grid: a key of `GRIDS`; None is the step's own.

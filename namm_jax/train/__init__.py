@@ -1,1 +1,3 @@
-"""Infrastructure: configuration, devices, disk and time around the maths of the rest of the package."""
+"""Infrastructure: configuration, devices, disk and time around the maths of the rest of the
+package.
+"""

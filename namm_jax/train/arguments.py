@@ -1,4 +1,6 @@
-"""The arguments of the two commands: flags, and from them the config, its preset and the overrides."""
+"""The arguments of the two commands: flags, and from them the config, its preset and the
+overrides.
+"""
 
 import json
 import os
@@ -21,27 +23,51 @@ def _flags(arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_file(
-            'config', None, 'Config file and preset: FILE.py[:preset].', flag_values=values, sys_argv=arguments
+            'config',
+            None,
+            'Config file and preset: FILE.py[:preset].',
+            flag_values=values,
+            sys_argv=arguments,
         )
     except flags.Error as error:  # of a file of flags, which is read here already
         raise UserError(str(error)) from error
-    flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<preset> when absent.', flag_values=values)
+    flags.DEFINE_string(
+        'workdir', None, 'Run folder; runs/<config>-<preset> when absent.', flag_values=values
+    )
     return values
 
 
 def main_flags(arguments: list[str]) -> flags.FlagValues:
     """Returns the flags of `launch/main.py`, not yet parsed."""
     values = _flags(arguments)
-    flags.DEFINE_list('stages', None, 'Stages to run, in any order; all when absent.', flag_values=values)
-    flags.DEFINE_list('redo', [], 'Stages to discard first, with all that was built on them.', flag_values=values)
-    flags.DEFINE_list('seeds', [], 'Seeds; each has its own folder, and the table aggregates them.', flag_values=values)
+    flags.DEFINE_list(
+        'stages', None, 'Stages to run, in any order; all when absent.', flag_values=values
+    )
+    flags.DEFINE_list(
+        'redo', [], 'Stages to discard first, with all that was built on them.', flag_values=values
+    )
+    flags.DEFINE_list(
+        'seeds',
+        [],
+        'Seeds; each has its own folder, and the table aggregates them.',
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
-        'distributed', False, 'One of several processes: on TPU pods, SLURM and Open MPI no more is needed; elsewhere '
-        'the three flags below.', flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string('coordinator', None, 'HOST:PORT at which process 0 listens.', flag_values=values)
+        'distributed',
+        False,
+        (
+            'One of several processes: on TPU pods, SLURM and Open MPI no more is needed; '
+            'elsewhere the three flags below.'
+        ),
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        'coordinator', None, 'HOST:PORT at which process 0 listens.', flag_values=values
+    )
     flags.DEFINE_integer('num_processes', None, 'Number of processes.', flag_values=values)
-    flags.DEFINE_integer('process_index', None, 'Which of them this is, from 0.', flag_values=values)
+    flags.DEFINE_integer(
+        'process_index', None, 'Which of them this is, from 0.', flag_values=values
+    )
     return values
 
 
@@ -55,12 +81,27 @@ def evaluate_flags(arguments: list[str]) -> flags.FlagValues:
 def solve_flags(arguments: list[str]) -> flags.FlagValues:
     """Returns the flags of `launch/solve.py`, not yet parsed."""
     values = _flags(arguments)
-    flags.DEFINE_string('measurement', None, 'A .npy file of measurements (n, *m), or one (*m).', flag_values=values)
-    flags.DEFINE_string('out', None, 'Where to write posterior samples (n * num_samples, h, w, c).', flag_values=values)
-    flags.DEFINE_string('operator', None, "The operator; the run's own when absent.", flag_values=values)
-    flags.DEFINE_string('sampler', 'mirror_few_steps', 'A row of the table of assimilate.', flag_values=values)
-    flags.DEFINE_float('noise_std', None, 'Noise of the measurement, in its unit.', flag_values=values)
-    flags.DEFINE_integer('num_samples', None, 'Posterior samples of each measurement.', flag_values=values)
+    flags.DEFINE_string(
+        'measurement', None, 'A .npy file of measurements (n, *m), or one (*m).', flag_values=values
+    )
+    flags.DEFINE_string(
+        'out',
+        None,
+        'Where to write posterior samples (n * num_samples, h, w, c).',
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        'operator', None, "The operator; the run's own when absent.", flag_values=values
+    )
+    flags.DEFINE_string(
+        'sampler', 'mirror_few_steps', 'A row of the table of assimilate.', flag_values=values
+    )
+    flags.DEFINE_float(
+        'noise_std', None, 'Noise of the measurement, in its unit.', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'num_samples', None, 'Posterior samples of each measurement.', flag_values=values
+    )
     return values
 
 
@@ -73,7 +114,9 @@ def _join_config(arguments: list[str]) -> list[str]:
 
 
 def _find_config(arguments: list[str]) -> list[str]:
-    """Returns the arguments with the config file's path made absolute: it may be relative to the clone, too."""
+    """Returns the arguments with the config file's path made absolute: it may be relative to the
+    clone, too.
+    """
     found = []
     for argument in _join_config(arguments):
         name, _, value = argument.partition('=')
@@ -81,7 +124,9 @@ def _find_config(arguments: list[str]) -> list[str]:
             path, _, preset = value.partition(':')
             places = [place for place in (Path(path), ROOT / path) if os.path.isfile(place)]
             if not places:
-                known = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*.py'))
+                known = sorted(
+                    p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('*.py')
+                )
                 raise UserError(f'--config: no such file; {nearest(path, known)}')
             argument = f'--config={places[0].resolve()}' + (f':{preset}' if preset else '')
         found.append(argument)
@@ -93,7 +138,9 @@ def tell(text: object) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more as it exits
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python writes once more as it exits
 
 
 def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> ConfigDict:
@@ -108,17 +155,32 @@ def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> 
         raise SystemExit(0)
     try:
         rest = values(_find_config(arguments))
-    except (flags.Error, ValueError, TypeError, AttributeError, LookupError, RecursionError, MemoryError) as error:
+    except (
+        flags.Error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise UserError(_explain(error, arguments)) from error
     if rest[1:]:
         raise UserError(f'got the arguments {rest[1:]}, expected flags only, as --name=value')
     if values.config is None:
-        raise UserError('--config is missing; expected --config=FILE.py[:preset], such as --config=configs/burgers.py')
+        raise UserError(
+            '--config is missing; expected --config=FILE.py[:preset], such as '
+            '--config=configs/burgers.py'
+        )
     for name, value in overrides_of(values).items():
         try:
             json.dumps(value)
-        except TypeError as error:  # a tuple is parsed as Python, which has complex numbers, sets and bytes
-            raise UserError(f'{name}: got {value!r}, expected numbers, texts and booleans') from error
+        except (
+            TypeError
+        ) as error:  # a tuple is parsed as Python, which has complex numbers, sets and bytes
+            raise UserError(
+                f'{name}: got {value!r}, expected numbers, texts and booleans'
+            ) from error
     return values.config
 
 
@@ -130,15 +192,20 @@ def _explain(error: Exception, arguments: list[str]) -> str:
         if name.startswith('config.') and name.removeprefix('config.') not in fields:
             return f'config field: {nearest(name.removeprefix("config."), fields)}'
     *before, last = str(error).strip().splitlines() or [repr(error)]
-    # An error inside the config file, such as an unknown preset, comes as the text of a traceback: its end says it.
+    # An error inside the config file, such as an unknown preset, comes as the text of a traceback:
+    # its end says it.
     return (
-        last.removeprefix('ValueError: ') if any('Traceback' in line for line in before) else str(error) or repr(error)
+        last.removeprefix('ValueError: ')
+        if any('Traceback' in line for line in before)
+        else str(error) or repr(error)
     )
 
 
 def overrides_of(values: flags.FlagValues) -> dict[str, Any]:
     """Returns what the command line changes, dotted field -> value."""
-    return dict(config_flags.get_override_values(values['config'])) if values['config'].present else {}
+    return (
+        dict(config_flags.get_override_values(values['config'])) if values['config'].present else {}
+    )
 
 
 def place_of(values: flags.FlagValues) -> Place | None:
@@ -150,7 +217,10 @@ def place_of(values: flags.FlagValues) -> Place | None:
     given = {name: values[name].value for name in ('coordinator', 'num_processes', 'process_index')}
     missing = [f'--{name}' for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise UserError(f'{", ".join(missing)} missing; expected all of {", ".join(f"--{name}" for name in given)}')
+        raise UserError(
+            f'{", ".join(missing)} missing; expected all of '
+            f'{", ".join(f"--{name}" for name in given)}'
+        )
     return None if missing else Place(*given.values())
 
 

@@ -1,4 +1,5 @@
-"""The stage `assimilate`: posterior samples of test fields given noisy measurements, by every sampler of the table.
+"""The stage `assimilate`: posterior samples of test fields given noisy measurements, by every
+sampler of the table.
 
 Each measurement's samples are a file, so a run goes on where it was stopped.
 """
@@ -25,15 +26,29 @@ from namm_jax.train.evaluate import SHOWN, save_arrays, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_json, write_json
 from namm_jax.train.measurements import make_config_operator, operator_name
-from namm_jax.train.posteriors import ROWS, Draw, Row, measured_gains, rows_of, samples_of, with_noise_floor
+from namm_jax.train.posteriors import (
+    ROWS,
+    Draw,
+    Row,
+    measured_gains,
+    rows_of,
+    samples_of,
+    with_noise_floor,
+)
 from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.progress import Bar, say
 from namm_jax.types import Measure
 
 
 def assimilate(experiment: Experiment) -> dict[str, Any]:
-    """Measures test fields with noise, draws posterior samples of each by every row, and fills their table."""
-    config, section, name = experiment.config, experiment.config.assimilate, operator_name(experiment.config)
+    """Measures test fields with noise, draws posterior samples of each by every row, and fills
+    their table.
+    """
+    config, section, name = (
+        experiment.config,
+        experiment.config.assimilate,
+        operator_name(experiment.config),
+    )
     folder = experiment.run.directory / 'assimilate' / name
     from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     truth = experiment.split('test')[: section.measurements]
@@ -64,21 +79,31 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
 
 
 def _noise_floor(experiment: Experiment, model: str) -> dict[str, Any]:
-    """Returns the constraint distance of true fields with the noise that the published samplers leave."""
+    """Returns the constraint distance of true fields with the noise that the published samplers
+    leave.
+    """
     x = with_noise_floor(
-        experiment, model, jnp.asarray(experiment.split('test')[: experiment.config.assimilate.samples])
+        experiment,
+        model,
+        jnp.asarray(experiment.split('test')[: experiment.config.assimilate.samples]),
     )
     return distance_statistics(experiment.constraint.distance(x))
 
 
-def _arrays(experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array) -> dict[str, Any]:
-    """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the folder holds."""
+def _arrays(
+    experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array
+) -> dict[str, Any]:
+    """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the
+    folder holds.
+    """
     image, (_, residual) = experiment.family.image, shown(experiment, truth)
     _, transposed = jax.vjp(operator, jnp.asarray(truth))
     (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
     (back,) = transposed(y)
     arrays = {'truth/field': image(truth)[0], 'truth/residual': residual[0]}
-    arrays['truth/measured'] = image(jnp.where(seen == 0, jnp.nan, back))[0]  # 0 where no measurement looks
+    arrays['truth/measured'] = image(jnp.where(seen == 0, jnp.nan, back))[
+        0
+    ]  # 0 where no measurement looks
     for row in ROWS:
         if not (folder / row / '0.npy').exists():
             continue
@@ -92,7 +117,10 @@ def _arrays(experiment: Experiment, folder: Path, operator: Measure, truth: np.n
 
 def _draw(experiment: Experiment, name: str) -> None:
     """Draws the figure of an operator, and the report again if there is one."""
-    from namm_jax.report.writing import write_assimilation, write_report  # matplotlib takes a second to import
+    from namm_jax.report.writing import (
+        write_assimilation,
+        write_report,
+    )  # matplotlib takes a second to import
 
     if (experiment.run.directory / 'report.html').exists():
         write_report(experiment.run.directory)  # with this figure
@@ -110,10 +138,16 @@ def _tell(experiment: Experiment, name: str) -> None:
 
 
 def _row(
-    experiment: Experiment, folder: Path, name: str, draw_of: Callable[[Row], Draw], y: Array,
+    experiment: Experiment,
+    folder: Path,
+    name: str,
+    draw_of: Callable[[Row], Draw],
+    y: Array,
     advance: Callable[[], None],
-) -> tuple[np.ndarray, float]:  # fmt: skip
-    """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its map's included."""
+) -> tuple[np.ndarray, float]:
+    """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its
+    map's included.
+    """
     row = ROWS[name]
     draw = functools.cache(lambda: draw_of(row))
     make = lambda i: samples_of(experiment, draw(), i, y[i])
@@ -121,14 +155,22 @@ def _row(
     if row.way is None:
         return samples, seconds
     way = row.way(experiment)
-    mapped, more = _kept(experiment, folder / name, len(y), lambda i: np.asarray(way(samples[i])), lambda: None)
+    mapped, more = _kept(
+        experiment, folder / name, len(y), lambda i: np.asarray(way(samples[i])), lambda: None
+    )
     return mapped, seconds + more
 
 
 def _kept(
-    experiment: Experiment, folder: Path, n: int, make: Callable[[int], np.ndarray], advance: Callable[[], None]
-) -> tuple[np.ndarray, float]:  # fmt: skip
-    """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they are there."""
+    experiment: Experiment,
+    folder: Path,
+    n: int,
+    make: Callable[[int], np.ndarray],
+    advance: Callable[[], None],
+) -> tuple[np.ndarray, float]:
+    """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they
+    are there.
+    """
     from_first(lambda: folder.mkdir(exist_ok=True))
     warm, clock, parts = False, folder / 'seconds.json', []
     seconds = read_json(clock) if from_first(clock.exists) else []
@@ -141,7 +183,11 @@ def _kept(
             x = make(min(first + jax.process_index(), n - 1))
             # The first one compiles: it counts only where there is no other.
             last = first + processes >= n
-            seconds += [(time.perf_counter() - begun) / len(x)] if warm or not (seconds or not last) else []
+            seconds += (
+                [(time.perf_counter() - begun) / len(x)]
+                if warm or not (seconds or not last)
+                else []
+            )
             warm = True
             for path, samples in zip(together, gather_rows(x[None]), strict=False):
                 experiment.save(path, samples)
@@ -152,8 +198,11 @@ def _kept(
     return np.stack(parts), float(np.median(seconds))
 
 
-def statistics_of(experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray) -> dict[str, Any]:
-    """Returns distance, misfit in noise units, and the numbers of samples and of those that are not finite.
+def statistics_of(
+    experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray
+) -> dict[str, Any]:
+    """Returns distance, misfit in noise units, and the numbers of samples and of those that are not
+    finite.
 
     Args:
         experiment: the experiment.
@@ -166,7 +215,9 @@ def statistics_of(experiment: Experiment, operator: Measure, y: Array, samples: 
     if not valid.any():
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
-    misfit = inverse_problems.misfit_per_value(operator, of_each, experiment.config.assimilate.noise_std)(x)
+    misfit = inverse_problems.misfit_per_value(
+        operator, of_each, experiment.config.assimilate.noise_std
+    )(x)
     distance = distance_statistics(experiment.constraint.distance(x))
     return entry | {'distance': distance, 'misfit': float(misfit.mean())}
 

@@ -1,8 +1,10 @@
-"""Checkpoints that are checked: orbax below, and a checksum for every leaf on top. The only importer of orbax.
+"""Checkpoints that are checked: orbax below, and a checksum for every leaf on top. The only
+importer of orbax.
 
-A checkpoint is a pytree of arrays, the state, and a JSON dict, `meta`. Orbax makes a save atomic; it notices a
-truncated file but not a flipped bit, and casts a wrong dtype silently. So the leaves' CRC-32, shapes and dtypes travel
-in the JSON item, and `restore` returns the newest checkpoint for which all of them agree.
+A checkpoint is a pytree of arrays, the state, and a JSON dict, `meta`. Orbax makes a save atomic;
+it notices a truncated file but not a flipped bit, and casts a wrong dtype silently. So the leaves'
+CRC-32, shapes and dtypes travel in the JSON item, and `restore` returns the newest checkpoint for
+which all of them agree.
 """
 
 import contextlib
@@ -25,12 +27,15 @@ from jaxtyping import PyTree
 
 from namm_jax.train.sharding import whole
 
-# Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's records only. Its
-# errors are there with their tracebacks, and raised as well.
+# Orbax tells its inner life through absl's one logger, which is also the program's: drop orbax's
+# records only. Its errors are there with their tracebacks, and raised as well.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
-# Of the writes of a save that failed, one raises; on a busy machine asyncio tells of the others at any later time.
+# Of the writes of a save that failed, one raises; on a busy machine asyncio tells of the others at
+# any later time.
 _NEVER_RETRIEVED = re.compile('exception was never retrieved.*orbax', re.DOTALL)
-logging.getLogger('asyncio').addFilter(lambda record: not _NEVER_RETRIEVED.search(record.getMessage()))
+logging.getLogger('asyncio').addFilter(
+    lambda record: not _NEVER_RETRIEVED.search(record.getMessage())
+)
 
 
 class Restored(NamedTuple):
@@ -69,20 +74,24 @@ def _seal(body: Any) -> dict[str, Any]:
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Returns the leaf's shape, dtype and sharding; without a sharding, the first local device."""
-    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _check_target(target: PyTree, saved: Mapping[str, Any], where: str, *, part: bool) -> None:
-    """Raises a ValueError unless names, shapes and dtypes of the target's leaves are (part of) the saved ones."""
+    """Raises a ValueError unless names, shapes and dtypes of the target's leaves are (part of) the
+    saved ones.
+    """
     wanted = {path: _describe(leaf) for path, leaf in _path_leaves(target).items()}
     found = {path: {'shape': leaf['shape'], 'dtype': leaf['dtype']} for path, leaf in saved.items()}
     for path in sorted(wanted.keys() if part else wanted.keys() | found.keys()):
         got, expected = found.get(path, 'no such leaf'), wanted.get(path, 'no such leaf')
         if got != expected:
             raise ValueError(
-                f'{where}: got for {path} {got}, expected {expected}; restore with the config that it was saved with, '
-                'or discard the stage with --redo'
+                f'{where}: got for {path} {got}, expected {expected}; restore with the config that '
+                'it was saved with, or discard the stage with --redo'
             )
 
 
@@ -97,7 +106,8 @@ def _cause(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keeps standard error clean of the reads and writes that a failed one leaves pending.
 
-    Their futures find orbax's event loop closed, and say so through every channel that Python has for that.
+    Their futures find orbax's event loop closed, and say so through every channel that Python has
+    for that.
     """
     hooks, logger = (sys.unraisablehook, sys.excepthook), logging.getLogger('asyncio')
     disabled, logger.disabled = logger.disabled, True
@@ -110,9 +120,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _ignore_closed_loops() -> None:
-    """Makes Python silent, for as long as it runs, about writes left pending in a background save that failed.
+    """Makes Python silent, for as long as it runs, about writes left pending in a background save
+    that failed.
 
-    On a busy machine they end at any later time, so there is no moment to take this back; all else is told as before.
+    On a busy machine they end at any later time, so there is no moment to take this back; all else
+    is told as before.
     """
     told = sys.unraisablehook
     if getattr(told, 'ignores_closed_loops', False):
@@ -127,7 +139,9 @@ def _ignore_closed_loops() -> None:
 
 
 def _settle() -> None:
-    """Waits for what a failure left pending to end, and frees it here rather than at any later time."""
+    """Waits for what a failure left pending to end, and frees it here rather than at any later
+    time.
+    """
     time.sleep(0.1)
     gc.collect()
 
@@ -144,7 +158,8 @@ class Checkpoints:
 
         Args:
             directory: the folder.
-            keep: how many of the newest checkpoints to keep, at least 1; 2 or more leave one to fall back to.
+            keep: how many of the newest checkpoints to keep, at least 1; 2 or more leave one to
+                fall back to.
         """
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
@@ -168,9 +183,11 @@ class Checkpoints:
         return sorted(self._open().all_steps()) if os.path.isdir(self.directory) else []
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
-        """Saves in the background; the state may be donated at once. A step already saved is left as it is.
+        """Saves in the background; the state may be donated at once. A step already saved is left
+        as it is.
 
-        Checkpoints that `restore` found damaged are deleted first: this run has gone on from an older one.
+        Checkpoints that `restore` found damaged are deleted first: this run has gone on from an
+        older one.
 
         Args:
             step: the number of the step, larger than that of every intact checkpoint.
@@ -191,21 +208,27 @@ class Checkpoints:
             return
         if steps and step < max(steps):
             raise ValueError(
-                f'got step {step} to save in {self.directory}, which holds step {max(steps)}; expected a later one: '
-                'restore before training, or discard the stage with --redo'
+                f'got step {step} to save in {self.directory}, which holds step {max(steps)}; '
+                'expected a later one: restore before training, or discard the stage with --redo'
             )
-        leaves = {path: _describe(leaf) | {'crc32': _crc(leaf)} for path, leaf in _path_leaves(state).items()}
+        leaves = {
+            path: _describe(leaf) | {'crc32': _crc(leaf)}
+            for path, leaf in _path_leaves(state).items()
+        }
         body = json.loads(json.dumps({'leaves': leaves, 'meta': meta}))
         items = {'state': ocp.args.PyTreeSave(state), 'meta': ocp.args.JsonSave(_seal(body))}
         with self._writing():
             manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, target: PyTree, *, part: bool = False) -> Restored | None:
-        """Returns the newest intact checkpoint, None if there is none at all; warns of each damaged one.
+        """Returns the newest intact checkpoint, None if there is none at all; warns of each damaged
+        one.
 
         Args:
-            target: a pytree like the saved state, of arrays or ShapeDtypeStructs; their shardings say where leaves go.
-            part: whether the target may leave out some of the saved leaves: `{'ema': ...}` of a whole training state.
+            target: a pytree like the saved state, of arrays or ShapeDtypeStructs; their shardings
+                say where leaves go.
+            part: whether the target may leave out some of the saved leaves: `{'ema': ...}` of a
+                whole training state.
 
         Raises:
             ValueError: if the target does not fit the saved leaves, or no checkpoint is intact.
@@ -219,12 +242,15 @@ class Checkpoints:
                 return Restored(self._read_state(step, target, body['leaves']), body['meta'], step)
             except _Damaged as damage:
                 self._damaged.add(step)
-                message = f'checkpoint {self.directory}/{step} is damaged, trying the one before it: {damage}'
+                message = (
+                    f'checkpoint {self.directory}/{step} is damaged, trying the one before it: '
+                    f'{damage}'
+                )
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
         if steps:
             raise ValueError(
-                f'{self.directory}: got the damaged checkpoints {steps}, expected at least one intact; '
-                'restore the folder from a copy, or discard the stage with --redo'
+                f'{self.directory}: got the damaged checkpoints {steps}, expected at least one '
+                'intact; restore the folder from a copy, or discard the stage with --redo'
             )
         return None
 
@@ -233,7 +259,8 @@ class Checkpoints:
         with _quiet():
             try:
                 return self._open().restore(step, args=ocp.args.Composite(**{item: args}))[item]
-            except Exception as error:  # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
+            # orbax raises bare Exception, KeyError, JSONDecodeError and more for damage
+            except Exception as error:
                 cause = _cause(error)
             _settle()
         raise _Damaged(cause)
@@ -249,7 +276,9 @@ class Checkpoints:
         """Returns the state, every leaf checked against its checksum."""
         target = jax.tree.map(_abstract, target)
         shardings = ocp.checkpoint_utils.construct_restore_args(target)
-        state = self._read(step, 'state', ocp.args.PyTreeRestore(target, shardings, partial_restore=True))
+        state = self._read(
+            step, 'state', ocp.args.PyTreeRestore(target, shardings, partial_restore=True)
+        )
         for path, leaf in _path_leaves(state).items():
             if (crc := _crc(leaf)) != (expected := saved[path]['crc32']):
                 raise _Damaged(f'the checksum of {path} is {crc}, expected {expected}')
@@ -257,7 +286,9 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises as OSError what orbax raises when it writes: a full disk comes as a ValueError, from a thread."""
+        """Raises as OSError what orbax raises when it writes: a full disk comes as a ValueError,
+        from a thread.
+        """
         with _quiet():
             try:
                 yield
@@ -266,8 +297,8 @@ class Checkpoints:
                 cause = _cause(error)
             _settle()
         raise OSError(
-            f'{self.directory}: got a checkpoint that could not be written, expected room and leave to write; those '
-            f'before it stay, and the same command goes on from them: {cause}'
+            f'{self.directory}: got a checkpoint that could not be written, expected room and '
+            f'leave to write; those before it stay, and the same command goes on from them: {cause}'
         )
 
     def wait(self) -> None:

@@ -1,4 +1,5 @@
-"""`launch/main.py` from its arguments to its exit status, and what its two neighbours share with it.
+"""`launch/main.py` from its arguments to its exit status, and what its two neighbours share with
+it.
 
 JAX is configured here, before its first use: the compilation cache.
 """
@@ -31,7 +32,9 @@ from namm_jax.train.run import Run, aggregate
 
 
 def configure_jax() -> None:
-    """Switches the persistent compilation cache on, in the user's cache folder; environment variables win."""
+    """Switches the persistent compilation cache on, in the user's cache folder; environment
+    variables win.
+    """
     import jax
 
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -55,7 +58,9 @@ def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     except KeyboardInterrupt:  # before anything listens for signals
         say(f'stopped by signal {signal.SIGINT:d}')
         return 128 + signal.SIGINT
-    except ValueError as error:  # raised where an object is built or a file is read: the values came from the user
+    except (
+        ValueError
+    ) as error:  # raised where an object is built or a file is read: the values came from the user
         if os.environ.get('NAMM_JAX_TRACEBACK'):
             raise
         complain(f'error: {error}')
@@ -67,18 +72,24 @@ def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
         if jax.process_count() == 1:
             raise
         first = str(error).splitlines()[0]
-        complain(f'error: another process has gone; start all of them again, and the run goes on: {first}')
+        complain(
+            'error: another process has gone; start all of them again, and the run goes on: '
+            f'{first}'
+        )
         return 1
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `launch/main.py` with these arguments, the program's name first; returns the exit status.
+    """Runs `launch/main.py` with these arguments, the program's name first; returns the exit
+    status.
 
-    Of several processes, one that fails ends at once: JAX would have it wait for the others, which wait for it.
+    Of several processes, one that fails ends at once: JAX would have it wait for the others, which
+    wait for it.
     """
     status = guarded(_main, arguments)
-    # Looked up, not imported: most mistakes are found before JAX is loaded, and need not wait for it.
+    # Looked up, not imported: most mistakes are found before JAX is loaded, and need not wait for
+    # it.
     if status and (jax := sys.modules.get('jax')) and jax.distributed.is_initialized():
         sys.stderr.flush()
         os._exit(status)
@@ -98,19 +109,32 @@ def _main(arguments: list[str]) -> None:
     name, overrides = experiment_name(values), overrides_of(values)
     workdir = local(values.workdir or f'runs/{name.replace(":", "-")}')
     with _listening() as asked_to_stop:
-        asked = Asked(name, preset_of(values), overrides, values.stages or [], values.redo, agreed(asked_to_stop))
+        asked = Asked(
+            name,
+            preset_of(values),
+            overrides,
+            values.stages or [],
+            values.redo,
+            agreed(asked_to_stop),
+        )
         if not values.seeds:
             _run(workdir, config, asked)
             return
         for seed in _seeds(values.seeds):
             with config.unlocked():
                 config.seed = seed
-            _run(workdir / f'seed{seed}', config, asked._replace(overrides=overrides | {'seed': seed}))
+            _run(
+                workdir / f'seed{seed}',
+                config,
+                asked._replace(overrides=overrides | {'seed': seed}),
+            )
         from_first(lambda: _aggregate(workdir, _seeds(values.seeds)))
 
 
 def _join(place: Place | None, config: ConfigDict, asked: list[str]) -> None:
-    """Joins this process to the others; raises unless all are of one version, and asked to do the same."""
+    """Joins this process to the others; raises unless all are of one version, and asked to do the
+    same.
+    """
     import jax
 
     from namm_jax.train.processes import check_same, is_first, start
@@ -126,7 +150,9 @@ def _join(place: Place | None, config: ConfigDict, asked: list[str]) -> None:
 
 def _seeds(texts: Iterable[str]) -> list[int]:
     if not all(text.strip().isdecimal() for text in texts):
-        raise UserError(f'--seeds: got {",".join(texts)}, expected non-negative integers, such as 0,1,2')
+        raise UserError(
+            f'--seeds: got {",".join(texts)}, expected non-negative integers, such as 0,1,2'
+        )
     return [int(text) for text in texts]
 
 
@@ -140,7 +166,9 @@ def _say_config(config: Mapping[str, Any], name: str, preset: ConfigDict) -> Non
 
 @contextlib.contextmanager
 def _listening() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second one kills."""
+    """Yields a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second
+    one kills.
+    """
     received = []
 
     def handle(number: int, frame: object) -> None:
@@ -172,7 +200,9 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
 
     config = ConfigDict(run.config)
     mesh = make_mesh(first_devices(config.train.devices))
-    return Experiment(config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop)
+    return Experiment(
+        config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop
+    )
 
 
 @contextlib.contextmanager
@@ -189,8 +219,12 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
 
     workdir = local(workdir)
     saved = read_json(workdir / 'config.json')
-    defaults = schema(saved['config']['data']['family']).to_dict()  # of fields that are newer than the folder
-    with SharedRun(lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)) as run:
+    defaults = schema(
+        saved['config']['data']['family']
+    ).to_dict()  # of fields that are newer than the folder
+    with SharedRun(
+        lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)
+    ) as run:
         yield _build(run, lambda: 0)
 
 
@@ -239,9 +273,14 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     if not from_first((workdir / 'config.json').exists):
         config = measured(config)
     open_run = lambda: Run(
-        workdir, config.to_dict(), experiment=asked.name, depends=_needs, overrides=asked.overrides,
-        redo=asked.redo, check=check_all,
-    )  # fmt: skip
+        workdir,
+        config.to_dict(),
+        experiment=asked.name,
+        depends=_needs,
+        overrides=asked.overrides,
+        redo=asked.redo,
+        check=check_all,
+    )
     with SharedRun(open_run) as run:
         _say_config(run.config, asked.name, asked.preset)
         from_first(lambda: write_json(run.directory / 'preset.json', asked.preset.to_dict()))
@@ -278,7 +317,9 @@ def _say_table(directory: Path, *, evaluated: bool) -> None:
 
 
 def _aggregate(workdir: Path, seeds: list[int]) -> None:
-    """Writes the parent's metrics.json, `{mean, std, n}` over seeds in the place of each number, and shows it."""
+    """Writes the parent's metrics.json, `{mean, std, n}` over seeds in the place of each number,
+    and shows it.
+    """
     paths = [workdir / f'seed{seed}' / 'metrics.json' for seed in seeds]
     metrics = [read_json(path) if path.exists() else {} for path in paths]
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none

@@ -1,6 +1,7 @@
 """The schema of an experiment: every field once, with its default, unit and meaning.
 
-The defaults are those of `quick`, a laptop CPU in minutes. An experiment file gives dotted overrides for each preset:
+The defaults are those of `quick`, a laptop CPU in minutes. An experiment file gives dotted
+overrides for each preset:
 
     def get_config(preset='quick'):
         return experiment(PRESETS, preset)
@@ -18,7 +19,8 @@ from namm_jax.train.fields import FIELDS, optimizer_section
 def sampler_section() -> dict[str, Any]:
     """Returns the fields of a sampler."""
     return dict(
-        sampler='sde_dpm_solver_pp_2m',  # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
+        # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
+        sampler='sde_dpm_solver_pp_2m',
         steps=40,  # the last denoising counted as one
         denoise_last=True,  # whether the last step's noise is removed
     )
@@ -45,12 +47,14 @@ def _mirror() -> dict[str, Any]:
     """The mirror map: networks, loss and training."""
     return dict(
         map='namm',  # namm (learned), or a closed form: box, ball, simplex; identity
-        floor=1e-3,  # of a closed form: share of the interior point that data on the set's edge are mixed with
+        # of a closed form: share of the interior point that data on the set's edge are mixed with
+        floor=1e-3,
         forward='icnn',  # network of g: icnn (its gradient), or for ablations resnet or identity
         filters=16,  # of the input-convex network
         layers=2,  # of the input-convex network: its number of convolutions w_k
         strong_convexity=0.9,  # a in g(x) = (1 - a) grad ICNN(x) + a x; 0 to 1
-        reduction='sum',  # of the input-convex network's last layer: sum, row_sum (published) or mean
+        # of the input-convex network's last layer: sum, row_sum (published) or mean
+        reduction='sum',
         forward_padding='periodic',  # of g: periodic (as the data), circular (published) or zeros
         inverse='unet',  # network of f: unet or resnet (published)
         inverse_padding='periodic',  # of f: periodic, circular or zeros (published)
@@ -62,9 +66,11 @@ def _mirror() -> dict[str, Any]:
         attention=False,  # of f, at the lowest resolution
         global_convolution=False,  # of f: for rules that compare places far apart
         dropout=0.0,  # of f; 0 to 1
-        output='residual',  # of f: residual, centred (for a rule on a sum), plain, softplus, residual_softplus
+        # of f: residual, centred (for a rule on a sum), plain, softplus, residual_softplus
+        output='residual',
         sigma_max=0.1,  # largest noise in mirror space, in its units
-        sigma_power=2.0,  # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
+        # sigma = sigma_max u^power, u uniform; 1 published, larger favours small noise
+        sigma_power=2.0,
         lambda_cycle=1.0,  # weight of both cycle terms
         lambda_constr=5.0,  # weight of the constraint term; 1 published
         lambda_reg=1e-3,  # weight of the regularisation term
@@ -125,7 +131,8 @@ def _finetune() -> dict[str, Any]:
 def _dm() -> dict[str, Any]:
     """The plain diffusion model."""
     return dict(
-        steps=10_000,  # at budget 1; its training takes as long as that of mirror, mdm and finetune together
+        # at budget 1; its training takes as long as that of mirror, mdm and finetune together
+        steps=10_000,
     )
 
 
@@ -133,13 +140,22 @@ def _sample() -> dict[str, Any]:
     """Sampling, and the projection of samples."""
     return sampler_section() | dict(
         n=256,  # samples of each row
-        rows=(),  # of the table, such as dm, dm_projected, mdm_finetuned; all that apply when empty
+        # of the table, such as dm, dm_projected, mdm_finetuned; all that apply when empty
+        rows=(),
         batch_size=64,  # samples drawn at once
-        projection_tolerance=1e-6,  # of the Gauss-Newton projection, on the mean absolute residual
+        # of the Gauss-Newton projection, on the mean absolute residual
+        projection_tolerance=1e-6,
         projection_iterations=20,  # of the Gauss-Newton projection, at most
-        projected_sampling_iterations=1,  # of the same at every step of dm_projected_sampling, where no exact way is
+        # of the same at every step of dm_projected_sampling, where no exact way is
+        projected_sampling_iterations=1,
         polish_iterations=1,  # of the same on the finetuned samples, for mdm_polished
-        guidance_scales=(0.0, 0.03, 0.1, 0.3, 1.0),  # of dm_guided, which takes that of the smallest median distance
+        guidance_scales=(
+            0.0,
+            0.03,
+            0.1,
+            0.3,
+            1.0,
+        ),  # of dm_guided, which takes that of the smallest median distance
     )
 
 
@@ -157,18 +173,23 @@ def _evaluate() -> dict[str, Any]:
 def _assimilate() -> dict[str, Any]:
     """The stage that draws posterior samples of test fields, given noisy measurements of them."""
     return dict(
-        operator='',  # a key of namm_jax.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the family's
+        # a key of namm_jax.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the
+        # family's
+        operator='',
         function='',  # of the operator own: package.module:function or path/to/file.py:function
-        sampler='',  # a row of the table: dps, mirror_dps, mirror_few_steps, ...; all that apply when empty
+        # a row of the table: dps, mirror_dps, mirror_few_steps, ...; all that apply when empty
+        sampler='',
         noise_std=0.2,  # of the measurements, in their unit
         measurements=8,  # test fields that are measured
-        long_measurements=2,  # of these, how many the samplers of `steps` steps, and 4D-Var, draw for
+        # of these, how many the samplers of `steps` steps, and 4D-Var, draw for
+        long_measurements=2,
         samples=16,  # posterior samples of each
         steps=1000,  # of DPS and its kin
         few_steps=50,  # network calls of the other samplers
         langevin_steps=20,  # of daps at each noise level, each a gradient of the measurement
         iterations=100,  # of the optimizer of 4D-Var, at most
-        strength='discrepancy',  # of DPS's guidance: discrepancy (to a misfit of one noise std) or fixed (published)
+        # of DPS's guidance: discrepancy (to a misfit of one noise std) or fixed (published)
+        strength='discrepancy',
         scale=0.05,  # of the fixed strength, in data units
         constraint_weight=200.0,  # of the distance in constraint-guided DPS, in noise units
     )
@@ -183,10 +204,14 @@ def _report() -> dict[str, Any]:
 
 
 def _sharding() -> dict[str, Any]:
-    """What of the training state lies where, when there are several devices; it may change when a run goes on."""
+    """What of the training state lies where, when there are several devices; it may change when a
+    run goes on.
+    """
     return dict(
-        parameters='replicated',  # and averages, and the optimizer's state: replicated, or fsdp, split over the devices
-        rules=(),  # PATTERN=AXES for paths of the state, the first match wins, such as .*Dense.*/kernel=-,data
+        # and averages, and the optimizer's state: replicated, or fsdp, split over the devices
+        parameters='replicated',
+        # PATTERN=AXES for paths of the state, the first match wins, such as .*Dense.*/kernel=-,data
+        rules=(),
     )
 
 
@@ -196,9 +221,12 @@ def _train() -> dict[str, Any]:
         budget=1.0,  # multiplies the steps of every training stage; > 0
         compute_dtype='float32',  # of the networks: float32 or bfloat16; all else stays float32
         devices=0,  # how many devices of each process to use; 0 for all
-        remat=False,  # whether the networks' blocks are computed again backwards: less memory, a third more work
-        steps_per_call=1,  # steps that a device takes before it is asked again: for models that are faster than Python
-        parts=2,  # of a batch, whose gradients are computed side by side, at most; 2 for a CPU, elsewhere 1
+        # whether the networks' blocks are computed again backwards: less memory, a third more work
+        remat=False,
+        # steps that a device takes before it is asked again: for models that are faster than Python
+        steps_per_call=1,
+        # of a batch, whose gradients are computed side by side, at most; 2 for a CPU, elsewhere 1
+        parts=2,
         log_every=100,  # steps
         validate_every=500,  # steps; also between checkpoints
         checkpoints=2,  # how many are kept
@@ -261,7 +289,9 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 def _names(config: ConfigDict, prefix: str = '') -> list[str]:
     names = []
     for name, value in config.items():
-        names += _names(value, f'{prefix}{name}.') if isinstance(value, ConfigDict) else [prefix + name]
+        names += (
+            _names(value, f'{prefix}{name}.') if isinstance(value, ConfigDict) else [prefix + name]
+        )
     return names
 
 
@@ -287,5 +317,7 @@ def experiment(
 
 
 def steps_of(config: ConfigDict, stage: str) -> int:
-    """Returns the number of training steps of a stage: its `steps` times `train.budget`, at least 1."""
+    """Returns the number of training steps of a stage: its `steps` times `train.budget`, at least
+    1.
+    """
     return max(1, round(config[stage].steps * config.train.budget))

@@ -1,8 +1,9 @@
 """Data sets on disk, and the order in which training sees them.
 
-A data set is a folder of float32 `.npy` shards and a `manifest.json`, written last, which says what each shard must
-hold. Samples are numbered through train, validation, test, so that sample i depends on (data.seed, i) alone. The
-batches of step k depend on (seed, k) alone: a resumed run needs the step and nothing else.
+A data set is a folder of float32 `.npy` shards and a `manifest.json`, written last, which says what
+each shard must hold. Samples are numbered through train, validation, test, so that sample i depends
+on (data.seed, i) alone. The batches of step k depend on (seed, k) alone: a resumed run needs the
+step and nothing else.
 """
 
 import io
@@ -32,19 +33,22 @@ def write_dataset(
     provenance: Mapping[str, Any],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Generates a data set shard by shard; after a stop, the same call goes on after the last finished shard.
+    """Generates a data set shard by shard; after a stop, the same call goes on after the last
+    finished shard.
 
     Args:
         directory: the folder.
-        fields_of: global sample indices `(n,)` -> fields `(n, h, w, c)`, field i a function of index i alone.
+        fields_of: global sample indices `(n,)` -> fields `(n, h, w, c)`, field i a function of
+            index i alone.
         sizes: number of samples of each of `SPLITS`.
         shard_size: samples a shard; the last one of a split may be smaller.
-        provenance: what the fields are a function of, seed and config, as JSON types; kept in the manifest.
+        provenance: what the fields are a function of, seed and config, as JSON types; kept in the
+            manifest.
         progress: called with (samples done, total) after each shard.
 
     Raises:
-        ValueError: if the folder holds (part of) another data set, a finished shard is damaged, or `fields_of`
-            returns wrong shapes or non-finite numbers.
+        ValueError: if the folder holds (part of) another data set, a finished shard is damaged, or
+            `fields_of` returns wrong shapes or non-finite numbers.
     """
     directory = Path(directory)
     plan = plan_of(sizes, shard_size, provenance)
@@ -72,10 +76,14 @@ def write_dataset(
 
 
 def _shard(
-    directory: Path, manifest: Mapping[str, Any], fields_of: Callable[..., Any],
+    directory: Path,
+    manifest: Mapping[str, Any],
+    fields_of: Callable[..., Any],
     shard: tuple[str, str, range] | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Returns the manifest's entry of a shard, and the shape of a field: of one that is there, or is written now."""
+) -> dict[str, Any]:
+    """Returns the manifest's entry of a shard, and the shape of a field: of one that is there, or
+    is written now.
+    """
     if shard is None:
         return {}
     name, split, indices = shard
@@ -99,9 +107,10 @@ def _begun(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
             changed = [field for field in plan if plan[field] != manifest.get(field)]
             if changed:
                 raise ValueError(
-                    f'{directory / name} describes another data set: got {[manifest.get(field) for field in changed]} '
-                    f'for {changed}, expected {[plan[field] for field in changed]}; '
-                    'choose another folder, or generate the data again with --redo=data'
+                    f'{directory / name} describes another data set: got '
+                    f'{[manifest.get(field) for field in changed]} for {changed}, expected '
+                    f'{[plan[field] for field in changed]}; choose another folder, or generate the '
+                    'data again with --redo=data'
                 )
             return None if name == 'manifest.json' else manifest
     return {**plan, 'dtype': 'float32', 'shape': None, 'shards': {split: {} for split in SPLITS}}
@@ -111,13 +120,21 @@ def _encode(fields: Any, indices: np.ndarray, shape: list[int] | None) -> tuple[
     """Returns the shard's `.npy` file as bytes, and the shape of a field."""
     fields = np.asarray(fields, np.float32)
     expected = f'({len(indices)}, {", ".join(map(str, shape or "hwc"))})'
-    if fields.ndim != 4 or len(fields) != len(indices) or shape not in (None, list(fields.shape[1:])):
-        raise ValueError(f'fields_of returned the shape {fields.shape}, expected {expected}; mend the data family')
+    if (
+        fields.ndim != 4
+        or len(fields) != len(indices)
+        or shape not in (None, list(fields.shape[1:]))
+    ):
+        raise ValueError(
+            f'fields_of returned the shape {fields.shape}, expected {expected}; mend the data '
+            'family'
+        )
     bad = ~np.isfinite(fields).all((1, 2, 3))
     if bad.any():
         raise ValueError(
-            f'got NaN or infinity in {bad.sum()} generated samples, the first of index {indices[bad][0]}, expected '
-            'finite numbers; the data parameters make the solver unstable: change them, or shorten its time step'
+            f'got NaN or infinity in {bad.sum()} generated samples, the first of index '
+            f'{indices[bad][0]}, expected finite numbers; the data parameters make the solver '
+            'unstable: change them, or shorten its time step'
         )
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(fields), allow_pickle=False)
@@ -125,19 +142,27 @@ def _encode(fields: Any, indices: np.ndarray, shape: list[int] | None) -> tuple[
 
 
 def _check_length(path: Path, entry: Mapping[str, Any], shape: list[int]) -> None:
-    """Raises a ValueError if a shard is missing, or too short for its samples: asked before room is made for them."""
+    """Raises a ValueError if a shard is missing, or too short for its samples: asked before room is
+    made for them.
+    """
     if not path.is_file():
         raise ValueError(f'{path}: got no file, expected a shard of {entry["n"]} samples; {REMEDY}')
     held, needed = path.stat().st_size, 4 * math.prod(shape) * entry['n']
     if held < needed:
-        raise ValueError(f'{path} is damaged: got {held} bytes, expected at least {needed}; {REMEDY}')
+        raise ValueError(
+            f'{path} is damaged: got {held} bytes, expected at least {needed}; {REMEDY}'
+        )
 
 
-def _read_shard(path: Path, entry: Mapping[str, Any], shape: list[int]) -> Float[np.ndarray, 'n h w c']:
+def _read_shard(
+    path: Path, entry: Mapping[str, Any], shape: list[int]
+) -> Float[np.ndarray, 'n h w c']:
     """Returns a shard; raises a ValueError if it is not the one that the manifest describes."""
     data = path.read_bytes()
     if zlib.crc32(data) != entry['crc32']:
-        fault = f'got the checksum {zlib.crc32(data)} over {len(data)} bytes, expected {entry["crc32"]}'
+        fault = (
+            f'got the checksum {zlib.crc32(data)} over {len(data)} bytes, expected {entry["crc32"]}'
+        )
         raise ValueError(f'{path} is damaged: {fault}; {REMEDY}')
     fields = _parsed(path, data, REMEDY)
     expected = (entry['n'], *shape)
@@ -161,7 +186,10 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
     if split not in SPLITS:
         raise ValueError(f'got the split {split!r}, expected one of {SPLITS}')
     if not (directory / 'manifest.json').exists():
-        raise ValueError(f'{directory / "manifest.json"}: got no file, expected that of a complete data set; {REMEDY}')
+        raise ValueError(
+            f'{directory / "manifest.json"}: got no file, expected that of a complete data set; '
+            f'{REMEDY}'
+        )
     manifest = read_manifest(directory / 'manifest.json')
     size, shape, shards = manifest['sizes'][split], manifest['shape'], manifest['shards'][split]
     for name, entry in shards.items():
@@ -183,61 +211,86 @@ def read_fields(
         shape: the `(h, w, c)` to insist on.
 
     Raises:
-        UserError: naming the file, if it is missing, no `.npy` file, pickled, not numeric, misshapen or not finite.
+        UserError: naming the file, if it is missing, no `.npy` file, pickled, not numeric,
+            misshapen or not finite.
     """
     fields = read_array(Path(path))
     if fields.dtype.kind not in 'fiu':
-        raise UserError(f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32')
+        raise UserError(
+            f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32'
+        )
     if fields.ndim != 4 or not fields.size or shape not in (None, fields.shape[1:]):
         expected = '(n, h, w, c)' if shape is None else f'(n, {", ".join(map(str, shape))})'
-        raise UserError(f'{path}: got shape {fields.shape}, expected {expected} with n >= 1; reshape it before saving')
+        raise UserError(
+            f'{path}: got shape {fields.shape}, expected {expected} with n >= 1; reshape it before '
+            'saving'
+        )
     with np.errstate(over='ignore', invalid='ignore'):  # what float32 cannot hold is counted below
         fields = fields.astype(np.float32)
     bad = fields.size - int(np.isfinite(fields).sum())
     if bad:
         raise UserError(
-            f'{path}: got {bad} of {fields.size} values NaN or infinite in float32, expected none; drop those samples'
+            f'{path}: got {bad} of {fields.size} values NaN or infinite in float32, expected none; '
+            'drop those samples'
         )
     return fields
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Returns the array in a `.npy` file; raises a UserError naming it if it is missing, pickled or cut short."""
+    """Returns the array in a `.npy` file; raises a UserError naming it if it is missing, pickled or
+    cut short.
+    """
     if not path.is_file():
         raise UserError(f'{path}: got no such file, expected a .npy file; check the path')
     data = read_checked(path)
     if data[:6] != b'\x93NUMPY':
-        kind = 'a pickle, which is never opened' if data[:1] == b'\x80' else f'a file that begins with {data[:6]!r}'
+        kind = (
+            'a pickle, which is never opened'
+            if data[:1] == b'\x80'
+            else f'a file that begins with {data[:6]!r}'
+        )
         raise UserError(f'{path}: got {kind}, expected a .npy file; write it with numpy.save')
     return _parsed(path, data, 'write it with numpy.save')
 
 
 def _parsed(path: Path, data: bytes, remedy: str) -> np.ndarray:
-    """Returns the array in the bytes of a `.npy` file; raises a UserError naming it if they are no whole one."""
+    """Returns the array in the bytes of a `.npy` file; raises a UserError naming it if they are no
+    whole one.
+    """
     file = io.BytesIO(data)
     try:
         major, _ = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if major == 1
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(file)
         size, left = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
         if size > left and not dtype.hasobject:  # asked before NumPy makes room for it
             raise ValueError(f'{left} bytes for {dtype} of shape {shape}, which takes {size}')
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # NumPy parses a damaged header to SyntaxError, TokenError, MemoryError and more
+    except (
+        Exception
+    ) as error:  # NumPy parses a damaged header to SyntaxError, TokenError, MemoryError and more
         got = str(error)[:300] or repr(error)
         raise UserError(f'{path}: got {got}, expected a whole numeric array; {remedy}') from error
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, ' n']:
-    """Returns the order of an epoch; the raw Philox stream is the same in every version of NumPy."""
+    """Returns the order of an epoch; the raw Philox stream is the same in every version of
+    NumPy.
+    """
     order = np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(n), kind='stable')
     order.flags.writeable = False  # it is cached
     return order
 
 
-def batch_indices(seed: int, step: int, *, n: int, batch_size: int) -> Int[np.ndarray, ' batch_size']:
+def batch_indices(
+    seed: int, step: int, *, n: int, batch_size: int
+) -> Int[np.ndarray, ' batch_size']:
     """Returns the samples of a step's global batch: shuffled epochs, each without its remainder.
 
     Args:
@@ -251,7 +304,8 @@ def batch_indices(seed: int, step: int, *, n: int, batch_size: int) -> Int[np.nd
     """
     if not 1 <= batch_size <= n:
         raise ValueError(
-            f'got batch_size {batch_size} for {n} samples, expected 1 to {n}; use a smaller batch or more data'
+            f'got batch_size {batch_size} for {n} samples, expected 1 to {n}; use a smaller batch '
+            'or more data'
         )
     if seed < 0 or step < 0:
         raise ValueError(f'got seed {seed} and step {step}, expected non-negative numbers')
@@ -260,17 +314,21 @@ def batch_indices(seed: int, step: int, *, n: int, batch_size: int) -> Int[np.nd
 
 
 def local_rows(batch_size: int, *, process_index: int, process_count: int) -> slice:
-    """Returns which rows of a global batch are a process's; those of the processes, in order, make up the batch.
+    """Returns which rows of a global batch are a process's; those of the processes, in order, make
+    up the batch.
 
     Raises:
         ValueError: if the batch does not split evenly over the processes.
     """
     if batch_size % process_count or not 0 <= process_index < process_count:
         raise ValueError(
-            f'got batch_size {batch_size} for process {process_index} of {process_count}, expected a multiple of the '
-            'number of processes and an index below it; change the batch size'
+            f'got batch_size {batch_size} for process {process_index} of {process_count}, expected '
+            'a multiple of the number of processes and an index below it; change the batch size'
         )
-    return slice(process_index * batch_size // process_count, (process_index + 1) * batch_size // process_count)
+    return slice(
+        process_index * batch_size // process_count,
+        (process_index + 1) * batch_size // process_count,
+    )
 
 
 def batches(
@@ -283,7 +341,8 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Num[np.ndarray, 'local ...']]:
-    """Returns an iterator over this process's slices of the global batches of steps `start`, ..., `steps - 1`.
+    """Returns an iterator over this process's slices of the global batches of steps `start`, ...,
+    `steps - 1`.
 
     The slices of the processes, in order, make up the global batch.
 
@@ -297,8 +356,14 @@ def batches(
         process_count: number of processes.
 
     Raises:
-        ValueError: if the batch is larger than the data or does not split evenly over the processes.
+        ValueError: if the batch is larger than the data or does not split evenly over the
+            processes.
     """
     local = local_rows(batch_size, process_index=process_index, process_count=process_count)
-    batch_indices(seed, start, n=len(data), batch_size=batch_size)  # raise now, not at the first batch
-    return (data[batch_indices(seed, step, n=len(data), batch_size=batch_size)[local]] for step in range(start, steps))
+    batch_indices(
+        seed, start, n=len(data), batch_size=batch_size
+    )  # raise now, not at the first batch
+    return (
+        data[batch_indices(seed, step, n=len(data), batch_size=batch_size)[local]]
+        for step in range(start, steps)
+    )

@@ -1,4 +1,6 @@
-"""Samples of diffusion models, and functions of many samples, batch by batch over the devices of all processes."""
+"""Samples of diffusion models, and functions of many samples, batch by batch over the devices of
+all processes.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +20,19 @@ from namm_jax.train.processes import gather_rows
 from namm_jax.train.sharding import batch_sharding
 from namm_jax.types import Denoiser, Key, Params
 
-Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
+Around = Callable[
+    [Denoiser], Denoiser
+]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
 UNCHANGED: Around = Partial(lambda denoiser: denoiser)
 
 
 def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
-    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard deviation."""
-    return make_sampler(section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
+    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard
+    deviation.
+    """
+    return make_sampler(
+        section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last
+    )
 
 
 def make_draw(
@@ -41,29 +49,40 @@ def make_draw(
         section: the sampler's, `config.sample` or `config.train.sample`.
         mean: mean of the diffusion model's training set.
         std: its standard deviation.
-        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing unless given.
+        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing
+            unless given.
     """
     shape = make_family(config).shape
 
     @jax.jit
     def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
-        return sampler_of(section, mean, std)(keys, around(tasks.make_denoiser(config, params, mean, std)), shape)
+        return sampler_of(section, mean, std)(
+            keys, around(tasks.make_denoiser(config, params, mean, std)), shape
+        )
 
-    # Mean and std are arguments, not constants, so that DM and MDM are one program in the compilation cache.
+    # Mean and std are arguments, not constants, so that DM and MDM are one program in the
+    # compilation cache.
     return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
 
 
 def in_batches(
-    function: Callable[[Any], Array], inputs: Any, size: int, mesh: Mesh, *, between: Callable[[], None] = lambda: None
+    function: Callable[[Any], Array],
+    inputs: Any,
+    size: int,
+    mesh: Mesh,
+    *,
+    between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over the mesh.
+    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over
+    the mesh.
 
     Args:
         function: `(size, ...) -> (size, ...)`.
         inputs: `(n, ...)`.
-        size: samples a batch of all processes, rounded up to a multiple of the number of devices; the last batch is
-            filled up.
-        mesh: the devices of this process, which takes its share of each batch; every process has as many.
+        size: samples a batch of all processes, rounded up to a multiple of the number of devices;
+            the last batch is filled up.
+        mesh: the devices of this process, which takes its share of each batch; every process has as
+            many.
         between: called before each batch; may raise.
     """
     n, parts, processes = len(inputs), [], jax.process_count()

@@ -16,7 +16,12 @@ from namm_jax.report.reading import ARRAYS
 from namm_jax.train import dataset, tasks
 from namm_jax.train.counter import count_statistics
 from namm_jax.train.drawing import in_batches, sampler_of
-from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
+from namm_jax.train.experiment import (
+    Experiment,
+    finetuned_parameters,
+    mirror_parameters,
+    score_parameters,
+)
 from namm_jax.train.files import write_checked
 from namm_jax.train.processes import from_first
 from namm_jax.train.rows import Row, rows_of
@@ -26,12 +31,19 @@ SHOWN = 6  # samples of each row that the report shows
 
 
 def evaluate(experiment: Experiment) -> dict[str, Any]:
-    """Fills the table: constraint distances, distribution distances to held-out data, costs; measures f itself."""
+    """Fills the table: constraint distances, distribution distances to held-out data, costs;
+    measures f itself.
+    """
     run, rows = experiment.run, rows_of(experiment)
-    read = lambda row: experiment.packed(dataset.read_fields(run.directory / 'sample' / f'{row}.npy'))
+    read = lambda row: experiment.packed(
+        dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
+    )
     samples = {'data': experiment.split('test')} | {row: read(row) for row in rows}
     distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
-    distances = {row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh) for row, x in samples.items()}
+    distances = {
+        row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
+        for row, x in samples.items()
+    }
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
@@ -44,19 +56,30 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
     run.merge_metrics(
-        {'rows': _rows(experiment, rows, samples, distances), 'robustness': _robustness(experiment, maps)}
+        {
+            'rows': _rows(experiment, rows, samples, distances),
+            'robustness': _robustness(experiment, maps),
+        }
     )
     return {}
 
 
 def _maps(experiment: Experiment) -> dict[str, Params]:
-    """Returns the parameters of f as first learned and as finetuned; of a closed form there is one."""
+    """Returns the parameters of f as first learned and as finetuned; of a closed form there is
+    one.
+    """
     maps = {'f': mirror_parameters(experiment)}
-    return maps | ({'f_finetuned': finetuned_parameters(experiment)} if tasks.learns_map(experiment.config) else {})
+    return maps | (
+        {'f_finetuned': finetuned_parameters(experiment)}
+        if tasks.learns_map(experiment.config)
+        else {}
+    )
 
 
 def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in them, `(n, h', w')`."""
+    """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
+    them, `(n, h', w')`.
+    """
     family = experiment.family
     return np.asarray(family.image(x))[..., None], np.asarray(
         family.residual_map(experiment.constraint, jnp.asarray(x))
@@ -64,15 +87,28 @@ def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _rows(
-    experiment: Experiment, rows: dict[str, Row], samples: dict[str, np.ndarray], distances: dict[str, np.ndarray]
+    experiment: Experiment,
+    rows: dict[str, Row],
+    samples: dict[str, np.ndarray],
+    distances: dict[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
-    """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out set."""
+    """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out
+    set.
+    """
     run, section, held_out = experiment.run, experiment.config.evaluate, samples['data']
     compare = functools.partial(
-        evaluation.distribution_distances, experiment.key('evaluate'), spatial_axes=experiment.family.spatial_axes,
-        projections=section.projections, resamples=section.resamples,
-    )  # fmt: skip
-    half, sampled, table, states = len(held_out) // 2, run.record('sample'), {}, experiment.family.states
+        evaluation.distribution_distances,
+        experiment.key('evaluate'),
+        spatial_axes=experiment.family.spatial_axes,
+        projections=section.projections,
+        resamples=section.resamples,
+    )
+    half, sampled, table, states = (
+        len(held_out) // 2,
+        run.record('sample'),
+        {},
+        experiment.family.states,
+    )
     for row, x in samples.items():
         experiment.pause()
         pair = (x, held_out) if row in rows else (held_out[:half], held_out[half:])
@@ -87,20 +123,27 @@ def _rows(
         table[name] |= {
             'seconds_per_sample': sampled['seconds_per_sample'][name],
             'calls': sampled['calls'],
-            'training_seconds': sum(run.record(stage)['training_seconds'] for stage in row.trained_by),
+            'training_seconds': sum(
+                run.record(stage)['training_seconds'] for stage in row.trained_by
+            ),
         }
     return table
 
 
 def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, Any]:
-    """Returns where each f lands from mirrored test fields with noise, up to twice the noise of its training."""
+    """Returns where each f lands from mirrored test fields with noise, up to twice the noise of its
+    training.
+    """
     section, sigma_max, key = (
         experiment.config.evaluate,
         experiment.config.mirror.sigma_max,
         experiment.key('robustness'),
     )
     sigma = np.linspace(0, 2 * sigma_max, section.noise_levels)
-    x, levels = jnp.asarray(experiment.split('test')[: section.noise_fields]), jnp.asarray(sigma, jnp.float32)
+    x, levels = (
+        jnp.asarray(experiment.split('test')[: section.noise_fields]),
+        jnp.asarray(sigma, jnp.float32),
+    )
 
     @jax.jit
     def measure(constraint: Constraint, params: Params, x: jax.Array) -> dict[str, jax.Array]:
@@ -112,7 +155,9 @@ def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, An
 
 
 def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
-    """Returns the way of the first sample through mirror space, for `report.motion.trajectory_frames`."""
+    """Returns the way of the first sample through mirror space, for
+    `report.motion.trajectory_frames`.
+    """
     config, record = experiment.config, experiment.run.record('mdm')
     sampler = sampler_of(config.sample, record['mean'], record['std'])
     family, constraint, n = experiment.family, experiment.constraint, len(sampler.grid)
@@ -121,7 +166,9 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     @jax.jit
     def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
         denoiser = tasks.make_denoiser(config, score, record['mean'], record['std'])
-        states, estimates = (part[times, 0] for part in sampler.trajectory(keys, denoiser, family.shape))
+        states, estimates = (
+            part[times, 0] for part in sampler.trajectory(keys, denoiser, family.shape)
+        )
         x = experiment.mirror.inverse(params, estimates)
         residuals, image = family.residual_map(constraint, x), lambda x: family.image(x)[..., None]
         parts = {'states': image(states), 'estimates': image(x), 'residuals': residuals}

@@ -13,7 +13,9 @@ from namm_jax.train.files import UserError, finite
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Runs `launch/evaluate.py` with these arguments, the program's name first; returns the exit status."""
+    """Runs `launch/evaluate.py` with these arguments, the program's name first; returns the exit
+    status.
+    """
     return guarded(_evaluate, arguments)
 
 
@@ -32,7 +34,9 @@ def _evaluate(arguments: list[str]) -> None:
     from namm_jax.train.sharding import make_mesh
 
     family = make_family(config)
-    x = family.pack(read_fields(values.samples, family.file_shape if all(family.file_shape) else None))
+    x = family.pack(
+        read_fields(values.samples, family.file_shape if all(family.file_shape) else None)
+    )
     constraint = _constraint_of(config, Path(values.workdir) if values.workdir else None)
     distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
     statistics = finite(distance_statistics(jax.numpy.asarray(distances)))
@@ -48,8 +52,8 @@ def _constraint_of(config: ConfigDict, workdir: Path | None) -> Any:
         return tasks.make_constraint(config)
     if workdir is None:
         raise UserError(
-            f'--workdir is missing: the constraint {config.constraint.name} holds a trained network; expected a run '
-            'folder whose stage counter has finished'
+            f'--workdir is missing: the constraint {config.constraint.name} holds a trained '
+            'network; expected a run folder whose stage counter has finished'
         )
     with open_experiment(workdir) as experiment:
         return experiment.constraint

@@ -1,4 +1,6 @@
-"""An experiment: the objects of a config, the run folder that holds its results, and what the stages share."""
+"""An experiment: the objects of a config, the run folder that holds its results, and what the
+stages share.
+"""
 
 import functools
 import io
@@ -79,12 +81,16 @@ class Experiment(NamedTuple):
         return local_mesh(self.mesh)
 
     def key(self, stream: str) -> Key:
-        """Returns the key of a stream of random numbers, which depends on `seed` and the stream's name alone."""
+        """Returns the key of a stream of random numbers, which depends on `seed` and the stream's
+        name alone.
+        """
         return jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stream))
 
     def keys(self, stream: str, first: int, n: int) -> Key:
         """Returns the keys `(n,)` of samples `first`, ..., each a function of its global index."""
-        return jax.vmap(functools.partial(jax.random.fold_in, self.key(stream)))(first + jnp.arange(n))
+        return jax.vmap(functools.partial(jax.random.fold_in, self.key(stream)))(
+            first + jnp.arange(n)
+        )
 
     @property
     def constraint(self) -> Constraint:
@@ -106,7 +112,9 @@ class Experiment(NamedTuple):
         save_array(path, np.asarray(self.family.unpack(x)))
 
     def pause(self) -> None:
-        """Raises `Stopped` if the run is asked to stop; called where all that was done is on disk."""
+        """Raises `Stopped` if the run is asked to stop; called where all that was done is on
+        disk.
+        """
         if number := self.asked_to_stop():
             raise Stopped(number)
 
@@ -116,11 +124,14 @@ class Experiment(NamedTuple):
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a training stage."""
-        return Checkpoints(self.run.directory / stage / 'checkpoints', keep=self.config.train.checkpoints)
+        return Checkpoints(
+            self.run.directory / stage / 'checkpoints', keep=self.config.train.checkpoints
+        )
 
 
 def check(config: ConfigDict) -> None:
-    """Builds every object of the config, shapes only, so that a bad value for the last stage fails at once.
+    """Builds every object of the config, shapes only, so that a bad value for the last stage fails
+    at once.
 
     Raises:
         ValueError: by the function that takes the bad value.
@@ -134,7 +145,8 @@ def check(config: ConfigDict) -> None:
     params = jax.eval_shape(tasks.mirror_init(config), jax.random.key(0))
     if (got := config.finetune.optimizer.name) != (expected := config.mirror.optimizer.name):
         raise ValueError(
-            f'finetune.optimizer.name: got {got!r}, expected {expected!r}, as of mirror, whose moments it keeps'
+            f'finetune.optimizer.name: got {got!r}, expected {expected!r}, as of mirror, whose '
+            'moments it keeps'
         )
     for section in ('counter', 'mirror', 'finetune'):
         if section in config:
@@ -152,10 +164,18 @@ def check(config: ConfigDict) -> None:
 
 
 def train(
-    experiment: Experiment, stage: str, task: Task, arrays: dict[str, Any], held_out: dict[str, Any], *,
-    batch_size: int, optimizer: ConfigDict, probe: Callable[[Params], dict[str, float]] | None = None,
-) -> Fitted:  # fmt: skip
-    """Runs `fit` for a stage on named arrays; those of one length have one order, a function of (seed, step).
+    experiment: Experiment,
+    stage: str,
+    task: Task,
+    arrays: dict[str, Any],
+    held_out: dict[str, Any],
+    *,
+    batch_size: int,
+    optimizer: ConfigDict,
+    probe: Callable[[Params], dict[str, float]] | None = None,
+) -> Fitted:
+    """Runs `fit` for a stage on named arrays; those of one length have one order, a function of
+    (seed, step).
 
     Args:
         experiment: the experiment.
@@ -183,9 +203,15 @@ def train(
             )
             for name, array in arrays.items()
         }
-        return (dict(zip(iterators, parts, strict=True)) for parts in zip(*iterators.values(), strict=True))
+        return (
+            dict(zip(iterators, parts, strict=True))
+            for parts in zip(*iterators.values(), strict=True)
+        )
 
-    size, local = min(len(array) for array in held_out.values()), dataset.local_rows(batch_size, **processes)
+    size, local = (
+        min(len(array) for array in held_out.values()),
+        dataset.local_rows(batch_size, **processes),
+    )
     held = [
         {name: array[start : start + batch_size][local] for name, array in held_out.items()}
         for start in range(0, min(size, 8 * batch_size) - batch_size + 1, batch_size)
@@ -194,17 +220,35 @@ def train(
     parts = math.gcd(batch_size // experiment.mesh.size, config.train.parts)
     rules = rules_of(config.sharding.parameters, config.sharding.rules)
     poll_every = 1 if jax.process_count() == 1 else POLL_EVERY
-    ema = optimizer.ema ** (1 / optimizer.accumulate)  # the parameters change on every so many steps
+    ema = optimizer.ema ** (
+        1 / optimizer.accumulate
+    )  # the parameters change on every so many steps
     plan = Plan(
-        stage, steps, *every, config.train.probes if probe else 0, ema, parts, rules, poll_every,
+        stage,
+        steps,
+        *every,
+        config.train.probes if probe else 0,
+        ema,
+        parts,
+        rules,
+        poll_every,
         config.train.steps_per_call,
-    )  # fmt: skip
+    )
     with experiment.checkpoints(stage) as checkpoints:
         return fit(
-            task, batches, held, plan, key=experiment.key(stage), mesh=experiment.mesh, checkpoints=checkpoints,
-            log=run.log, meta={'config': run.config}, forget=functools.partial(run.drop_records, stage), probe=probe,
+            task,
+            batches,
+            held,
+            plan,
+            key=experiment.key(stage),
+            mesh=experiment.mesh,
+            checkpoints=checkpoints,
+            log=run.log,
+            meta={'config': run.config},
+            forget=functools.partial(run.drop_records, stage),
+            probe=probe,
             asked_to_stop=experiment.asked_to_stop,
-        )  # fmt: skip
+        )
 
 
 def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
@@ -219,14 +263,17 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
         ValueError: naming the folder, if its last checkpoint is damaged or missing.
     """
     whole, steps = replicated(experiment.local_mesh), steps_of(experiment.config, stage)
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target)
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), target
+    )
     with experiment.checkpoints(stage) as checkpoints:
         restored = checkpoints.restore(target, part=True)
     if restored is None or restored.step != steps:
         got = 'no checkpoint' if restored is None else f'checkpoint {restored.step}'
         raise ValueError(
-            f'{checkpoints.directory}: got {got}, expected an intact checkpoint {steps}, the last of the stage '
-            f'{stage}, which is finished; restore the folder from a copy, or discard the stage with --redo={stage}'
+            f'{checkpoints.directory}: got {got}, expected an intact checkpoint {steps}, the last '
+            f'of the stage {stage}, which is finished; restore the folder from a copy, or discard '
+            f'the stage with --redo={stage}'
         )
     return restored.state
 
@@ -240,7 +287,9 @@ def mirror_parameters(experiment: Experiment) -> Params:
 
 
 def finetuned_parameters(experiment: Experiment) -> Params:
-    """Returns the mirror map's averaged parameters, those of f after finetuning, none for one that is not learned."""
+    """Returns the mirror map's averaged parameters, those of f after finetuning, none for one that
+    is not learned.
+    """
     params = mirror_parameters(experiment)
     if not params:
         return params
@@ -249,16 +298,22 @@ def finetuned_parameters(experiment: Experiment) -> Params:
 
 
 def counter_shapes(config: ConfigDict) -> Params:
-    """Returns shapes and dtypes of the counting network's parameters; None where the constraint holds none."""
+    """Returns shapes and dtypes of the counting network's parameters; None where the constraint
+    holds none.
+    """
     if not tasks.holds_network(config):
         return None
     network, shape = tasks.make_counters(config)['counter'], make_family(config).shape
-    return jax.eval_shape(lambda key: network.init(key, jnp.zeros((1, *shape)))['params'], jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: network.init(key, jnp.zeros((1, *shape)))['params'], jax.random.key(0)
+    )
 
 
 def counter_parameters(experiment: Experiment) -> Params:
     """Returns the averaged parameters of the trained counting network."""
-    return restore(experiment, 'counter', {'ema': {'counter': counter_shapes(experiment.config)}})['ema']['counter']
+    return restore(experiment, 'counter', {'ema': {'counter': counter_shapes(experiment.config)}})[
+        'ema'
+    ]['counter']
 
 
 def score_parameters(experiment: Experiment, stage: str) -> Params:

@@ -1,6 +1,8 @@
-"""The fields of a config that depend on its data family: what is generated, and the set M. Sizes are those of `quick`.
+"""The fields of a config that depend on its data family: what is generated, and the set M. Sizes
+are those of `quick`.
 
-Each function returns section -> field -> default, added to the sections that all experiments share (`config.schema`).
+Each function returns section -> field -> default, added to the sections that all experiments share
+(`config.schema`).
 """
 
 from collections.abc import Callable
@@ -18,9 +20,12 @@ def optimizer_section(**changes: Any) -> dict[str, Any]:
         warmup=0.03,  # linear warm-up, as a fraction of the steps; 0 to 1
         b1=0.9,  # Adam's decay of the first moment
         b2=0.999,  # Adam's decay of the second moment
-        accumulate=1,  # batches whose mean gradient makes one update: a larger batch in the memory of a small one
+        # batches whose mean gradient makes one update: a larger batch in the memory of a small one
+        accumulate=1,
         clip=1.0,  # largest norm of each network's gradient; 0 for no clipping
-        ema=0.999,  # decay of the average of the weights, reached after a warm-up; 0 for the last weights themselves
+        # decay of the average of the weights, reached after a warm-up; 0 for the last weights
+        # themselves
+        ema=0.999,
     )
     return fields | changes
 
@@ -38,7 +43,8 @@ def burgers() -> Fields:
     )
     constraint = dict(
         name='burgers',  # the set M
-        stepper='crank_nicolson',  # time stepper of data and constraint alike: crank_nicolson or forward_euler
+        # time stepper of data and constraint alike: crank_nicolson or forward_euler
+        stepper='crank_nicolson',
     )
     return {'data': data, 'constraint': constraint}
 
@@ -52,10 +58,12 @@ def kolmogorov() -> Fields:
         dt=0.01,  # time step
         reynolds=1000.0,  # inverse of the viscosity
         burn_in=3.0,  # time of the first stored state
-        layout='packed',  # for the networks: packed (a channel for each state and component) or tiled (published)
+        # for the networks: packed (a channel for each state and component) or tiled (published)
+        layout='packed',
     )
     constraint = dict(
-        name='divergence',  # the set M: divergence, kolmogorov, or the sum of both, divergence+kolmogorov
+        # the set M: divergence, kolmogorov, or the sum of both, divergence+kolmogorov
+        name='divergence',
         weights=(),  # of the terms of a sum; all 1 when empty
     )
     return {'data': data, 'constraint': constraint}
@@ -89,7 +97,8 @@ def galaxies() -> Fields:
         samples=10_000,  # training images, with 0 to 16 sources
         held_out=1000,  # images on which its error is measured
         most=16,  # sources in an image, at most
-        network='density',  # of the constraint: density (convolutions), or dense (published); the other one checks it
+        # of the constraint: density (convolutions), or dense (published); the other one checks it
+        network='density',
         channels=(48, 64),  # of density, a resolution each, from half the image's
         convolutions=3,  # of density, at each resolution
         filters=(32, 64),  # of dense: channels of its convolutions
@@ -112,11 +121,13 @@ def own() -> Fields:
     )
     constraint = dict(
         name='own',
-        distance='',  # package.module:function or path/to/file.py:function, fields (b, h, w, c) -> distances (b,)
+        # package.module:function or path/to/file.py:function, fields (b, h, w, c) -> distances (b,)
+        distance='',
     )
     return {'data': data, 'constraint': constraint}
 
 
 FIELDS: dict[str, Callable[[], Fields]] = {
-    function.__name__: function for function in (burgers, kolmogorov, black_holes, textures, galaxies, own)
+    function.__name__: function
+    for function in (burgers, kolmogorov, black_holes, textures, galaxies, own)
 }

@@ -1,4 +1,6 @@
-"""Files that are whole or absent, and checked when read: atomic writes, checksums, JSON without tracebacks."""
+"""Files that are whole or absent, and checked when read: atomic writes, checksums, JSON without
+tracebacks.
+"""
 
 import contextlib
 import json
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUMS = 'crc32.json'  # in each folder: file name -> the checksums that `read_checked` accepts
-REMEDY = "restore it from a copy; a stage's own file can be made again: delete it, then --redo=STAGE"
+REMEDY = (
+    "restore it from a copy; a stage's own file can be made again: delete it, then --redo=STAGE"
+)
 
 
 class UserError(ValueError):
@@ -25,8 +29,8 @@ def local(path: str | os.PathLike[str]) -> Path:
     """
     if '://' in os.fspath(path):
         raise UserError(
-            f'got the folder {os.fspath(path)}, expected one of this machine; mount the bucket, for instance with '
-            'gcsfuse, and give the folder where it is mounted'
+            f'got the folder {os.fspath(path)}, expected one of this machine; mount the bucket, '
+            'for instance with gcsfuse, and give the folder where it is mounted'
         )
     return Path(path)
 
@@ -65,7 +69,8 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Appends a line to a file.
 
     Raises:
-        OSError: naming `path`, if the disk is full or read-only; the end of the file may be half a line.
+        OSError: naming `path`, if the disk is full or read-only; the end of the file may be half a
+            line.
     """
     with naming(path), open(path, 'a') as file:
         file.write(line + '\n')
@@ -74,8 +79,8 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
 def write_checked(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it.
 
-    The checksum comes first, beside that of the old content, so that a kill between the two leaves nothing that looks
-    damaged.
+    The checksum comes first, beside that of the old content, so that a kill between the two leaves
+    nothing that looks damaged.
     """
     path = Path(path)
     old = [zlib.crc32(path.read_bytes())] if path.exists() else []
@@ -96,8 +101,8 @@ def read_checked(path: str | os.PathLike[str]) -> bytes:
     got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
     if isinstance(expected, list) and expected and got not in expected:
         raise UserError(
-            f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected {expected[0]} of {CHECKSUMS} '
-            f'beside it; {REMEDY}'
+            f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected '
+            f'{expected[0]} of {CHECKSUMS} beside it; {REMEDY}'
         )
     return data
 
@@ -108,12 +113,15 @@ def _checksums(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f'{path} is damaged: got {error}, expected JSON; restore it from a copy, or delete it to go on unchecked'
+            f'{path} is damaged: got {error}, expected JSON; restore it from a copy, or delete it '
+            'to go on unchecked'
         ) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as JSON, atomically and with its checksum; a non-finite number is a ValueError (see `finite`)."""
+    """Writes `value` as JSON, atomically and with its checksum; a non-finite number is a ValueError
+    (see `finite`).
+    """
     write_checked(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 

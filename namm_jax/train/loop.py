@@ -43,7 +43,8 @@ class Plan(NamedTuple):
         ema: decay of the moving average of the parameters.
         parts: of the batch, whose gradients are computed side by side.
         rules: what of the state is split over the devices, as of `sharding.rules_of`.
-        poll_every: steps between two looks for a signal to stop; several processes have to agree on it.
+        poll_every: steps between two looks for a signal to stop; several processes have to agree on
+            it.
         together: steps taken in one call, where no stop comes between.
     """
 
@@ -59,8 +60,14 @@ class Plan(NamedTuple):
     together: int = 1
 
     def stops(self) -> list[int]:
-        """Returns the steps at which the loop pauses, in ascending order, the last step among them."""
-        every = {*range(0, self.steps, self.log_every), *range(0, self.steps, self.validate_every), self.steps}
+        """Returns the steps at which the loop pauses, in ascending order, the last step among
+        them.
+        """
+        every = {
+            *range(0, self.steps, self.log_every),
+            *range(0, self.steps, self.validate_every),
+            self.steps,
+        }
         return sorted((every | self.probed()) - {0})
 
     def sizes(self, step: int) -> set[int]:
@@ -73,7 +80,9 @@ class Plan(NamedTuple):
         return {max(1, round(self.steps * k / self.probes)) for k in range(1, self.probes + 1)}
 
     def validated(self, step: int) -> bool:
-        """Returns whether the held-out terms are taken, and a checkpoint written, after this step."""
+        """Returns whether the held-out terms are taken, and a checkpoint written, after this
+        step.
+        """
         return step % self.validate_every == 0 or step == self.steps
 
 
@@ -84,17 +93,24 @@ class Fitted(NamedTuple):
     seconds: float
 
 
-def _check_finite(name: str, step: int, history: list[Mapping[str, Any]], checkpoints: Checkpoints) -> None:
-    """Raises `Diverged`, naming the step, the term and the last good checkpoint, unless all terms are finite."""
+def _check_finite(
+    name: str, step: int, history: list[Mapping[str, Any]], checkpoints: Checkpoints
+) -> None:
+    """Raises `Diverged`, naming the step, the term and the last good checkpoint, unless all terms
+    are finite.
+    """
     for i, terms in enumerate(history):
         for term, value in terms.items():
             if not np.isfinite(value):
                 checkpoints.wait()
                 good = checkpoints.steps()
-                where = f'{checkpoints.directory}/{good[-1]}' if good else 'none: the stage starts anew'
+                where = (
+                    f'{checkpoints.directory}/{good[-1]}' if good else 'none: the stage starts anew'
+                )
                 raise Diverged(
-                    f'{name}: {term} is {value} at step {step + i}, expected a finite number; last good checkpoint: '
-                    f'{where}. Lower the learning rate, or look at the data with that batch.'
+                    f'{name}: {term} is {value} at step {step + i}, expected a finite number; last '
+                    f'good checkpoint: {where}. Lower the learning rate, or look at the data with '
+                    'that batch.'
                 )
 
 
@@ -121,7 +137,8 @@ def fit(
 
     Args:
         task: what is trained.
-        batches: `first step -> iterator over this process's batches`, each put while devices work on those before.
+        batches: `first step -> iterator over this process's batches`, each put while devices work
+            on those before.
         held_out: batches on which the loss of the averaged parameters is measured.
         plan: what happens when.
         key: a PRNG key; initialisation, steps and validation each have a stream of their own.
@@ -134,7 +151,8 @@ def fit(
         asked_to_stop: returns the number of a signal that asks training to stop, else 0.
 
     Returns:
-        The last state, and the seconds spent in training steps, without compilation, validation, probes and disk.
+        The last state, and the seconds spent in training steps, without compilation, validation,
+        probes and disk.
 
     Raises:
         Diverged: if a term of the loss or its gradient is not finite.
@@ -149,9 +167,13 @@ def fit(
     source = batches(step)
     held_out = [jax.tree.map(lambda a: put_batch(mesh, a), batch) for batch in held_out]
     frozen = put(task.frozen, replicated(mesh))
-    make = functools.partial(make_train_step, task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings)
+    make = functools.partial(
+        make_train_step, task, ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings
+    )
     arguments = lambda size: (state, frozen, stream, _stacked(held_out[0], size))
-    train_steps = {size: make(steps=size).lower(*arguments(size)).compile() for size in plan.sizes(step)}  # not timed
+    train_steps = {
+        size: make(steps=size).lower(*arguments(size)).compile() for size in plan.sizes(step)
+    }  # not timed
     validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
 
     with Bar(plan.name, plan.steps, start=step) as bar:
@@ -174,7 +196,9 @@ def fit(
                 raise Stopped(asked_to_stop())
             record = {f'train/{name}': value for name, value in _mean(history).items()}
             if plan.validated(step):
-                measured = [_floats(validate(state.ema, frozen, key_held_out, batch)) for batch in held_out]
+                measured = [
+                    _floats(validate(state.ema, frozen, key_held_out, batch)) for batch in held_out
+                ]
                 record |= {f'heldout/{name}': value for name, value in _mean(measured).items()}
             if probe is not None and step in plan.probed():
                 record |= probe(whole(state.ema, mesh))
@@ -188,13 +212,19 @@ def fit(
 
 
 def _calls(steps: int, together: int) -> list[int]:
-    """Returns how so many steps are taken: as many as may be in calls of `together`, the others one by one."""
+    """Returns how so many steps are taken: as many as may be in calls of `together`, the others one
+    by one.
+    """
     return [together] * (steps // together) + [1] * (steps % together)
 
 
 def _put(mesh: Mesh, batches: tuple[np.ndarray, ...]) -> jax.Array:
     """Returns one batch on the mesh, or several stacked."""
-    return put_batch(mesh, batches[0]) if len(batches) == 1 else put_batch(mesh, np.stack(batches), stacked=True)
+    return (
+        put_batch(mesh, batches[0])
+        if len(batches) == 1
+        else put_batch(mesh, np.stack(batches), stacked=True)
+    )
 
 
 def _stacked(batch: PyTree, size: int) -> PyTree:
@@ -206,7 +236,9 @@ def _stacked(batch: PyTree, size: int) -> PyTree:
 def _unstacked(terms: Mapping[str, Any]) -> list[dict[str, float]]:
     """Returns the terms of each step of a call."""
     columns = {name: np.atleast_1d(values) for name, values in terms.items()}
-    return [_floats(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    return [
+        _floats(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def _floats(terms: Mapping[str, Any]) -> dict[str, float]:
@@ -216,7 +248,8 @@ def _floats(terms: Mapping[str, Any]) -> dict[str, float]:
 def _start(
     task: Task, key: Key, plan: Plan, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[tuple[TrainState, float, list[Any]], TrainState]:
-    """Returns state, seconds, and terms since the last record, of the newest intact checkpoint or of the start.
+    """Returns state, seconds, and terms since the last record, of the newest intact checkpoint or
+    of the start.
 
     And the shardings of the state.
     """
@@ -226,5 +259,9 @@ def _start(
         say(f'{plan.name}: {describe(state, shardings)}')
     state = put(state, shardings)
     restored = checkpoints.restore(state)
-    found = (restored.state, restored.meta['seconds'], restored.meta['history']) if restored else (state, 0.0, [])
+    found = (
+        (restored.state, restored.meta['seconds'], restored.meta['history'])
+        if restored
+        else (state, 0.0, [])
+    )
     return found, shardings

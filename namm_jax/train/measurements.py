@@ -25,12 +25,14 @@ def operator_name(config: ConfigDict) -> str:
 
 
 def make_config_operator(config: ConfigDict, shape: tuple[int, ...]) -> Operator:
-    """Returns the measurement operator that a config names, for fields of a shape; errors as of `make_operator`."""
+    """Returns the measurement operator that a config names, for fields of a shape; errors as of
+    `make_operator`.
+    """
     name, options = operator_name(config), {}
     if name in NEEDS:
         raise UserError(
-            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a config can make; '
-            'write a function of your own, and take the operator own'
+            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a '
+            'config can make; write a function of your own, and take the operator own'
         )
     if name in STATE_OPERATORS and config.data.family == 'kolmogorov':
         options = {'channels_per_state': 2}

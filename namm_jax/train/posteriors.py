@@ -1,7 +1,8 @@
-"""The posterior samplers of the table: from a config and a run's models to `(keys, measurements) -> samples`.
+"""The posterior samplers of the table: from a config and a run's models to
+`(keys, measurements) -> samples`.
 
-A row is a space, of data or of mirror points, and a sampler in it: all see the space's denoiser and the measurement
-`A(to_data(.))`, and none knows which space it is in.
+A row is a space, of data or of mirror points, and a sampler in it: all see the space's denoiser and
+the measurement `A(to_data(.))`, and none knows which space it is in.
 """
 
 import functools
@@ -45,7 +46,8 @@ class Problem(NamedTuple):
         y: measurements `(b, *m)`, one for each sample.
         mean: of the model's training set.
         std: its standard deviation.
-        gain: sigma -> the variance of a measured estimate over that of isotropic data, per unit of this space.
+        gain: sigma -> the variance of a measured estimate over that of isotropic data, per unit of
+            this space.
         shape: of one sample.
         section: the config's `assimilate`.
     """
@@ -68,29 +70,40 @@ class Problem(NamedTuple):
     @property
     def misfit_and_distance(self) -> Potential:
         """The misfit and the weighted distance, as of CG-DPS."""
-        return inverse_problems.with_constraint(self.misfit, self.distance, self.section.constraint_weight)
+        return inverse_problems.with_constraint(
+            self.misfit, self.distance, self.section.constraint_weight
+        )
 
 
 def _discrepancy(problem: Problem) -> Length:
     target = inverse_problems.discrepancy(
-        int(np.prod(problem.y.shape[1:])), noise_std=problem.section.noise_std,
-        gain=lambda r: problem.std**2 * problem.gain(problem.std * r),  # the step is in units of the std
-    )  # fmt: skip
+        int(np.prod(problem.y.shape[1:])),
+        noise_std=problem.section.noise_std,
+        # the step is in units of the std
+        gain=lambda r: problem.std**2 * problem.gain(problem.std * r),
+    )
     return inverse_problems.polyak(target)
 
 
 def _fixed(problem: Problem) -> Length:
-    return inverse_problems.fixed(problem.section.scale / problem.std**2)  # the step is in units of the std
+    return inverse_problems.fixed(
+        problem.section.scale / problem.std**2
+    )  # the step is in units of the std
 
 
 STRENGTHS: dict[str, Callable[[Problem], Length]] = {'discrepancy': _discrepancy, 'fixed': _fixed}
 
 
 def _descent(
-    potential: Callable[[Problem], Potential], length: Callable[[Problem], Length], options: dict[str, Any],
-    problem: Problem, keys: Key,
-) -> Array:  # fmt: skip
-    """Returns samples of an ancestral sampler, each step of which is followed by a descent of the potential."""
+    potential: Callable[[Problem], Potential],
+    length: Callable[[Problem], Length],
+    options: dict[str, Any],
+    problem: Problem,
+    keys: Key,
+) -> Array:
+    """Returns samples of an ancestral sampler, each step of which is followed by a descent of the
+    potential.
+    """
     mean, std, steps = problem.mean, problem.std, problem.section.steps
     sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **options)
     of_point = potential(problem)
@@ -105,7 +118,10 @@ def _by_config(problem: Problem) -> Length:
 
 
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
-_misfit, _with_rule = (lambda problem: problem.misfit), (lambda problem: problem.misfit_and_distance)
+_misfit, _with_rule = (
+    (lambda problem: problem.misfit),
+    (lambda problem: problem.misfit_and_distance),
+)
 dps = functools.partial(_descent, _misfit, _by_config, {})
 cg_dps = functools.partial(_descent, _with_rule, _by_config, {})
 published_dps = functools.partial(_descent, _misfit, _fixed, PUBLISHED)
@@ -113,36 +129,62 @@ published_cg_dps = functools.partial(_descent, _with_rule, _fixed, PUBLISHED)
 
 
 def few_steps(problem: Problem, keys: Key) -> Array:
-    """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted misfit."""
+    """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted
+    misfit.
+    """
     section = problem.section
     guided = inverse_problems.weighted_guidance(
-        problem.denoiser, problem.measure, problem.y, noise_std=section.noise_std, prior_std=problem.std,
-        gain=problem.gain, limit=problem.std,
-    )  # fmt: skip
-    sampler = make_sampler('sde_dpm_solver_pp_2m', steps=section.few_steps, mean=problem.mean, std=problem.std)
+        problem.denoiser,
+        problem.measure,
+        problem.y,
+        noise_std=section.noise_std,
+        prior_std=problem.std,
+        gain=problem.gain,
+        limit=problem.std,
+    )
+    sampler = make_sampler(
+        'sde_dpm_solver_pp_2m', steps=section.few_steps, mean=problem.mean, std=problem.std
+    )
     return sampler(keys, guided, problem.shape)
 
 
 def _levels(problem: Problem) -> Array:
-    return make_sampler('ddim', steps=problem.section.few_steps, mean=problem.mean, std=problem.std).levels()
+    return make_sampler(
+        'ddim', steps=problem.section.few_steps, mean=problem.mean, std=problem.std
+    ).levels()
 
 
 def annealed(problem: Problem, keys: Key) -> Array:
     """Returns samples of decoupled annealing."""
     return daps(
-        keys, problem.denoiser, problem.shape, measure=problem.measure, y=problem.y, levels=_levels(problem),
-        noise_std=problem.section.noise_std, prior_std=problem.std, prior_mean=problem.mean,
+        keys,
+        problem.denoiser,
+        problem.shape,
+        measure=problem.measure,
+        y=problem.y,
+        levels=_levels(problem),
+        noise_std=problem.section.noise_std,
+        prior_std=problem.std,
+        prior_mean=problem.mean,
         langevin_steps=problem.section.langevin_steps,
-    )  # fmt: skip
+    )
 
 
 def monte_carlo(problem: Problem, keys: Key) -> Array:
     """Returns the particles of twisted sequential Monte Carlo, one group a measurement."""
     x, _ = smc(
-        keys, problem.denoiser, problem.shape, particles=problem.section.samples, measure=problem.measure, y=problem.y,
-        noise_std=problem.section.noise_std, levels=_levels(problem), prior_std=problem.std, prior_mean=problem.mean,
+        keys,
+        problem.denoiser,
+        problem.shape,
+        particles=problem.section.samples,
+        measure=problem.measure,
+        y=problem.y,
+        noise_std=problem.section.noise_std,
+        levels=_levels(problem),
+        prior_std=problem.std,
+        prior_mean=problem.mean,
         gain=problem.gain,
-    )  # fmt: skip
+    )
     return x
 
 
@@ -150,10 +192,11 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-        draw: `(experiment, operator, gains) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w, c)`, as networks
-            see them.
+        draw: `(experiment, operator, gains) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w,
+            c)`, as networks see them.
         calls: section -> network calls a sample.
-        long: whether it takes `steps` steps, or as long, and gets `long_measurements`, rather than few.
+        long: whether it takes `steps` steps, or as long, and gets `long_measurements`, rather than
+            few.
         applies: config -> whether an experiment has it.
         way: experiment -> the map of what is drawn, such as a projection.
         draws: the row whose draws it maps; its own where empty.
@@ -170,7 +213,9 @@ class Row(NamedTuple):
 
 
 def _drawn_by(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
-    """Returns the row of a sampler in the space of a diffusion model, `dm` (data) or `mdm` (mirror points)."""
+    """Returns the row of a sampler in the space of a diffusion model, `dm` (data) or `mdm` (mirror
+    points).
+    """
     applies = {'dm': lambda config: True, 'mdm': tasks.learns_map}[model]
     return Row(functools.partial(_diffusion, model, sample), applies=applies, **details)
 
@@ -184,40 +229,77 @@ def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0, **d
 
 
 def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
-    """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out fields."""
+    """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out
+    fields.
+    """
     record, maps = experiment.run.record(model), _maps(experiment, model)
-    levels = make_sampler('ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std']).levels()
+    levels = make_sampler(
+        'ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std']
+    ).levels()
     keys = jax.random.split(experiment.key('assimilate'), len(levels))
-    x, moments = jnp.asarray(experiment.split('validation')[:GAIN_FIELDS]), _moments(experiment, model)
+    x, moments = (
+        jnp.asarray(experiment.split('validation')[:GAIN_FIELDS]),
+        _moments(experiment, model),
+    )
 
     @jax.jit
-    def gains(score: Params, maps: tuple, operator: Any, moments: Array, keys: Key, x: Array, levels: Array) -> Array:
+    def gains(
+        score: Params,
+        maps: tuple,
+        operator: Any,
+        moments: Array,
+        keys: Key,
+        x: Array,
+        levels: Array,
+    ) -> Array:
         denoiser, measure = _in_space(experiment, score, maps[1], operator, moments)
         return measured_gain(keys, denoiser, measure, maps[0](x), levels, prior_std=moments[1])
 
-    return levels, gains(score_parameters(experiment, model), maps, operator, moments, keys, x, levels)
+    return levels, gains(
+        score_parameters(experiment, model), maps, operator, moments, keys, x, levels
+    )
 
 
 def _diffusion(
-    model: str, sample: Callable[[Problem, Key], Array], experiment: Experiment, operator: Measure, gains: Gains
+    model: str,
+    sample: Callable[[Problem, Key], Array],
+    experiment: Experiment,
+    operator: Measure,
+    gains: Gains,
 ) -> Draw:
-    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to data."""
+    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to
+    data.
+    """
 
     @jax.jit
     def draw(
-        score: Params, to_data: Partial, constraint: Constraint, operator: Any, moments: Array, gain: tuple,
-        keys: Key, y: Array,
-    ) -> Array:  # fmt: skip
+        score: Params,
+        to_data: Partial,
+        constraint: Constraint,
+        operator: Any,
+        moments: Array,
+        gain: tuple,
+        keys: Key,
+        y: Array,
+    ) -> Array:
         denoiser, measure = _in_space(experiment, score, to_data, operator, moments)
         problem = Problem(
-            denoiser, measure, lambda z: constraint.distance(to_data(z)), y, *moments, gain_at(*gain),
-            experiment.family.shape, experiment.config.assimilate,
-        )  # fmt: skip
+            denoiser,
+            measure,
+            lambda z: constraint.distance(to_data(z)),
+            y,
+            *moments,
+            gain_at(*gain),
+            experiment.family.shape,
+            experiment.config.assimilate,
+        )
         return to_data(sample(problem, keys))
 
     _, to_data = _maps(experiment, model)
     score, moments = score_parameters(experiment, model), _moments(experiment, model)
-    return functools.partial(draw, score, to_data, experiment.constraint, operator, moments, gains(model))
+    return functools.partial(
+        draw, score, to_data, experiment.constraint, operator, moments, gains(model)
+    )
 
 
 def _moments(experiment: Experiment, model: str) -> Array:
@@ -234,13 +316,19 @@ def _in_space(
 
 
 def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
-    """Returns what the published samplers make of true fields `x (b, h, w, c)`: the noise of their last step, alone.
+    """Returns what the published samplers make of true fields `x (b, h, w, c)`: the noise of their
+    last step, alone.
 
-    Their denoiser is one that knows the truth, and nothing is measured; samples of the model `mdm` are mapped by f.
+    Their denoiser is one that knows the truth, and nothing is measured; samples of the model `mdm`
+    are mapped by f.
     """
     record, (to_model, to_data) = experiment.run.record(model), _maps(experiment, model)
     sampler = make_sampler(
-        'ancestral', steps=experiment.config.assimilate.steps, mean=record['mean'], std=record['std'], **PUBLISHED
+        'ancestral',
+        steps=experiment.config.assimilate.steps,
+        mean=record['mean'],
+        std=record['std'],
+        **PUBLISHED,
     )
 
     @jax.jit
@@ -254,7 +342,10 @@ def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
 def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
     """Returns the maps from data to a model's space and back."""
     same = Partial(lambda x: x)
-    maps = {'dm': lambda: (same, same), 'mdm': lambda: experiment.mirror.bind(finetuned_parameters(experiment))}
+    maps = {
+        'dm': lambda: (same, same),
+        'mdm': lambda: experiment.mirror.bind(finetuned_parameters(experiment)),
+    }
     return maps[model]()
 
 
@@ -288,7 +379,10 @@ def rows_of(config: ConfigDict) -> list[str]:
     Raises:
         ValueError: if the config names one that is not there.
     """
-    named, rows = config.assimilate.sampler, {name: row for name, row in ROWS.items() if row.applies(config)}
+    named, rows = (
+        config.assimilate.sampler,
+        {name: row for name, row in ROWS.items() if row.applies(config)},
+    )
     if named:
         choose('assimilate.sampler', named, rows)
     return [named] if named else list(rows)
@@ -306,7 +400,8 @@ def check_assimilation(config: ConfigDict) -> None:
 
 
 def samples_of(experiment: Experiment, draw: Draw, index: int, y: Array) -> np.ndarray:
-    """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from keys of its own.
+    """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from
+    keys of its own.
 
     They are split over the devices, unless their number is no multiple of them.
     """

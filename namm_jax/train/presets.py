@@ -1,11 +1,15 @@
-"""What the presets of all experiments share: dotted overrides of the schema, whose defaults are those of `quick`."""
+"""What the presets of all experiments share: dotted overrides of the schema, whose defaults are
+those of `quick`.
+"""
 
 from typing import Any
 
 Overrides = dict[str, Any]
 
 # Muon for all networks; its learning rates are twice Adam's.
-MUON: Overrides = {f'{section}.optimizer.name': 'muon' for section in ('mirror', 'score', 'finetune')} | {
+MUON: Overrides = {
+    f'{section}.optimizer.name': 'muon' for section in ('mirror', 'score', 'finetune')
+} | {
     'mirror.optimizer.learning_rate': 4e-3,
     'score.optimizer.learning_rate': 4e-3,
     'finetune.optimizer.learning_rate': 2e-3,
@@ -118,7 +122,8 @@ TINY: Overrides = {
 
 
 def epochs(*, mirror: int, mdm: int, finetune: int, dm: int) -> Overrides:
-    """Returns the steps of so many epochs over 10,000 samples: 625 of batches of 16, 156 of batches of 64.
+    """Returns the steps of so many epochs over 10,000 samples: 625 of batches of 16, 156 of batches
+    of 64.
 
     Args:
         mirror: epochs of the mirror map.
@@ -131,7 +136,8 @@ def epochs(*, mirror: int, mdm: int, finetune: int, dm: int) -> Overrides:
 
 
 def published(paper: Overrides) -> Overrides:
-    """Returns the published method at the sizes of a `paper` preset, its warm-up of 5,000 steps included.
+    """Returns the published method at the sizes of a `paper` preset, its warm-up of 5,000 steps
+    included.
 
     Args:
         paper: that preset.

@@ -1,7 +1,8 @@
-"""Several processes that work as one: how they meet, and what they tell each other. The only user of multihost_utils.
+"""Several processes that work as one: how they meet, and what they tell each other. The only user
+of multihost_utils.
 
-Process 0 alone writes to the run folder. What depends on what is on disk it decides, and tells the others, so that all
-take the same branch. On one process each function here is the identity.
+Process 0 alone writes to the run folder. What depends on what is on disk it decides, and tells the
+others, so that all take the same branch. On one process each function here is the identity.
 """
 
 import json
@@ -16,8 +17,12 @@ from jax.experimental import multihost_utils
 from namm_jax.train.files import UserError
 from namm_jax.train.roll_call import Place, roll_call
 
-HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead, and all others end
-SMALLEST_MESSAGE = 1024  # bytes; messages are padded to a power of two, so that few programs are compiled
+HEARTBEAT = (
+    60  # seconds without a sign of life after which a process counts as dead, and all others end
+)
+SMALLEST_MESSAGE = (
+    1024  # bytes; messages are padded to a power of two, so that few programs are compiled
+)
 
 
 def is_first() -> bool:
@@ -26,7 +31,9 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the values of all processes, in their order; each process calls it, with JSON types."""
+    """Returns the values of all processes, in their order; each process calls it, with JSON
+    types.
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -38,8 +45,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(array: np.ndarray) -> np.ndarray:
-    """Returns the arrays of all processes, one after the other along the first axis; their shapes are the same."""
-    return array if jax.process_count() == 1 else multihost_utils.process_allgather(array, tiled=True)
+    """Returns the arrays of all processes, one after the other along the first axis; their shapes
+    are the same.
+    """
+    return (
+        array if jax.process_count() == 1 else multihost_utils.process_allgather(array, tiled=True)
+    )
 
 
 def from_first(function: Callable[[], Any]) -> Any:
@@ -65,7 +76,9 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def agreed(asked_to_stop: Callable[[], int]) -> Callable[[], int]:
-    """Returns a function, for all processes to call, of the signal that any of them was sent; 0 for none."""
+    """Returns a function, for all processes to call, of the signal that any of them was sent; 0 for
+    none.
+    """
     return lambda: max(gather(asked_to_stop()))
 
 
@@ -80,12 +93,14 @@ def check_same(what: str, value: Any) -> None:
         UserError: with the names that differ, and each process's values.
     """
     values = gather(value)
-    names = sorted({name for one in values for name in one if any(one[name] != v.get(name) for v in values)})
+    names = sorted(
+        {name for one in values for name in one if any(one[name] != v.get(name) for v in values)}
+    )
     if names:
         lines = [f'  {name}: {[one.get(name) for one in values]}' for name in names]
         raise UserError(
-            f'got {len(names)} differences between the {what} of the {len(values)} processes, expected none; '
-            'start all of them by the same command and version\n' + '\n'.join(lines)
+            f'got {len(names)} differences between the {what} of the {len(values)} processes, '
+            'expected none; start all of them by the same command and version\n' + '\n'.join(lines)
         )
 
 
@@ -102,14 +117,19 @@ def start(place: Place | None, *, seconds: float = 60.0) -> None:
     where = {}
     if place is not None:
         roll_call(place, seconds=seconds)
-        where = dict(coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index)
+        where = dict(
+            coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index
+        )
     try:
         jax.distributed.initialize(
-            **where, initialization_timeout=round(seconds), heartbeat_timeout_seconds=HEARTBEAT,
+            **where,
+            initialization_timeout=round(seconds),
+            heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
-        )  # fmt: skip
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f'--distributed: got {error}; expected a TPU pod, SLURM or Open MPI, which say themselves how many '
-            'processes there are; elsewhere give --coordinator=HOST:PORT --num_processes=N --process_index=I'
+            f'--distributed: got {error}; expected a TPU pod, SLURM or Open MPI, which say '
+            'themselves how many processes there are; elsewhere give --coordinator=HOST:PORT '
+            '--num_processes=N --process_index=I'
         ) from error

@@ -1,4 +1,6 @@
-"""Progress that a person can read: a bar on a terminal, a line every few seconds in a log file or a notebook."""
+"""Progress that a person can read: a bar on a terminal, a line every few seconds in a log file or a
+notebook.
+"""
 
 import sys
 import time
@@ -39,12 +41,23 @@ class Bar:
     On a terminal a bar is redrawn in place; anywhere else a line is written every `every` seconds.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, unit: str = 'step', every: float = 10.0) -> None:
+    def __init__(
+        self, title: str, total: int, *, start: int = 0, unit: str = 'step', every: float = 10.0
+    ) -> None:
         self._title, self._total, self._unit, self._every = title, total, unit, every
-        self._begun, self._start, self._written, self._terms = time.monotonic(), start, time.monotonic(), ''
+        self._begun, self._start, self._written, self._terms = (
+            time.monotonic(),
+            start,
+            time.monotonic(),
+            '',
+        )
         self._live = None
         if sys.stderr.isatty() and not _silent:
-            columns = (TextColumn('{task.description}'), BarColumn(20), TextColumn('{task.completed}/{task.total}'))
+            columns = (
+                TextColumn('{task.description}'),
+                BarColumn(20),
+                TextColumn('{task.completed}/{task.total}'),
+            )
             columns += (
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),

@@ -11,10 +11,14 @@ from typing import Any
 
 
 def _git(*arguments: str) -> str | None:
-    """Returns what git answers about this file's repository, None where there is no git or no repository."""
+    """Returns what git answers about this file's repository, None where there is no git or no
+    repository.
+    """
     command = ['git', '-C', str(Path(__file__).parent), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -27,8 +31,12 @@ def _version(package: str) -> str | None:
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
-    """Returns where results come from: time, host, command line, seed, versions, and git revision (or None)."""
-    tracked = _git('ls-files', '--error-unmatch', Path(__file__).name) is not None  # not some repository around
+    """Returns where results come from: time, host, command line, seed, versions, and git revision
+    (or None).
+    """
+    tracked = (
+        _git('ls-files', '--error-unmatch', Path(__file__).name) is not None
+    )  # not some repository around
     packages = ('namm_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -37,5 +45,7 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
         'seed': seed,
         'python': platform.python_version(),
         'versions': {package: _version(package) for package in packages},
-        'git': _git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*') if tracked else None,
+        'git': _git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
+        if tracked
+        else None,
     }

@@ -9,19 +9,27 @@ from ml_collections import ConfigDict
 
 from namm_jax.train.resolve import flatten
 
-# Smallest value of the numbers that their own function does not check, or checks only when their stage runs.
+# Smallest value of the numbers that their own function does not check, or checks only when their
+# stage runs.
 AT_LEAST = {
-    0: 'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle mirror.lambda_constr '
-    'mirror.lambda_reg score.dropout finetune.sigma_max finetune.sigma_power finetune.lambda_constr '
-    'sample.projection_iterations sample.polish_iterations sample.projected_sampling_iterations report.frame_seconds '
-    'assimilate.scale assimilate.constraint_weight',
-    1: 'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head mirror.batch_size '
-    'mirror.steps score.blocks score.fold score.head score.batch_size mdm.steps finetune.batch_size '
-    'finetune.steps dm.steps sample.batch_size sample.steps evaluate.projections train.parts train.log_every '
-    'train.validate_every train.checkpoints train.probes train.probe_samples train.sample.steps tune.steps '
-    'tune.batches evaluate.noise_fields evaluate.frames assimilate.measurements assimilate.long_measurements '
-    'mirror.optimizer.accumulate score.optimizer.accumulate finetune.optimizer.accumulate train.steps_per_call '
-    'assimilate.steps assimilate.few_steps assimilate.langevin_steps assimilate.iterations',
+    0: (
+        'seed data.seed mirror.dropout mirror.sigma_max mirror.sigma_power mirror.lambda_cycle '
+        'mirror.lambda_constr mirror.lambda_reg score.dropout finetune.sigma_max '
+        'finetune.sigma_power finetune.lambda_constr sample.projection_iterations '
+        'sample.polish_iterations sample.projected_sampling_iterations report.frame_seconds '
+        'assimilate.scale assimilate.constraint_weight'
+    ),
+    1: (
+        'data.shard_size mirror.filters mirror.layers mirror.blocks mirror.fold mirror.head '
+        'mirror.batch_size mirror.steps score.blocks score.fold score.head score.batch_size '
+        'mdm.steps finetune.batch_size finetune.steps dm.steps sample.batch_size sample.steps '
+        'evaluate.projections train.parts train.log_every train.validate_every train.checkpoints '
+        'train.probes train.probe_samples train.sample.steps tune.steps tune.batches '
+        'evaluate.noise_fields evaluate.frames assimilate.measurements '
+        'assimilate.long_measurements mirror.optimizer.accumulate score.optimizer.accumulate '
+        'finetune.optimizer.accumulate train.steps_per_call assimilate.steps assimilate.few_steps '
+        'assimilate.langevin_steps assimilate.iterations'
+    ),
     # a variance needs two, and so does a curve
     2: 'assimilate.samples tune.samples sample.n evaluate.resamples evaluate.noise_levels',
     4: 'data.test',  # two halves are compared
@@ -49,15 +57,28 @@ def check_ranges(config: ConfigDict) -> None:
     _check_items(fields)
     largest = max(config[section].batch_size for section in ('mirror', 'score', 'finetune'))
     wanted = [(name, low, '') for low, names in AT_LEAST.items() for name in names.split()]
-    wanted += [(f'data.{split}', largest, ', the largest batch') for split in ('train', 'validation')]
-    wanted += [('finetune.samples', 2 * config.finetune.batch_size, ': a batch to train on, another held out')]
+    wanted += [
+        (f'data.{split}', largest, ', the largest batch') for split in ('train', 'validation')
+    ]
+    wanted += [
+        (
+            'finetune.samples',
+            2 * config.finetune.batch_size,
+            ': a batch to train on, another held out',
+        )
+    ]
     for name, low, why in wanted:
         value = attrgetter(name)(config)
         if not value >= low:
             raise ValueError(f'{name}: got {value}, expected at least {low}{why}')
-    positive = {'train.budget': config.train.budget, 'projection_tolerance': config.sample.projection_tolerance}
+    positive = {
+        'train.budget': config.train.budget,
+        'projection_tolerance': config.sample.projection_tolerance,
+    }
     positive |= {'assimilate.noise_std': config.assimilate.noise_std}
-    positive |= {f'{name}.channels': min(config[name].channels, default=0) for name in ('mirror', 'score')}
+    positive |= {
+        f'{name}.channels': min(config[name].channels, default=0) for name in ('mirror', 'score')
+    }
     positive |= {f'1 - {name}.dropout': 1 - config[name].dropout for name in ('mirror', 'score')}
     for name, value in positive.items():
         if not value > 0:
@@ -66,8 +87,8 @@ def check_ranges(config: ConfigDict) -> None:
     for stage in ('counter', 'mirror', 'tune', 'mdm', 'finetune', 'dm'):
         if stage in config and not config[stage].steps * config.train.budget <= LARGEST:
             raise ValueError(
-                f'train.budget: got {config.train.budget} for {stage}.steps = {config[stage].steps}, '
-                f'expected a product of at most {LARGEST}'
+                f'train.budget: got {config.train.budget} for {stage}.steps = '
+                f'{config[stage].steps}, expected a product of at most {LARGEST}'
             )
 
 
@@ -75,8 +96,12 @@ def _check_items(fields: Mapping[str, Any]) -> None:
     """Raises unless the items of each list are of its type."""
     for kind, names in ITEMS.items():
         for name in fields.keys() & set(names.split()):
-            if not all(type(item) is kind or (kind is float and type(item) is int) for item in fields[name]):
-                raise ValueError(f'{name}: got {fields[name]}, expected items of type {kind.__name__}')
+            if not all(
+                type(item) is kind or (kind is float and type(item) is int) for item in fields[name]
+            ):
+                raise ValueError(
+                    f'{name}: got {fields[name]}, expected items of type {kind.__name__}'
+                )
 
 
 def _check_sizes(fields: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""What training says as it goes: a line a record in metrics.jsonl, and the same numbers for TensorBoard."""
+"""What training says as it goes: a line a record in metrics.jsonl, and the same numbers for
+TensorBoard.
+"""
 
 import contextlib
 import json
@@ -86,6 +88,6 @@ class Records:
         except (ValueError, TypeError, KeyError) as error:
             fault = repr(error)
         raise UserError(
-            f'{self.path}, line {number} is damaged: got {fault}, expected a JSON object with stage and step; restore '
-            'the file from a copy, or delete that line'
+            f'{self.path}, line {number} is damaged: got {fault}, expected a JSON object with '
+            'stage and step; restore the file from a copy, or delete that line'
         )

@@ -1,4 +1,6 @@
-"""The config of a run folder: the saved one, the overrides of a command, and what may no longer change."""
+"""The config of a run folder: the saved one, the overrides of a command, and what may no longer
+change.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +8,14 @@ from typing import Any
 
 from namm_jax.train.files import UserError
 
-FREE_SECTIONS = ('sample', 'assimilate', 'report')  # cheap: a change discards the stage's result, and is not refused
+FREE_SECTIONS = (
+    'sample',
+    'assimilate',
+    'report',
+)  # cheap: a change discards the stage's result, and is not refused
 
-# Which of a stage's results are asked for: a change opens the stage again, and discards nothing that it has.
+# Which of a stage's results are asked for: a change opens the stage again, and discards nothing
+# that it has.
 SELECTING = frozenset({'assimilate.operator', 'assimilate.sampler'})
 
 
@@ -16,7 +23,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Returns a nested dict as one dict with dotted names."""
     flat = {}
     for name, value in tree.items():
-        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= (
+            flatten(value, f'{prefix}{name}.')
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
     return flat
 
 
@@ -26,12 +37,15 @@ def override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     Raises:
         UserError: if a name is not a field of `config`.
     """
-    config = json.loads(json.dumps(config))  # a deep copy in JSON's own types, so that tuples compare equal to lists
+    config = json.loads(
+        json.dumps(config)
+    )  # a deep copy in JSON's own types, so that tuples compare equal to lists
     fields = flatten(config)
     for name, value in overrides.items():
         if name not in fields:
             raise UserError(
-                f'got an override of {name}, which is no field of the config; expected one of {list(fields)}'
+                f'got an override of {name}, which is no field of the config; expected one of '
+                f'{list(fields)}'
             )
         *parents, last = name.split('.')
         section = config
@@ -48,8 +62,10 @@ def refuse_changes(
 
     Args:
         config: the resolved config.
-        saved: the one before the command's overrides; it has the fields of sections that are newer than a record.
-        records: stage -> record, in the order of the stages; a record's `sections` maps name -> what was read.
+        saved: the one before the command's overrides; it has the fields of sections that are newer
+            than a record.
+        records: stage -> record, in the order of the stages; a record's `sections` maps name ->
+            what was read.
 
     Raises:
         UserError: naming the first such field, the old and the new value, the stage, and `--redo`.
@@ -61,7 +77,7 @@ def refuse_changes(
             if name.split('.')[0] not in FREE_SECTIONS and name in fields and fields[name] != old:
                 state = 'has finished' if record['finished'] else 'has begun'
                 raise UserError(
-                    f'got {name} = {fields[name]!r}, but stage {stage} {state} with {name} = {old!r}; '
-                    f'leave the override out, choose another --workdir, or discard that stage and what was built on it '
-                    f'with --redo={stage}'
+                    f'got {name} = {fields[name]!r}, but stage {stage} {state} with {name} = '
+                    f'{old!r}; leave the override out, choose another --workdir, or discard that '
+                    f'stage and what was built on it with --redo={stage}'
                 )

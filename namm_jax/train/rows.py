@@ -1,7 +1,7 @@
 """The rows of the table: what each is drawn from, its way to data, and what its training took.
 
-A row is a draw followed by a map. Rivals that act while sampling are other draws of the same diffusion model; those
-that mend samples afterwards, and the mirror map's inverse, are maps.
+A row is a draw followed by a map. Rivals that act while sampling are other draws of the same
+diffusion model; those that mend samples afterwards, and the mirror map's inverse, are maps.
 """
 
 import functools
@@ -22,7 +22,12 @@ from namm_jax.constraint_sampling import guided, projected
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.train import dataset, tasks
 from namm_jax.train.drawing import UNCHANGED, Around, in_batches, make_draw
-from namm_jax.train.experiment import Experiment, finetuned_parameters, mirror_parameters, score_parameters
+from namm_jax.train.experiment import (
+    Experiment,
+    finetuned_parameters,
+    mirror_parameters,
+    score_parameters,
+)
 from namm_jax.train.files import read_json, write_json
 from namm_jax.train.processes import from_first
 from namm_jax.types import Constraint, Denoiser, Key, Params
@@ -61,12 +66,18 @@ class Row(NamedTuple):
 
 def _newton(experiment: Experiment, iterations: int) -> Callable[[Constraint], Restore]:
     """Returns `constraint -> its Gauss-Newton projection`, of so many iterations at most."""
-    settings = dict(tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations)
-    return lambda constraint: functools.partial(gauss_newton_projection, constraint.residual, **settings)
+    settings = dict(
+        tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations
+    )
+    return lambda constraint: functools.partial(
+        gauss_newton_projection, constraint.residual, **settings
+    )
 
 
 def _compiled(experiment: Experiment, map_of: Callable[[Constraint], Restore]) -> Way:
-    """Returns the jitted map of a restore or projection; a sample for which that is not finite stays as it is."""
+    """Returns the jitted map of a restore or projection; a sample for which that is not finite
+    stays as it is.
+    """
 
     @jax.jit
     def way(constraint: Constraint, x: Array) -> Array:
@@ -82,11 +93,15 @@ def _unchanged(experiment: Experiment) -> Way:
 
 def projection(experiment: Experiment) -> Way:
     """Returns the Gauss-Newton projection, by the settings of the config's section `sample`."""
-    return _compiled(experiment, _newton(experiment, experiment.config.sample.projection_iterations))
+    return _compiled(
+        experiment, _newton(experiment, experiment.config.sample.projection_iterations)
+    )
 
 
 def polish(experiment: Experiment) -> Way:
-    """Returns the few Gauss-Newton steps, one by default, that leave a sample near where f has put it."""
+    """Returns the few Gauss-Newton steps, one by default, that leave a sample near where f has put
+    it.
+    """
     return _compiled(experiment, _newton(experiment, experiment.config.sample.polish_iterations))
 
 
@@ -104,7 +119,8 @@ def _polished(experiment: Experiment) -> Way:
 
 
 def rows_of(experiment: Experiment) -> dict[str, Row]:
-    """Returns the config's rows of the table, `data` aside, in their order; all that apply where it names none.
+    """Returns the config's rows of the table, `data` aside, in their order; all that apply where it
+    names none.
 
     Raises:
         ValueError: if one that the config names does not apply.
@@ -112,13 +128,20 @@ def rows_of(experiment: Experiment) -> dict[str, Row]:
     rows = _all_rows(experiment)
     for name in experiment.config.sample.rows:
         choose('sample.rows', name, rows)
-    return {name: row for name, row in rows.items() if name in (experiment.config.sample.rows or rows)}
+    return {
+        name: row for name, row in rows.items() if name in (experiment.config.sample.rows or rows)
+    }
 
 
 def _all_rows(experiment: Experiment) -> dict[str, Row]:
     restores = list(getattr(experiment.constraint, 'restores', {}))
-    names = {name: f'dm_restored_{name}' if len(restores) > 1 else 'dm_restored' for name in restores}
-    rows = {'dm': Row('dm', _unchanged, ('dm',)), 'dm_guided': Row('dm_guided', _unchanged, ('dm',))}
+    names = {
+        name: f'dm_restored_{name}' if len(restores) > 1 else 'dm_restored' for name in restores
+    }
+    rows = {
+        'dm': Row('dm', _unchanged, ('dm',)),
+        'dm_guided': Row('dm_guided', _unchanged, ('dm',)),
+    }
     rows |= {row: Row('dm', _restored(name), ('dm',)) for name, row in names.items()}
     rows |= {
         'dm_projected': Row('dm', projection, ('dm',)),
@@ -127,7 +150,9 @@ def _all_rows(experiment: Experiment) -> dict[str, Row]:
     rows |= _mirror_rows(experiment.config)
     if tasks.holds_network(experiment.config):  # all but the plain diffusion model needed it
         rows |= {
-            name: row._replace(trained_by=('counter', *row.trained_by)) for name, row in rows.items() if name != 'dm'
+            name: row._replace(trained_by=('counter', *row.trained_by))
+            for name, row in rows.items()
+            if name != 'dm'
         }
     return rows
 
@@ -150,10 +175,18 @@ def _guide(limit: float, constraint: Constraint, scale: Array, denoiser: Denoise
 
 
 def _guidance(experiment: Experiment) -> Around:
-    """Returns guidance by the distance, at the scale of the config's that leaves the smallest median distance."""
-    config, constraint, keys = experiment.config, experiment.constraint, experiment.keys('probe', 0, 32)
+    """Returns guidance by the distance, at the scale of the config's that leaves the smallest
+    median distance.
+    """
+    config, constraint, keys = (
+        experiment.config,
+        experiment.constraint,
+        experiment.keys('probe', 0, 32),
+    )
     path = experiment.run.directory / 'sample' / 'guidance.json'
-    guide = functools.partial(_guide, experiment.run.record('dm')['std'])  # a step is no longer than the data are wide
+    guide = functools.partial(
+        _guide, experiment.run.record('dm')['std']
+    )  # a step is no longer than the data are wide
     if not from_first(path.exists):
         medians = []
         for scale in config.sample.guidance_scales:
@@ -167,16 +200,22 @@ def _guidance(experiment: Experiment) -> Around:
     return Partial(guide, constraint, jnp.float32(read_json(path)['scale']))
 
 
-def _project(constraint: Constraint, project: Callable[[Constraint], Restore], denoiser: Denoiser) -> Denoiser:
+def _project(
+    constraint: Constraint, project: Callable[[Constraint], Restore], denoiser: Denoiser
+) -> Denoiser:
     return projected(denoiser, lambda x: project(constraint)(x)[0])
 
 
 def _projected_sampling(experiment: Experiment) -> Around:
-    """Returns the projection of each estimate: by the first exact restore, else by some Gauss-Newton steps."""
+    """Returns the projection of each estimate: by the first exact restore, else by some
+    Gauss-Newton steps.
+    """
     steps = _newton(experiment, experiment.config.sample.projected_sampling_iterations)
     exact = lambda constraint: constraint.restore
     project = exact if getattr(experiment.constraint, 'restores', {}) else steps
-    return Partial(lambda constraint, denoiser: _project(constraint, project, denoiser), experiment.constraint)
+    return Partial(
+        lambda constraint, denoiser: _project(constraint, project, denoiser), experiment.constraint
+    )
 
 
 DRAWS = {
@@ -187,7 +226,9 @@ DRAWS = {
 }
 
 
-def sampler(experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED) -> Callable[[Key], Array]:
+def sampler(
+    experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED
+) -> Callable[[Key], Array]:
     """Returns a trained diffusion model's sampler, jitted `keys -> samples`.
 
     Args:
@@ -221,7 +262,8 @@ def drawn(
 
 
 def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
-    """Returns a function of all inputs, and its seconds a sample: the median of three batches after one to warm up.
+    """Returns a function of all inputs, and its seconds a sample: the median of three batches after
+    one to warm up.
 
     Args:
         experiment: the experiment; a signal stops it between two batches.
@@ -236,7 +278,9 @@ def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarra
         times.append((time.perf_counter() - begun) / size)
         return result
 
-    run = functools.partial(in_batches, clocked, inputs, size, experiment.local_mesh, between=experiment.pause)
+    run = functools.partial(
+        in_batches, clocked, inputs, size, experiment.local_mesh, between=experiment.pause
+    )
     result = run()
     while len(times) < 4:
         run()

@@ -1,13 +1,12 @@
 """The run folder: who owns it, what it was asked for, what has been done, and what came out.
 
-    config.json         the experiment's name and its resolved config, the base of every later command
-    provenance.json     one entry an opening: versions, host, git revision, seed, command line
-    stages/<name>.json  a stage's record: finished or not, the config sections it and its ancestors read, facts
-    <name>/             a stage's own files
-    metrics.jsonl       one line a record of training; metrics.json: the results
-    tensorboard/        the records again, where tensorboardX is installed
-    lock                held with flock while a process owns the folder; names that process
-    crc32.json          in each folder: checksums of the files there that a later stage reads
+    config.json the experiment's name and its resolved config, the base of every later command
+    provenance.json one entry an opening: versions, host, git revision, seed, command line
+    stages/<name>.json a stage's record: finished or not, the config sections it and its ancestors
+    read, facts <name>/ a stage's own files metrics.jsonl one line a record of training;
+    metrics.json: the results tensorboard/ the records again, where tensorboardX is installed lock
+    held with flock while a process owns the folder; names that process crc32.json in each folder:
+    checksums of the files there that a later stage reads
 
 Nothing but the provenance holds an absolute path, so a folder may be moved.
 """
@@ -28,11 +27,18 @@ from namm_jax.train.provenance import provenance
 from namm_jax.train.records import Records
 from namm_jax.train.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 
-WRITERS = {'rows': 'evaluate', 'robustness': 'evaluate', 'assimilation': 'assimilate', 'tune': 'tune'}  # key -> stage
+WRITERS = {
+    'rows': 'evaluate',
+    'robustness': 'evaluate',
+    'assimilation': 'assimilate',
+    'tune': 'tune',
+}  # key -> stage
 
 
 def _lock(path: Path) -> io.TextIOWrapper:
-    """Returns the open lock file; the kernel frees the lock when the file is closed, however the process ends."""
+    """Returns the open lock file; the kernel frees the lock when the file is closed, however the
+    process ends.
+    """
     file = open(path, 'a+')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,8 +47,8 @@ def _lock(path: Path) -> io.TextIOWrapper:
         owner = file.read().strip() or 'unknown'
         file.close()
         raise UserError(
-            f'{path.parent} is in use by another process ({owner}), expected a folder that no process owns; '
-            'wait until it has ended, or choose another --workdir'
+            f'{path.parent} is in use by another process ({owner}), expected a folder that no '
+            'process owns; wait until it has ended, or choose another --workdir'
         ) from None
     start = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     with naming(path):
@@ -55,8 +61,9 @@ def _lock(path: Path) -> io.TextIOWrapper:
 class Run:
     """A run folder, owned by this process until `close`.
 
-    A new folder takes `config`; in an existing one the saved config is the base, to which only `overrides` are
-    applied. `Run(...).config` is the result. Everything is checked before anything is changed.
+    A new folder takes `config`; in an existing one the saved config is the base, to which only
+    `overrides` are applied. `Run(...).config` is the result. Everything is checked before anything
+    is changed.
 
     Attributes:
         directory: the folder.
@@ -80,20 +87,24 @@ class Run:
         Args:
             directory: the folder.
             config: the config, overrides included; `config.to_dict()`.
-            experiment: config file and preset, `burgers:quick`; an existing folder must hold the same.
-            depends: resolved config -> every stage it has -> the stages it builds on directly, in the order in which
-                they run.
+            experiment: config file and preset, `burgers:quick`; an existing folder must hold the
+                same.
+            depends: resolved config -> every stage it has -> the stages it builds on directly, in
+                the order in which they run.
             overrides: dotted field -> value: what the command line changes.
             redo: stages to discard, with all that was built on them.
-            check: raises unless the resolved config is a good one; called before anything is changed.
+            check: raises unless the resolved config is a good one; called before anything is
+                changed.
 
         Raises:
-            UserError: if another process owns the folder, it holds another experiment or is no run folder, or an
-                override changes what a stage has read.
+            UserError: if another process owns the folder, it holds another experiment or is no run
+                folder, or an override changes what a stage has read.
         """
         self.directory = local(directory)
         if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(f'{self.directory} is a file, expected a folder; choose another --workdir')
+            raise UserError(
+                f'{self.directory} is a file, expected a folder; choose another --workdir'
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
         try:
@@ -103,10 +114,14 @@ class Run:
             raise
 
     def _open(
-        self, config: Mapping[str, Any], experiment: str, overrides: Mapping[str, Any],
-        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]], redo: Iterable[str],
+        self,
+        config: Mapping[str, Any],
+        experiment: str,
+        overrides: Mapping[str, Any],
+        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]],
+        redo: Iterable[str],
         check: Callable[[Mapping[str, Any]], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         path, origins = self.directory / 'config.json', self.directory / 'provenance.json'
         openings = read_json(origins) if origins.exists() else []
         self._depends = dict(depends(config))
@@ -119,10 +134,14 @@ class Run:
         selected = {name.split('.')[0] for name in changed & SELECTING}
         changed = {name.split('.')[0] for name in changed - SELECTING}
         records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}
-        cut_short = {stage for stage, record in records.items() if record and record.get('discarded')}
+        cut_short = {
+            stage for stage, record in records.items() if record and record.get('discarded')
+        }
         free = {stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys()}
         discarded = discarded | self.built_on(cut_short | free)
-        kept = {stage: record for stage, record in records.items() if record and stage not in discarded}
+        kept = {
+            stage: record for stage, record in records.items() if record and stage not in discarded
+        }
         refuse_changes(self.config, saved or self.config, kept)
         check(self.config)
         self._records.mend()
@@ -133,26 +152,37 @@ class Run:
         write_json(path, {'experiment': experiment, 'config': self.config})
         write_json(origins, [*openings, provenance(self.config.get('seed'))])
 
-    def _saved(self, path: Path, config: Mapping[str, Any], experiment: str) -> dict[str, Any] | None:
-        """Returns the config that the folder holds, None for a new folder; raises if it is not a run of this kind."""
+    def _saved(
+        self, path: Path, config: Mapping[str, Any], experiment: str
+    ) -> dict[str, Any] | None:
+        """Returns the config that the folder holds, None for a new folder; raises if it is not a
+        run of this kind.
+        """
         if not path.exists():
-            foreign = [stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()]
+            foreign = [
+                stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()
+            ]
             if foreign:
-                raise UserError(f'{self.directory} holds {foreign} but no config.json; choose another --workdir')
+                raise UserError(
+                    f'{self.directory} holds {foreign} but no config.json; choose another --workdir'
+                )
             return None
         saved = read_json(path)
         if saved['experiment'] != experiment:
             raise UserError(
-                f'got the experiment {experiment}, but {self.directory} holds {saved["experiment"]}; '
-                'choose another --workdir, or the config file and preset of this folder'
+                f'got the experiment {experiment}, but {self.directory} holds '
+                f'{saved["experiment"]}; choose another --workdir, or the config file and preset '
+                'of this folder'
             )
         fields, known = flatten(saved['config']), flatten(config)
         if gone := fields.keys() - known.keys():
             raise UserError(
-                f'{path} is of another version of this program: got {sorted(gone)}, which this one does not know; '
-                'go on with the version in provenance.json, or choose another --workdir'
+                f'{path} is of another version of this program: got {sorted(gone)}, which this one '
+                'does not know; go on with the version in provenance.json, or choose another '
+                '--workdir'
             )
-        # Fields that are newer than the folder take the value of its preset; what has finished did not read them.
+        # Fields that are newer than the folder take the value of its preset; what has finished did
+        # not read them.
         return override(config, fields)
 
     def close(self) -> None:
@@ -175,27 +205,46 @@ class Run:
         found = set(stages)
         unknown = found - self._depends.keys()
         if unknown:
-            raise UserError(f'got the stages {sorted(unknown)}, expected some of {list(self._depends)}')
-        while grown := {name for name, needs in self._depends.items() if found & set(needs)} - found:
+            raise UserError(
+                f'got the stages {sorted(unknown)}, expected some of {list(self._depends)}'
+            )
+        while (
+            grown := {name for name, needs in self._depends.items() if found & set(needs)} - found
+        ):
             found |= grown
         return found
 
     def redo(self, *stages: str) -> list[str]:
-        """Discards the stages and all that was built on them: files, records, metrics; returns their names."""
+        """Discards the stages and all that was built on them: files, records, metrics; returns
+        their names.
+        """
         return self._discard(self.built_on(stages))
 
     def _discard(self, stages: set[str]) -> list[str]:
-        """Discards stages, the last first; one that a kill cuts short is completed by the next opening."""
+        """Discards stages, the last first; one that a kill cuts short is completed by the next
+        opening.
+        """
         discarded = [stage for stage in self._depends if stage in stages and self._begun(stage)]
         for stage in reversed(discarded):
-            write_json(self._record_of(stage), {'finished': False, 'discarded': True, 'sections': {}})
+            write_json(
+                self._record_of(stage), {'finished': False, 'discarded': True, 'sections': {}}
+            )
             self._records.discard(stage)
             path = self.directory / 'metrics.json'
             if path.exists() and stage in WRITERS.values():
-                write_json(path, {name: value for name, value in read_json(path).items() if WRITERS[name] != stage})
+                write_json(
+                    path,
+                    {
+                        name: value
+                        for name, value in read_json(path).items()
+                        if WRITERS[name] != stage
+                    },
+                )
             if (self.directory / stage).exists():
                 shutil.rmtree(self.directory / stage)
-            (self.directory / f'{stage}.html').unlink(missing_ok=True)  # the report's page, which would be an old one
+            (self.directory / f'{stage}.html').unlink(
+                missing_ok=True
+            )  # the report's page, which would be an old one
             self._record_of(stage).unlink()
         return discarded
 
@@ -204,7 +253,9 @@ class Run:
         return self.directory / 'stages' / f'{stage}.json'
 
     def _begun(self, stage: str) -> bool:
-        return (self.directory / 'stages' / f'{stage}.json').exists() or (self.directory / stage).exists()
+        return (self.directory / 'stages' / f'{stage}.json').exists() or (
+            self.directory / stage
+        ).exists()
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Returns the stage's record, None if it has not begun."""
@@ -216,26 +267,33 @@ class Run:
         return bool((self.record(stage) or {}).get('finished'))
 
     def begin(self, stage: str, sections: Iterable[str]) -> Path:
-        """Puts on record what the stage reads, and returns its folder: empty, or as a stopped run left it.
+        """Puts on record what the stage reads, and returns its folder: empty, or as a stopped run
+        left it.
 
         Args:
             stage: the stage.
-            sections: the config's sections (or top-level fields) that it reads; those of its ancestors are added.
+            sections: the config's sections (or top-level fields) that it reads; those of its
+                ancestors are added.
 
         Raises:
-            UserError: if a stage that it builds on has not finished, or there are files of the stage but no record.
+            UserError: if a stage that it builds on has not finished, or there are files of the
+                stage but no record.
         """
         missing = [need for need in self._depends[stage] if not self.finished(need)]
         if missing:
             raise UserError(
-                f'stage {stage} builds on {missing}, not finished; name them too: --stages={missing[0]},...'
+                f'stage {stage} builds on {missing}, not finished; name them too: '
+                f'--stages={missing[0]},...'
             )
         folder = self.directory / stage
         if self.record(stage) is None:
-            if folder.exists():  # a kill leaves no such thing: the record comes first, and goes last
+            if (
+                folder.exists()
+            ):  # a kill leaves no such thing: the record comes first, and goes last
                 raise UserError(
-                    f'{folder} holds the files of stage {stage}, but {self._record_of(stage)}, which says what they '
-                    f'were made of, is missing; restore it from a copy, or discard the stage with --redo={stage}'
+                    f'{folder} holds the files of stage {stage}, but {self._record_of(stage)}, '
+                    'which says what they were made of, is missing; restore it from a copy, or '
+                    f'discard the stage with --redo={stage}'
                 )
             read = {name: self.config[name] for name in sections}
             for need in self._depends[stage]:
@@ -250,7 +308,9 @@ class Run:
         write_json(self._record_of(stage), record)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends `{'stage', 'step', 'seconds', <terms>}` to metrics.jsonl; a non-finite number becomes null."""
+        """Appends `{'stage', 'step', 'seconds', <terms>}` to metrics.jsonl; a non-finite number
+        becomes null.
+        """
         self._records.append(record)
 
     def records(self) -> list[dict[str, Any]]:
@@ -258,11 +318,14 @@ class Run:
         return self._records.read()
 
     def drop_records(self, stage: str, after_step: int) -> None:
-        """Drops the stage's records of later steps from metrics.jsonl: a resumed stage writes them again."""
+        """Drops the stage's records of later steps from metrics.jsonl: a resumed stage writes them
+        again.
+        """
         self._records.drop(stage, after_step)
 
     def merge_metrics(self, values: Mapping[str, Any]) -> None:
-        """Sets entries of metrics.json: `{'rows': ...}`, or by dotted name `{'assimilation.sum.dps': ...}`.
+        """Sets entries of metrics.json: `{'rows': ...}`, or by dotted name
+        `{'assimilation.sum.dps': ...}`.
 
         Raises:
             ValueError: if a key has no writer in `WRITERS`.
@@ -273,7 +336,8 @@ class Run:
             *parents, last = name.split('.')
             if name.split('.')[0] not in WRITERS:
                 raise ValueError(
-                    f'got the key {name!r} for {path}, expected one that begins with one of {list(WRITERS)}'
+                    f'got the key {name!r} for {path}, expected one that begins with one of '
+                    f'{list(WRITERS)}'
                 )
             entry = metrics
             for parent in parents:
@@ -283,10 +347,14 @@ class Run:
 
 
 def aggregate(values: list[Any]) -> Any:
-    """Returns trees as one, `{'mean', 'std', 'n'}` over those that have it in the place of each number, None aside."""
+    """Returns trees as one, `{'mean', 'std', 'n'}` over those that have it in the place of each
+    number, None aside.
+    """
     if any(isinstance(value, Mapping) for value in values):
         names = dict.fromkeys(name for value in values for name in value)
-        return {name: aggregate([value[name] for value in values if name in value]) for name in names}
+        return {
+            name: aggregate([value[name] for value in values if name in value]) for name in names
+        }
     if isinstance(values[0], list):
         return [aggregate(list(column)) for column in zip(*values, strict=True)]
     numbers = [value for value in values if value is not None]

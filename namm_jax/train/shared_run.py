@@ -1,4 +1,6 @@
-"""A run folder that several processes work on: the first one owns it and writes it, all get its answers."""
+"""A run folder that several processes work on: the first one owns it and writes it, all get its
+answers.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -36,7 +38,11 @@ class SharedRun:
             }
 
         facts = from_first(opened)
-        self.directory, self.config, self.discarded = Path(facts['directory']), facts['config'], facts['discarded']
+        self.directory, self.config, self.discarded = (
+            Path(facts['directory']),
+            facts['config'],
+            facts['discarded'],
+        )
 
     def __enter__(self) -> Self:
         return self

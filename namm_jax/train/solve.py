@@ -1,4 +1,6 @@
-"""`launch/solve.py`: posterior samples given a user's own measurements, with the models of a finished run."""
+"""`launch/solve.py`: posterior samples given a user's own measurements, with the models of a
+finished run.
+"""
 
 import functools
 import json
@@ -18,12 +20,19 @@ from namm_jax.train.dataset import read_array
 from namm_jax.train.files import UserError, finite, read_json
 from namm_jax.train.resolve import FREE_SECTIONS, flatten
 
-SELECTED = {'operator': 'operator', 'sampler': 'sampler', 'noise_std': 'noise_std', 'num_samples': 'samples'}
+SELECTED = {
+    'operator': 'operator',
+    'sampler': 'sampler',
+    'noise_std': 'noise_std',
+    'num_samples': 'samples',
+}
 FREE = (*FREE_SECTIONS, 'seed')  # the models of a run know nothing of these
 
 
 def solve(arguments: list[str]) -> int:
-    """Runs `launch/solve.py` with these arguments, the program's name first; returns the exit status."""
+    """Runs `launch/solve.py` with these arguments, the program's name first; returns the exit
+    status.
+    """
     return guarded(_solve, arguments)
 
 
@@ -32,20 +41,30 @@ def _solve(arguments: list[str]) -> None:
     parse(values, arguments, sys.modules['__main__'].__doc__)
     for name in ('workdir', 'measurement', 'out'):
         if values[name].value is None:
-            raise UserError(f'--{name} is missing; expected a run folder, --measurement=y.npy and --out=posterior.npy')
+            raise UserError(
+                f'--{name} is missing; expected a run folder, --measurement=y.npy and '
+                '--out=posterior.npy'
+            )
     workdir, out = Path(values.workdir), Path(values.out)
     asked, y = experiment_name(values), read_array(Path(values.measurement))
     if not (workdir / 'config.json').exists():
-        raise UserError(f'{workdir} is no run folder; expected one whose stages dm, mdm and finetune have finished')
+        raise UserError(
+            f'{workdir} is no run folder; expected one whose stages dm, mdm and finetune have '
+            'finished'
+        )
     if (saved := read_json(workdir / 'config.json')['experiment']) != asked:
-        raise UserError(f'got --config {asked}, but {workdir} holds {saved}; give that config file and preset')
+        raise UserError(
+            f'got --config {asked}, but {workdir} holds {saved}; give that config file and preset'
+        )
     if not out.parent.is_dir():
         raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
     configure_jax()
     with open_experiment(workdir) as experiment:
         config = asked_config(ConfigDict(experiment.config.to_dict()), values)
         posterior, told = _posterior(experiment._replace(config=config), y)
-        np.save(out, np.asarray(experiment.family.unpack(posterior), np.float32), allow_pickle=False)
+        np.save(
+            out, np.asarray(experiment.family.unpack(posterior), np.float32), allow_pickle=False
+        )
     print(json.dumps(told), flush=True)
 
 
@@ -55,15 +74,20 @@ def asked_config(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
     Raises:
         UserError: if it changes what the run's models are made for.
     """
-    plain = lambda config: flatten(json.loads(json.dumps(config.to_dict())))  # tuples compare equal to lists
+    plain = lambda config: flatten(
+        json.loads(json.dumps(config.to_dict()))
+    )  # tuples compare equal to lists
     before = plain(config)
     given = {field: values[name].value for name, field in SELECTED.items()}
     changes = {f'assimilate.{field}': value for field, value in given.items() if value is not None}
     after = plain(override(config, overrides_of(values) | changes))
-    if changed := [name for name in after if name.split('.')[0] not in FREE and after[name] != before[name]]:
+    if changed := [
+        name for name in after if name.split('.')[0] not in FREE and after[name] != before[name]
+    ]:
         raise UserError(
-            f'got {changed[0]} = {after[changed[0]]!r} for a run with {before[changed[0]]!r}, expected changes of '
-            f'{", ".join(FREE)} alone; leave the override out, or give the run that was made with it'
+            f'got {changed[0]} = {after[changed[0]]!r} for a run with {before[changed[0]]!r}, '
+            f'expected changes of {", ".join(FREE)} alone; leave the override out, or give the run '
+            'that was made with it'
         )
     return config
 
@@ -92,11 +116,15 @@ def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[
     if operator_name(config) == 'own':  # a user's function may raise anything
         check_operator(operator, shape)
     one = len(jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), np.float32)).shape) - 1
-    return operator, check_measurement(operator, y[None] if y.ndim == one else y, config.assimilate.noise_std, shape)
+    return operator, check_measurement(
+        operator, y[None] if y.ndim == one else y, config.assimilate.noise_std, shape
+    )
 
 
 def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns posterior samples of each measurement, one after another, and what is told of them."""
+    """Returns posterior samples of each measurement, one after another, and what is told of
+    them.
+    """
     from namm_jax.train.assimilate import statistics_of
     from namm_jax.train.measurements import operator_name
     from namm_jax.train.posteriors import ROWS, measured_gains, samples_of
@@ -112,4 +140,6 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
             parts.append(np.asarray(way(samples_of(experiment, draw, i, measured))))
             bar.update(i + 1)
     told = {'operator': operator_name(config), 'sampler': section.sampler, 'measurements': len(y)}
-    return np.concatenate(parts), told | finite(statistics_of(experiment, operator, y, np.stack(parts)))
+    return np.concatenate(parts), told | finite(
+        statistics_of(experiment, operator, y, np.stack(parts))
+    )

@@ -1,4 +1,6 @@
-"""The stages of an experiment, in order: each reads the run folder, does one thing, and writes its result there."""
+"""The stages of an experiment, in order: each reads the run folder, does one thing, and writes its
+result there.
+"""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -26,13 +28,17 @@ from namm_jax.types import Constraint, Params
 
 
 class Stage(NamedTuple):
-    """A stage: what it does, the stages it builds on, and the config's sections that it reads itself."""
+    """A stage: what it does, the stages it builds on, and the config's sections that it reads
+    itself.
+    """
 
     run: Callable[[Experiment], dict[str, Any]]
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     on_request: bool = False  # whether it runs only when it is named
-    check: Callable[[ConfigDict], None] = lambda config: None  # raises for a bad value before any stage starts
+    check: Callable[[ConfigDict], None] = lambda config: (
+        None
+    )  # raises for a bad value before any stage starts
 
 
 def data(experiment: Experiment) -> dict[str, Any]:
@@ -42,31 +48,43 @@ def data(experiment: Experiment) -> dict[str, Any]:
     provenance = {'data': config.data.to_dict(), 'constraint': config.constraint.to_dict()}
     with Bar('data', sum(sizes.values()), unit='field') as bar:
         dataset.write_dataset(
-            folder, experiment.family.fields, sizes=sizes, shard_size=config.data.shard_size, provenance=provenance,
+            folder,
+            experiment.family.fields,
+            sizes=sizes,
+            shard_size=config.data.shard_size,
+            provenance=provenance,
             progress=lambda done, total: (bar.update(done), experiment.pause()),
-        )  # fmt: skip
+        )
     if not tasks.holds_network(config):
         _draw_data(experiment)
     return _checked_distance(experiment) if experiment.family.is_users else {}
 
 
 def counter(experiment: Experiment) -> dict[str, Any]:
-    """Trains the networks that count, and draws the picture of the data, which needs one of them."""
+    """Trains the networks that count, and draws the picture of the data, which needs one of
+    them.
+    """
     facts = train_counters(experiment)
     _draw_data(experiment)
     return facts
 
 
 def _checked_distance(experiment: Experiment) -> dict[str, Any]:
-    """Returns the residual floor of a user's own data under their own distance, once that is found fit for training."""
+    """Returns the residual floor of a user's own data under their own distance, once that is found
+    fit for training.
+    """
     x = experiment.split('train')[:64]
     found = check_distance(experiment.constraint, x, experiment.key('evaluate'))
     floor, perturbed = found['floor_mean'], found['perturbed_mean']
-    say(f'distance: {floor:.3g} on your data (largest {found["floor_max"]:.3g}), {perturbed:.3g} with 10 % of noise')
+    say(
+        f'distance: {floor:.3g} on your data (largest {found["floor_max"]:.3g}), {perturbed:.3g} '
+        'with 10 % of noise'
+    )
     if floor > 0.1 * perturbed:
         say(
-            f'warning: your data do not obey your rule well: a mean distance of {floor:.3g}, expected far less than '
-            f'the {perturbed:.3g} of the same data with 10 % of noise; no sample will be much better than the data'
+            f'warning: your data do not obey your rule well: a mean distance of {floor:.3g}, '
+            f'expected far less than the {perturbed:.3g} of the same data with 10 % of noise; no '
+            'sample will be much better than the data'
         )
     return found
 
@@ -79,7 +97,10 @@ def _draw_data(experiment: Experiment) -> None:
 
     def draw() -> None:
         folder.mkdir(exist_ok=True)
-        figures.save(figures.samples_with_residuals({'data': shown(experiment, x)}, **style), folder / 'data.png')
+        figures.save(
+            figures.samples_with_residuals({'data': shown(experiment, x)}, **style),
+            folder / 'data.png',
+        )
 
     from_first(draw)
 
@@ -90,28 +111,46 @@ def mirror(experiment: Experiment) -> dict[str, Any]:
     x, held_out = experiment.split('train'), experiment.split('validation')
     task = tasks.mirror_task(config, steps_of(config, 'mirror'), experiment.constraint)
     fitted = train(
-        experiment, 'mirror', task, {'x': x}, {'x': held_out}, batch_size=config.mirror.batch_size,
+        experiment,
+        'mirror',
+        task,
+        {'x': x},
+        {'x': held_out},
+        batch_size=config.mirror.batch_size,
         optimizer=config.mirror.optimizer,
-    )  # fmt: skip
+    )
     return {'training_seconds': fitted.seconds}
 
 
 def _train_diffusion(
-    experiment: Experiment, stage: str, x: np.ndarray, held_out: np.ndarray, to_data: Callable[[Any], Any]
+    experiment: Experiment,
+    stage: str,
+    x: np.ndarray,
+    held_out: np.ndarray,
+    to_data: Callable[[Any], Any],
 ) -> dict[str, Any]:
     """Trains a diffusion model on `x`; `to_data` maps its samples to data space, for the probes."""
     config, mean, std = experiment.config, float(x.mean()), float(x.std())
     draw = make_draw(config, config.train.sample, mean, std)
-    keys, constraint = experiment.keys('probe', 0, config.train.probe_samples), experiment.constraint
+    keys, constraint = (
+        experiment.keys('probe', 0, config.train.probe_samples),
+        experiment.constraint,
+    )
 
     def probe(params: Params) -> dict[str, float]:
         distances = lambda keys: constraint.distance(to_data(draw(params, keys)))
         return _spread(in_batches(distances, keys, len(keys), experiment.local_mesh))
 
     fitted = train(
-        experiment, stage, tasks.denoising_task(config, steps_of(config, stage), mean, std), {'x': x}, {'x': held_out},
-        batch_size=config.score.batch_size, optimizer=config.score.optimizer, probe=probe,
-    )  # fmt: skip
+        experiment,
+        stage,
+        tasks.denoising_task(config, steps_of(config, stage), mean, std),
+        {'x': x},
+        {'x': held_out},
+        batch_size=config.score.batch_size,
+        optimizer=config.score.optimizer,
+        probe=probe,
+    )
     return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
 
 
@@ -121,7 +160,9 @@ def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
 
 def dm(experiment: Experiment) -> dict[str, Any]:
     """Trains the plain diffusion model, on the data."""
-    return _train_diffusion(experiment, 'dm', experiment.split('train'), experiment.split('validation'), lambda x: x)
+    return _train_diffusion(
+        experiment, 'dm', experiment.split('train'), experiment.split('validation'), lambda x: x
+    )
 
 
 def mdm(experiment: Experiment) -> dict[str, Any]:
@@ -145,29 +186,51 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
         return constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
 
     probe = lambda average: _spread(distances(constraint, average))
-    steps, held_z = steps_of(config, 'finetune'), z[-max(config.finetune.batch_size, len(z) // 16) :]
+    steps, held_z = (
+        steps_of(config, 'finetune'),
+        z[-max(config.finetune.batch_size, len(z) // 16) :],
+    )
     task = tasks.mirror_task(config, 1, constraint)
-    shapes = jax.eval_shape(lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0))
-    moments = moments_of(restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state'])
+    shapes = jax.eval_shape(
+        lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0)
+    )
+    moments = moments_of(
+        restore(experiment, 'mirror', {'opt_state': {'inverse': shapes}})['opt_state']
+    )
     fitted = train(
-        experiment, 'finetune', tasks.finetune_task(config, steps, constraint, params, moments),
-        {'x': x, 'z': z[: len(z) - len(held_z)]}, {'x': held_out, 'z': held_z},
-        batch_size=config.finetune.batch_size, optimizer=config.finetune.optimizer, probe=probe,
-    )  # fmt: skip
+        experiment,
+        'finetune',
+        tasks.finetune_task(config, steps, constraint, params, moments),
+        {'x': x, 'z': z[: len(z) - len(held_z)]},
+        {'x': held_out, 'z': held_z},
+        batch_size=config.finetune.batch_size,
+        optimizer=config.finetune.optimizer,
+        probe=probe,
+    )
     return {'training_seconds': fitted.seconds + drawing, 'drawing_seconds': drawing}
 
 
 def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
-    """Returns the mirror samples to finetune on and the seconds it took to draw them, from disk if they are there."""
+    """Returns the mirror samples to finetune on and the seconds it took to draw them, from disk if
+    they are there.
+    """
     config, path = experiment.config, experiment.run.directory / 'finetune' / 'mirror_samples.npy'
     draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
-    z, seconds = drawn(experiment, path, draw, experiment.keys('finetune', 0, config.finetune.samples))
+    z, seconds = drawn(
+        experiment, path, draw, experiment.keys('finetune', 0, config.finetune.samples)
+    )
     return z, seconds * len(z)
 
 
 def sample(experiment: Experiment) -> dict[str, Any]:
-    """Draws from both diffusion models, from the same initial noise, and maps to every row; times each whole way."""
-    config, folder, rows = experiment.config, experiment.run.directory / 'sample', rows_of(experiment)
+    """Draws from both diffusion models, from the same initial noise, and maps to every row; times
+    each whole way.
+    """
+    config, folder, rows = (
+        experiment.config,
+        experiment.run.directory / 'sample',
+        rows_of(experiment),
+    )
     keys, models, seconds = experiment.keys('sample', 0, config.sample.n), {}, {}
     draws = list(dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())]))
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
@@ -206,7 +269,11 @@ STAGES = {
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, ('mdm', 'finetune', 'dm'), ('sample',)),
     'assimilate': Stage(
-        assimilate, ('mdm', 'finetune', 'dm'), ('assimilate', 'sample'), on_request=True, check=check_assimilation
+        assimilate,
+        ('mdm', 'finetune', 'dm'),
+        ('assimilate', 'sample'),
+        on_request=True,
+        check=check_assimilation,
     ),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),
@@ -214,10 +281,11 @@ STAGES = {
 
 
 def stages_of(config: ConfigDict) -> dict[str, Stage]:
-    """Returns the stages that an experiment has, in order, each with those of its needs that are among them.
+    """Returns the stages that an experiment has, in order, each with those of its needs that are
+    among them.
 
-    The stage `counter` is there where the constraint holds a network; `mirror`, `tune` and `finetune` where the mirror
-    map is learned.
+    The stage `counter` is there where the constraint holds a network; `mirror`, `tune` and
+    `finetune` where the mirror map is learned.
     """
     absent = set() if tasks.holds_network(config) else {'counter'}
     absent |= set() if tasks.learns_map(config) else {'mirror', 'tune', 'finetune'}
@@ -229,7 +297,8 @@ def stages_of(config: ConfigDict) -> dict[str, Stage]:
 
 
 def check_stages(names: Iterable[str], stages: Iterable[str]) -> list[str]:
-    """Returns the named ones of `stages` in the order in which they run; all that need no naming where none is named.
+    """Returns the named ones of `stages` in the order in which they run; all that need no naming
+    where none is named.
 
     Raises:
         ValueError: naming the nearest stages, if one is unknown.

@@ -1,6 +1,8 @@
-"""From a config to the objects of an experiment, and to the tasks that are trained: mirror, finetune, mdm, dm.
+"""From a config to the objects of an experiment, and to the tasks that are trained: mirror,
+finetune, mdm, dm.
 
-Every value is checked by the function that takes it. Nothing here computes until it is called with arrays.
+Every value is checked by the function that takes it. Nothing here computes until it is called with
+arrays.
 """
 
 from collections.abc import Callable
@@ -21,9 +23,22 @@ from namm_jax.networks.unet import NORMS, UNet
 from namm_jax.train.families import make_family
 from namm_jax.train.optimizers import continued, make_optimizer, per_network
 from namm_jax.train.own import load_function
-from namm_jax.types import Constraint, Denoiser, Key, Metrics, MirrorMap, Parameterisation, Params, Task
+from namm_jax.types import (
+    Constraint,
+    Denoiser,
+    Key,
+    Metrics,
+    MirrorMap,
+    Parameterisation,
+    Params,
+    Task,
+)
 
-PADDINGS = {'periodic': lambda axes: axes, 'circular': lambda axes: (True, True), 'zeros': lambda axes: (False, False)}
+PADDINGS = {
+    'periodic': lambda axes: axes,
+    'circular': lambda axes: (True, True),
+    'zeros': lambda axes: (False, False),
+}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -37,14 +52,20 @@ def _problem(config: ConfigDict, params: Params) -> dict[str, Any]:
 
 
 def _count(config: ConfigDict, params: Params) -> dict[str, Any]:
-    return _problem(config, params) | {'network': make_counters(config)['counter'], 'params': params}
+    return _problem(config, params) | {
+        'network': make_counters(config)['counter'],
+        'params': params,
+    }
 
 
 def _own(config: ConfigDict, params: Params) -> dict[str, Any]:
     return _problem(config, params) | {'distance': load_function(config.constraint.distance)}
 
 
-ARGUMENTS = {'count': _count, 'own': _own}  # what the builder of a constraint takes, if not the problem alone
+ARGUMENTS = {
+    'count': _count,
+    'own': _own,
+}  # what the builder of a constraint takes, if not the problem alone
 
 
 def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
@@ -61,7 +82,9 @@ def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
         return parts[names[0]]
     weights = tuple(config.constraint.weights) or (1.0,) * len(parts)
     if len(weights) != len(parts):
-        raise ValueError(f'constraint.weights: got {weights} for {names}, expected one a term, or none for all 1')
+        raise ValueError(
+            f'constraint.weights: got {weights} for {names}, expected one a term, or none for all 1'
+        )
     return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
 
@@ -73,7 +96,9 @@ COUNTERS: dict[str, Callable[[ConfigDict], Any]] = {
 
 
 def make_counters(config: ConfigDict) -> dict[str, Any]:
-    """Returns both counting networks of the config: `counter`, which the constraint holds, and `second`."""
+    """Returns both counting networks of the config: `counter`, which the constraint holds, and
+    `second`.
+    """
     own = config.counter.network
     builders = {'counter': choose('counter.network', own, COUNTERS)}
     builders['second'] = next(build for name, build in COUNTERS.items() if name != own)
@@ -84,8 +109,9 @@ def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> 
     factor = section.fold * 2 ** (len(section.channels) - 1)
     if any(size % factor for size in shape[:2]):
         raise ValueError(
-            f'{what}: got fields of {shape[0]}x{shape[1]} pixels, expected multiples of {factor}, which '
-            f'fold = {section.fold} and {len(section.channels)} resolutions need; use fewer channels or another grid'
+            f'{what}: got fields of {shape[0]}x{shape[1]} pixels, expected multiples of {factor}, '
+            f'which fold = {section.fold} and {len(section.channels)} resolutions need; use fewer '
+            'channels or another grid'
         )
 
 
@@ -125,7 +151,10 @@ def _resnet(config: ConfigDict, padding: str) -> ResNet:
     )
 
 
-INVERSES = {'unet': _unet_inverse, 'resnet': lambda config: _resnet(config, config.mirror.inverse_padding)}
+INVERSES = {
+    'unet': _unet_inverse,
+    'resnet': lambda config: _resnet(config, config.mirror.inverse_padding),
+}
 
 
 def _learned_map(config: ConfigDict) -> MirrorMap:
@@ -146,7 +175,9 @@ def _icnn(config: ConfigDict) -> ICNN:
     return ICNN(
         filters=section.filters,
         layers=section.layers,
-        periodic=choose('mirror.forward_padding', section.forward_padding, PADDINGS)(make_family(config).periodic),
+        periodic=choose('mirror.forward_padding', section.forward_padding, PADDINGS)(
+            make_family(config).periodic
+        ),
         reduction=section.reduction,
     )
 
@@ -163,7 +194,8 @@ def _simplex_map(config: ConfigDict) -> MirrorMap:
     return closed_form.simplex_map(make_family(config).problem.total, floor=config.mirror.floor)
 
 
-# The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune` to train.
+# The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune` to
+# train.
 MAPS: dict[str, Callable[[ConfigDict], MirrorMap]] = {
     'namm': _learned_map,
     'identity': lambda config: mirror.identity_map(),
@@ -187,21 +219,29 @@ def make_score(config: ConfigDict) -> UNet:
     return _unet('score', config.score, config, config.score.padding)
 
 
-def make_parameterisation(config: ConfigDict, mean: Array | float, std: Array | float) -> Parameterisation:
+def make_parameterisation(
+    config: ConfigDict, mean: Array | float, std: Array | float
+) -> Parameterisation:
     """Returns the parameterisation of the config, for data of this mean and standard deviation."""
     return diffusion.make_parameterisation(config.score.parameterisation, mean=mean, std=std)
 
 
 def _mirror_loss(config: ConfigDict, section: ConfigDict) -> Callable[..., tuple[Array, Metrics]]:
-    """Returns the loss of the mirror map, noise law and constraint weight from a stage's own section."""
+    """Returns the loss of the mirror map, noise law and constraint weight from a stage's own
+    section.
+    """
     mirror_map, of_map = make_mirror(config), ('lambda_cycle', 'lambda_reg', 'strong_convexity')
     weights = {name: config.mirror[name] for name in of_map}
     weights |= {name: section[name] for name in ('sigma_max', 'sigma_power', 'lambda_constr')}
 
-    def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
+    def loss(
+        params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
+    ) -> tuple[Array, Metrics]:
         everything = frozen['params'] | params
         x, z, constraint = batch['x'], batch.get('z'), frozen['constraint']
-        return mirror.namm_loss(mirror_map, everything, key, x, constraint, z, train=train, **weights)
+        return mirror.namm_loss(
+            mirror_map, everything, key, x, constraint, z, train=train, **weights
+        )
 
     return loss
 
@@ -232,8 +272,11 @@ def mirror_task(config: ConfigDict, steps: int, constraint: Constraint) -> Task:
     )
 
 
-def finetune_task(config: ConfigDict, steps: int, constraint: Constraint, params: Params, moments: PyTree) -> Task:
-    """Returns the finetuning of f: the mirror task with g frozen, batches `{'x': data, 'z': mirror samples}`.
+def finetune_task(
+    config: ConfigDict, steps: int, constraint: Constraint, params: Params, moments: PyTree
+) -> Task:
+    """Returns the finetuning of f: the mirror task with g frozen, batches
+    `{'x': data, 'z': mirror samples}`.
 
     Args:
         config: the config.
@@ -252,7 +295,11 @@ def finetune_task(config: ConfigDict, steps: int, constraint: Constraint, params
 
 
 def make_denoiser(
-    config: ConfigDict, params: Params, mean: Array | float, std: Array | float, train_key: Key | None = None
+    config: ConfigDict,
+    params: Params,
+    mean: Array | float,
+    std: Array | float,
+    train_key: Key | None = None,
 ) -> Denoiser:
     """Returns the denoiser of a diffusion model.
 
@@ -265,12 +312,15 @@ def make_denoiser(
     """
     network, rngs = make_score(config), None if train_key is None else {'dropout': train_key}
     return make_parameterisation(config, mean, std).denoiser(
-        lambda x, label: network.apply({'params': params}, x, label, train=train_key is not None, rngs=rngs)
+        lambda x, label: network.apply(
+            {'params': params}, x, label, train=train_key is not None, rngs=rngs
+        )
     )
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
-    """Returns the training of a diffusion model, batches `{'x': data or mirror points}`: dm and mdm are the same.
+    """Returns the training of a diffusion model, batches `{'x': data or mirror points}`: dm and mdm
+    are the same.
 
     Args:
         config: the config.
@@ -280,10 +330,14 @@ def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Arr
     """
     network, shape = make_score(config), make_family(config).shape
 
-    def loss(params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool) -> tuple[Array, Metrics]:
+    def loss(
+        params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
+    ) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
         parameterisation = make_parameterisation(config, frozen['mean'], frozen['std'])
-        denoiser = make_denoiser(config, params, frozen['mean'], frozen['std'], key_dropout if train else None)
+        denoiser = make_denoiser(
+            config, params, frozen['mean'], frozen['std'], key_dropout if train else None
+        )
         return diffusion.denoising_loss(
             denoiser, parameterisation, key_loss, batch['x'], reduction=config.score.reduction
         )

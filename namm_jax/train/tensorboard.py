@@ -1,4 +1,6 @@
-"""Records as scalars for TensorBoard, through tensorboardX where that is installed; a run is the same without it."""
+"""Records as scalars for TensorBoard, through tensorboardX where that is installed; a run is the
+same without it.
+"""
 
 import os
 import time
@@ -19,8 +21,8 @@ class EventFile(NamedTuple):
 def event_file(folder: Path, first: int) -> EventFile:
     """Returns an event file in the folder; it does nothing without tensorboardX.
 
-    Each record is on disk when `write` returns. TensorBoard hides what earlier files of the folder hold of step
-    `first` and later, so a stage that was stopped and goes on shows no point twice.
+    Each record is on disk when `write` returns. TensorBoard hides what earlier files of the folder
+    hold of step `first` and later, so a stage that was stopped and goes on shows no point twice.
 
     Args:
         folder: where the event file goes; made if it does not exist.
@@ -30,7 +32,9 @@ def event_file(folder: Path, first: int) -> EventFile:
         OSError: naming the folder, if the disk is full or read-only.
     """
     try:
-        from tensorboardX.event_file_writer import EventsWriter  # no thread and no queue, unlike SummaryWriter
+        from tensorboardX.event_file_writer import (
+            EventsWriter,
+        )  # no thread and no queue, unlike SummaryWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError:
@@ -38,13 +42,19 @@ def event_file(folder: Path, first: int) -> EventFile:
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         writer = EventsWriter(str(folder / 'events'), f'.{os.getpid()}.{first}')
-        writer.write_event(Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)))
+        writer.write_event(
+            Event(
+                wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START)
+            )
+        )
 
     def write(record: Mapping[str, Any]) -> None:
         scalars = {name: value for name, value in record.items() if isinstance(value, float)}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         with naming(folder):
-            writer.write_event(Event(wall_time=time.time(), step=record['step'], summary=Summary(value=values)))
+            writer.write_event(
+                Event(wall_time=time.time(), step=record['step'], summary=Summary(value=values))
+            )
             writer.flush()
 
     return EventFile(write, writer.close)
