@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies
-from namm_jax.data.kolmogorov import sample_kolmogorov
-from namm_jax.data.textures import TextureProblem, sample_textures
-from namm_jax.flows import FlowProblem
-from namm_jax.pdes import BurgersProblem
+from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
+from namm_jax.problems.burgers_equation import sample_burgers
+from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
+from namm_jax.problems.kolmogorov_flow import FlowProblem
+from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
+from namm_jax.problems.steppers import BurgersProblem
 
 # family -> how its fields are drawn, its problem at the paper's size, and fields a call
 FAMILIES = {

@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.burgers import get_config
-from namm_jax import inverse_problems
+from namm_jax.denoising.sampling import make_sampler
+from namm_jax.inverse import dps as inverse_problems
 from namm_jax.mirror import add_noise
 from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
-from namm_jax.sampling import make_sampler
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.families import make_family

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
+from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
 
 x = np.asarray(
     sample_black_holes(jax.random.split(jax.random.key(0), 36), problem=BlackHoleProblem())

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from namm_jax.types import Fields, Key, MirrorMap, Params
+from namm_jax._arrays import Fields, Key, MirrorMap, Params
 
 _PIXELS = (1, 2, 3)
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax.choices import choose
+from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
+from namm_jax._checks import choose
 from namm_jax.networks.icnn import gradient_map
-from namm_jax.types import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 
 # From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part,
 # which a network of normalised features can only approximate. `centred` does so but for each

@@ -10,7 +10,7 @@ not finite: nothing else is dropped.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from namm_jax.types import Fields, Metrics
+from namm_jax._arrays import Fields, Metrics
 
 Samples = Float[Array, 'n k h w c']
 Truths = Float[Array, 'n h w c']

@@ -32,7 +32,7 @@ jax.config.update('jax_disable_most_optimizations', True)
 # Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot
 # read `typing.Self`, so the modules whose classes return themselves go without; so do layout and
 # pdes, whose tests also give them arrays for numbers, and shapes that their own errors are about.
-MATHS = 'types data constraints networks mirror diffusion sampling evaluation'.split()
+MATHS = '_arrays problems constraints networks mirror denoising metrics'.split()
 TRAINING = [
     f'train.{name}' for name in 'config dataset experiment loop sharding stages state tasks'.split()
 ]

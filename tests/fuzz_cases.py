@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax.operators import OPERATORS
+from namm_jax.inverse.operators import OPERATORS
 from namm_jax.train import dataset
 from namm_jax.train.arguments import parse, solve_flags
 from namm_jax.train.config import schema

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.data.black_holes import (
+from namm_jax.problems.black_hole_images import (
     BlackHole,
     BlackHoleProblem,
     direct_radius,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints import CONSTRAINTS, make_constraint
 from namm_jax.constraints.projection import gauss_newton_projection
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.pdes import BurgersProblem
-from namm_jax.types import Constraint
+from namm_jax.problems.burgers_equation import sample_burgers
+from namm_jax.problems.steppers import BurgersProblem
 
 # The explicit stepper compiles faster, and what is tested here holds for any.
 PROBLEM = BurgersProblem(points=32, states=8, inner_steps=2, stepper='forward_euler')

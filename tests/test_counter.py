@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.count import count
-from namm_jax.counting import classical_count
-from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies_with_counts
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
+from namm_jax.problems.counting import classical_count
+from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies_with_counts
 from namm_jax.train.counter import source_map, turned
-from namm_jax.types import Constraint
 
 PROBLEM = GalaxyProblem(points=8, count=2)
 

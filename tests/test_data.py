@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import layout
 from namm_jax.constraints import make_constraint
-from namm_jax.data.burgers import sample_burgers, sample_starts
-from namm_jax.pdes import BurgersProblem
+from namm_jax.problems import layout
+from namm_jax.problems.burgers_equation import sample_burgers, sample_starts
+from namm_jax.problems.steppers import BurgersProblem
 
 PROBLEM = BurgersProblem()
 SMALL = BurgersProblem(points=16, states=4, inner_steps=2, stepper='forward_euler')

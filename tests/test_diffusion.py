@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import diffusion
+from namm_jax.denoising import denoisers as diffusion
 
 MEAN, STD = 3.0, 0.4
 SHAPE = (6, 2, 3, 1)

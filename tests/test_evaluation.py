@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from namm_jax import evaluation
+from namm_jax import metrics as evaluation
 
 KEY = jax.random.key(0)
 

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints import CONSTRAINTS, inequalities, make_constraint
 from namm_jax.constraints.composition import reference, weighted_sum
-from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.data.galaxies import GalaxyProblem
-from namm_jax.data.kolmogorov import sample_kolmogorov
-from namm_jax.data.textures import TextureProblem, sample_textures
-from namm_jax.flow_layout import pack
-from namm_jax.flows import FlowProblem
 from namm_jax.networks.counter import Counter
-from namm_jax.pdes import BurgersProblem
-from namm_jax.types import Constraint
+from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
+from namm_jax.problems.burgers_equation import sample_burgers
+from namm_jax.problems.flow_layout import pack
+from namm_jax.problems.galaxy_images import GalaxyProblem
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
+from namm_jax.problems.kolmogorov_flow import FlowProblem
+from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
+from namm_jax.problems.steppers import BurgersProblem
 
 N = 3
 BURGERS = BurgersProblem(points=16, states=4, inner_steps=2, stepper='forward_euler')

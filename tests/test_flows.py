@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import flow_layout, flows, layout
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.flow import divergence, kolmogorov
-from namm_jax.data.kolmogorov import sample_kolmogorov
-from namm_jax.flows import FlowProblem
-from namm_jax.types import Constraint
+from namm_jax.problems import flow_layout, layout
+from namm_jax.problems import kolmogorov_flow as flows
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
+from namm_jax.problems.kolmogorov_flow import FlowProblem
 
 SMALL = FlowProblem(points=16, states=4, inner_steps=3, dt=0.02, viscosity=0.01, burn_in=0.12)
 TILED = dataclasses.replace(SMALL, layout='tiled')

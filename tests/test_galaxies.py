@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from namm_jax.data import galaxies
-from namm_jax.data.galaxies import (
+from namm_jax.problems import galaxies
+from namm_jax.problems.galaxy_images import (
     GalaxyProblem,
     Sources,
     sample_galaxies,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.constraints.inequalities import ball, box, half_spaces, mass_below, simplex
-from namm_jax.types import Constraint
+from namm_jax._arrays import Constraint
+from namm_jax.constraints.sets import ball, box, half_spaces, mass_below, simplex
 
 SHAPE = (4, 2, 2)
 GENERATOR = np.random.default_rng(0)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import diffusion, sampling
-from namm_jax import inverse_problems as ip
-from namm_jax.gains import gain_at, measured_gain
+from namm_jax.denoising import denoisers as diffusion
+from namm_jax.denoising import sampling
+from namm_jax.inverse import dps as ip
+from namm_jax.inverse.gains import gain_at, measured_gain
 
 MEAN, STD, SHAPE = 0.3, 0.7, (2, 2, 1)
 NORMAL = diffusion.gaussian_denoiser(MEAN, STD)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax._arrays import MirrorMap
 from namm_jax.mirror import (
     OUTPUTS,
     add_noise,
@@ -17,7 +18,6 @@ from namm_jax.mirror import (
 )
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
-from namm_jax.types import MirrorMap
 
 KEY = jax.random.key(0)
 TERMS = {'cycle_data', 'cycle_mirror', 'constraint', 'regularisation'}

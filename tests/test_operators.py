@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import interferometry, layout, operators
-from namm_jax.operator_checks import check_measurement, check_operator
-from namm_jax.operators import make_operator, selections
+from namm_jax.inverse import interferometry, operators
+from namm_jax.inverse.operator_checks import check_measurement, check_operator
+from namm_jax.inverse.operators import make_operator, selections
+from namm_jax.problems import layout
 
 IMAGE, FLOW = (8, 16, 1), (8, 12, 6)
 RNG = np.random.default_rng(0)

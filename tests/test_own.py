@@ -13,10 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.own import OwnProblem, check_distance, own
 from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function, read_user_data
-from namm_jax.types import Constraint
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
 KEY = jax.random.key(0)

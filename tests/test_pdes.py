@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from namm_jax import pdes
+from namm_jax.problems import steppers as pdes
 
 PERIOD = 10.0
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.diffusion import gaussian_denoiser
-from namm_jax.posterior_sampling import daps, smc, squared_gain
-from namm_jax.posterior_sampling.monte_carlo import _systematic
-from namm_jax.sampling import edm_grid, sample_keys
+from namm_jax.denoising.denoisers import gaussian_denoiser
+from namm_jax.denoising.sampling import edm_grid, sample_keys
+from namm_jax.inverse.daps import daps
+from namm_jax.inverse.tds import _systematic, smc, squared_gain
 
 MEAN = np.asarray([1.0, -2.0, 0.5])
 FACTOR = np.asarray([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.4, 0.2]])

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import diffusion, sampling
+from namm_jax.denoising import denoisers as diffusion
+from namm_jax.denoising import sampling
 
 MEAN = np.asarray([1.0, -2.0, 0.5])
 FACTOR = np.asarray([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.4, 0.2]])

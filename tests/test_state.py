@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from configs.burgers import get_config
+from namm_jax._arrays import Task
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
 from namm_jax.train import sharding, tasks
@@ -22,7 +23,6 @@ from namm_jax.train.state import (
     make_train_step,
     make_validation,
 )
-from namm_jax.types import Task
 
 STREAM = jax.random.key(7)
 

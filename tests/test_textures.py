@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.periodic import periodic
-from namm_jax.data.textures import TextureProblem, sample_textures, sample_tiles
-from namm_jax.types import Constraint
+from namm_jax.problems.periodic_textures import TextureProblem, sample_textures, sample_tiles
 
 PROBLEM = TextureProblem(points=32)
 EIGHT = periodic(TextureProblem(points=8))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.total_brightness import RESTORES, total_brightness
-from namm_jax.types import Constraint
 
 
 @dataclasses.dataclass(frozen=True)

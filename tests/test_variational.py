@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax import flow_layout, flows, layout
 from namm_jax.constraints.burgers import burgers
 from namm_jax.constraints.flow import divergence, kolmogorov
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.data.kolmogorov import sample_kolmogorov
-from namm_jax.flows import FlowProblem
-from namm_jax.pdes import BurgersProblem
-from namm_jax.train.variational import minimise
-from namm_jax.variational import (
+from namm_jax.inverse.fourdvar import (
     burgers_rollout,
     ensemble_background,
     kolmogorov_rollout,
     variational_cost,
 )
+from namm_jax.problems import flow_layout, layout
+from namm_jax.problems import kolmogorov_flow as flows
+from namm_jax.problems.burgers_equation import sample_burgers
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
+from namm_jax.problems.kolmogorov_flow import FlowProblem
+from namm_jax.problems.steppers import BurgersProblem
+from namm_jax.train.variational import minimise
 
 PROBLEM = BurgersProblem(points=16, states=16, inner_steps=2)
 FLOW = FlowProblem(points=16, states=2, inner_steps=2, dt=0.02, viscosity=0.01, burn_in=0.1)

@@ -7,14 +7,14 @@ A constraint is a pytree with `terms`, `distance` and `residual` (see `types.Con
 from collections.abc import Callable
 from typing import Any
 
-from namm_jax.choices import choose
+from namm_jax._arrays import Constraint
+from namm_jax._checks import choose
 from namm_jax.constraints.burgers import burgers
 from namm_jax.constraints.count import count
 from namm_jax.constraints.flow import divergence, kolmogorov
 from namm_jax.constraints.own import own
 from namm_jax.constraints.periodic import periodic
 from namm_jax.constraints.total_brightness import total_brightness
-from namm_jax.types import Constraint
 
 CONSTRAINTS: dict[str, Callable[..., Constraint]] = {
     'burgers': burgers,

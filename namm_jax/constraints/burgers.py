@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax import layout
-from namm_jax.pdes import BurgersProblem, trajectory
-from namm_jax.types import Fields, Metrics, PerSample
+from namm_jax._arrays import Fields, Metrics, PerSample
+from namm_jax.problems import layout
+from namm_jax.problems.steppers import BurgersProblem, trajectory
 
 
 @jax.tree_util.register_dataclass

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from namm_jax._arrays import Constraint, Fields, PerSample
 from namm_jax.constraints.own import at_least_single, per_sample
-from namm_jax.types import Constraint, Fields, PerSample
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax.types import Fields, Params, PerSample
+from namm_jax._arrays import Fields, Params, PerSample
 
 
 @runtime_checkable

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax import flow_layout, flows
-from namm_jax.flows import FlowProblem
-from namm_jax.types import Fields, Metrics, PerSample
+from namm_jax._arrays import Fields, Metrics, PerSample
+from namm_jax.problems import flow_layout
+from namm_jax.problems import kolmogorov_flow as flows
+from namm_jax.problems.kolmogorov_flow import FlowProblem
 
 Restore = Callable[[Fields], tuple[Fields, Metrics]]
 

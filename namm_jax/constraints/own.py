@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax.types import Constraint, Fields, Key, PerSample
+from namm_jax._arrays import Constraint, Fields, Key, PerSample
 
 NOISE = (
     0.1  # of the data's standard deviation: what `check_distance` compares the residual floor with

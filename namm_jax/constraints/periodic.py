@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax.types import Fields, Metrics, PerSample
+from namm_jax._arrays import Fields, Metrics, PerSample
 
 _Tiles = Float[Array, 'b K m']  # the pixels of each tile in one row
 _Tile = Float[Array, 'b m']

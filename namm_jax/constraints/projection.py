@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from namm_jax.per_sample import axes, broadcast
-from namm_jax.types import Fields, Metrics
+from namm_jax._arrays import Fields, Metrics, axes, broadcast
 
 
 class _Iterate(NamedTuple):

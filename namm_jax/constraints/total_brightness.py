@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax.constraints.inequalities import project_simplex
-from namm_jax.types import Fields, Metrics, PerSample
+from namm_jax._arrays import Fields, Metrics, PerSample
+from namm_jax.constraints.sets import project_simplex
 
 SMALLEST_SUM = 1e-6  # relative to the total: below it, rescaling has nothing to go by
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from namm_jax import inverse_problems
-from namm_jax.evaluation import distance_statistics
-from namm_jax.operator_checks import check_operator
-from namm_jax.per_sample import normal
+from namm_jax._arrays import Measure, normal
+from namm_jax.inverse import dps as inverse_problems
+from namm_jax.inverse.operator_checks import check_operator
+from namm_jax.metrics import distance_statistics
 from namm_jax.posterior_statistics import posterior_moments, posterior_statistics
 from namm_jax.train.dataset import read_array
 from namm_jax.train.evaluate import SHOWN, save_arrays, shown
@@ -37,7 +37,6 @@ from namm_jax.train.posteriors import (
 )
 from namm_jax.train.processes import from_first, gather_rows
 from namm_jax.train.progress import Bar, say
-from namm_jax.types import Measure
 
 
 def assimilate(experiment: Experiment) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from namm_jax.choices import choose, nearest
+from namm_jax._checks import choose, nearest
 from namm_jax.train.fields import FIELDS, optimizer_section
 
 
 def sampler_section() -> dict[str, Any]:
     """Returns the fields of a sampler."""
     return dict(
-        # a key of namm_jax.sampling.SAMPLERS: euler_maruyama, heun, ...
+        # a key of namm_jax.denoising.sampling.SAMPLERS: euler_maruyama, heun, ...
         sampler='sde_dpm_solver_pp_2m',
         steps=40,  # the last denoising counted as one
         denoise_last=True,  # whether the last step's noise is removed
@@ -173,7 +173,7 @@ def _evaluate() -> dict[str, Any]:
 def _assimilate() -> dict[str, Any]:
     """The stage that draws posterior samples of test fields, given noisy measurements of them."""
     return dict(
-        # a key of namm_jax.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the
+        # a key of namm_jax.inverse.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the
         # family's
         operator='',
         function='',  # of the operator own: package.module:function or path/to/file.py:function

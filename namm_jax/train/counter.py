@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax.counting import classical_count
-from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies, sample_sources
+from namm_jax._arrays import Key, Metrics, Params, Task
+from namm_jax.problems.counting import classical_count
+from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies, sample_sources
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import in_batches
@@ -23,7 +24,6 @@ from namm_jax.train.families import make_family
 from namm_jax.train.optimizers import make_optimizer, per_network
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
-from namm_jax.types import Key, Metrics, Params, Task
 
 CHUNK = 500  # images generated at once
 

@@ -13,12 +13,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax.sampling import Sampler, make_sampler
+from namm_jax._arrays import Denoiser, Key, Params
+from namm_jax.denoising.sampling import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.families import make_family
 from namm_jax.train.processes import gather_rows
 from namm_jax.train.sharding import batch_sharding
-from namm_jax.types import Denoiser, Key, Params
 
 Around = Callable[
     [Denoiser], Denoiser

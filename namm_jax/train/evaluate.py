@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from namm_jax import evaluation
+from namm_jax import metrics as evaluation
+from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
 from namm_jax.train import dataset, tasks
@@ -25,7 +26,6 @@ from namm_jax.train.experiment import (
 from namm_jax.train.files import write_checked
 from namm_jax.train.processes import from_first
 from namm_jax.train.rows import Row, rows_of
-from namm_jax.types import Constraint, Key, Params
 
 SHOWN = 6  # samples of each row that the report shows
 

@@ -27,7 +27,7 @@ def _evaluate(arguments: list[str]) -> None:
     configure_jax()
     import jax
 
-    from namm_jax.evaluation import distance_statistics
+    from namm_jax.metrics import distance_statistics
     from namm_jax.train.dataset import read_fields
     from namm_jax.train.drawing import in_batches
     from namm_jax.train.families import make_family

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from namm_jax._arrays import Constraint, Key, MirrorMap, Params, Task
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
@@ -35,7 +36,6 @@ from namm_jax.train.sharding import (
     rules_of,
 )
 from namm_jax.train.shared_run import SharedRun
-from namm_jax.types import Constraint, Key, MirrorMap, Params, Task
 
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
 

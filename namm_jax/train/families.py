@@ -15,19 +15,19 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax import flow_layout, layout
-from namm_jax.choices import choose
+from namm_jax._arrays import Constraint
+from namm_jax._checks import choose
 from namm_jax.constraints.own import OwnProblem
-from namm_jax.data.black_holes import BlackHoleProblem, sample_black_holes
-from namm_jax.data.burgers import sample_burgers
-from namm_jax.data.galaxies import GalaxyProblem, sample_galaxies
-from namm_jax.data.kolmogorov import sample_kolmogorov
-from namm_jax.data.textures import TextureProblem, sample_textures
-from namm_jax.flows import FlowProblem
-from namm_jax.pdes import BurgersProblem
+from namm_jax.problems import flow_layout, layout
+from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
+from namm_jax.problems.burgers_equation import sample_burgers
+from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
+from namm_jax.problems.kolmogorov_flow import FlowProblem
+from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
+from namm_jax.problems.steppers import BurgersProblem
 from namm_jax.train.files import UserError
 from namm_jax.train.own import read_user_data
-from namm_jax.types import Constraint
 
 Indices = np.ndarray
 Shape = tuple[int, int, int]

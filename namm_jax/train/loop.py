@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from namm_jax._arrays import Key, Params, Task
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.sharding import describe, put, put_batch, replicated, shardings_of, whole
 from namm_jax.train.state import TrainState, init_state, make_train_step, make_validation
-from namm_jax.types import Key, Params, Task
 
 
 class Stopped(Exception):

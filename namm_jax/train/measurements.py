@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from namm_jax.operators import Operator, make_operator
+from namm_jax.inverse.operators import Operator, make_operator
 from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 
-from namm_jax.choices import choose
-from namm_jax.types import Params
+from namm_jax._arrays import Params
+from namm_jax._checks import choose
 
 # of Muon's updates at the learning rate 1, about Adam's, so that one learning rate does for both
 MUON_RMS = 0.2

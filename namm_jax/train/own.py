@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from namm_jax.choices import nearest
+from namm_jax._checks import nearest
 from namm_jax.train.dataset import read_array, read_fields
 from namm_jax.train.files import UserError
 

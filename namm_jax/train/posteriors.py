@@ -16,12 +16,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax import inverse_problems
-from namm_jax.choices import choose
-from namm_jax.gains import gain_at, measured_gain
-from namm_jax.inverse_problems import Length, Potential
-from namm_jax.posterior_sampling import daps, smc
-from namm_jax.sampling import make_sampler
+from namm_jax._arrays import Constraint, Denoiser, Key, Measure, Params
+from namm_jax._checks import choose
+from namm_jax.denoising.sampling import make_sampler
+from namm_jax.inverse import dps as inverse_problems
+from namm_jax.inverse.daps import daps
+from namm_jax.inverse.dps import Length, Potential
+from namm_jax.inverse.gains import gain_at, measured_gain
+from namm_jax.inverse.tds import smc
 from namm_jax.train import tasks
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
@@ -29,7 +31,6 @@ from namm_jax.train.measurements import make_config_operator
 from namm_jax.train.rows import polish, projection
 from namm_jax.train.sharding import batch_sharding, replicated
 from namm_jax.train.variational import TRAJECTORIES, variational_draw
-from namm_jax.types import Constraint, Denoiser, Key, Measure, Params
 
 Draw = Callable[[Key, Array], Array]
 Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`

@@ -17,9 +17,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax.choices import choose
-from namm_jax.constraint_sampling import guided, projected
+from namm_jax._arrays import Constraint, Denoiser, Key, Params
+from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.denoising.guidance import guided, projected
 from namm_jax.train import dataset, tasks
 from namm_jax.train.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.train.experiment import (
@@ -30,7 +31,6 @@ from namm_jax.train.experiment import (
 )
 from namm_jax.train.files import read_json, write_json
 from namm_jax.train.processes import from_first
-from namm_jax.types import Constraint, Denoiser, Key, Params
 
 Way = Callable[[Array], Array]
 Restore = Callable[[Array], tuple[Array, Any]]

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
-from namm_jax.choices import choose
+from namm_jax._checks import choose
 
 SMALL = (
     2**14

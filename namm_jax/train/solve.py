@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from namm_jax.choices import choose
+from namm_jax._checks import choose
 from namm_jax.train.arguments import experiment_name, overrides_of, parse, solve_flags
 from namm_jax.train.command import configure_jax, guarded, open_experiment
 from namm_jax.train.config import override
@@ -105,7 +105,7 @@ def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[
     """
     import jax
 
-    from namm_jax.operator_checks import check_measurement, check_operator
+    from namm_jax.inverse.operator_checks import check_measurement, check_operator
     from namm_jax.train.measurements import make_config_operator, operator_name
     from namm_jax.train.posteriors import check_assimilation
     from namm_jax.train.ranges import check_ranges

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from namm_jax._arrays import Constraint, Params
 from namm_jax.constraints.own import check_distance
 from namm_jax.train import dataset, tasks
 from namm_jax.train.assimilate import assimilate
@@ -24,7 +25,6 @@ from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
 from namm_jax.train.tune import tune
-from namm_jax.types import Constraint, Params
 
 
 class Stage(NamedTuple):

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
+from namm_jax._arrays import Key, Loss, Metrics, Params, Task
 from namm_jax.train.sharding import batch_sharding, replicated
-from namm_jax.types import Key, Loss, Metrics, Params, Task
 
 
 class TrainState(NamedTuple):

@@ -13,17 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax import closed_form, constraints, diffusion, mirror
-from namm_jax.choices import choose
-from namm_jax.constraints.composition import weighted_sum
-from namm_jax.networks.counter import Counter, DensityCounter
-from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_mask
-from namm_jax.networks.resnet import ResNet
-from namm_jax.networks.unet import NORMS, UNet
-from namm_jax.train.families import make_family
-from namm_jax.train.optimizers import continued, make_optimizer, per_network
-from namm_jax.train.own import load_function
-from namm_jax.types import (
+from namm_jax import closed_form, constraints, mirror
+from namm_jax._arrays import (
     Constraint,
     Denoiser,
     Key,
@@ -33,6 +24,16 @@ from namm_jax.types import (
     Params,
     Task,
 )
+from namm_jax._checks import choose
+from namm_jax.constraints.composition import weighted_sum
+from namm_jax.denoising import denoisers as diffusion
+from namm_jax.networks.counter import Counter, DensityCounter
+from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_mask
+from namm_jax.networks.resnet import ResNet
+from namm_jax.networks.unet import NORMS, UNet
+from namm_jax.train.families import make_family
+from namm_jax.train.optimizers import continued, make_optimizer, per_network
+from namm_jax.train.own import load_function
 
 PADDINGS = {
     'periodic': lambda axes: axes,

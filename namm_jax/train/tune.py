@@ -15,12 +15,12 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.train import tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import in_batches, make_draw
 from namm_jax.train.experiment import Experiment, mirror_parameters, score_parameters, train
 from namm_jax.train.progress import say
-from namm_jax.types import Constraint, Key, Params
 
 COVERED = 0.95  # of the samples: sigma_max is the noise that is as large as their error
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from namm_jax import flow_layout, layout, variational
-from namm_jax.per_sample import normal
+from namm_jax._arrays import Key, Measure, Metrics, normal
+from namm_jax.inverse import fourdvar as variational
+from namm_jax.problems import flow_layout, layout
 from namm_jax.train.experiment import Experiment
-from namm_jax.types import Key, Measure, Metrics
 
 
 class _Search(NamedTuple):

@@ -1,0 +1,134 @@
+"""The seams: array aliases, what acts sample by sample, and the roles that the package plays.
+
+Symbols, used everywhere with the same meaning: `x` data, `z` mirror space, `y` measurement, `noise`
+a standard normal draw, `t` diffusion time, `alpha_t` and `sigma_t` the signal and noise scales of
+`x_t = alpha_t x_0 + sigma_t noise`. Arrays are batch first and channels last, `(b, h, w, c)`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+Key: TypeAlias = jax.Array  # a typed PRNG key, or a batch of them
+Params: TypeAlias = PyTree
+Metrics: TypeAlias = dict[str, Array]
+Fields: TypeAlias = Float[Array, 'b h w c']  # data, mirror points, or images of any kind
+PerSample: TypeAlias = Float[Array, ' b']
+
+# (x, sigma) -> E[x_0 | x_0 + sigma noise = x], in data units; sigma a scalar or `(b,)`.
+Denoiser: TypeAlias = Callable[[Array, Array], Array]
+
+# (denoiser, keys, x_t, memory, t, s) -> (x_s, memory); keys `(b,)`, one a sample; memory starts as
+# `()`.
+Step: TypeAlias = Callable[[Denoiser, Key, Array, PyTree, Array, Array], tuple[Array, PyTree]]
+
+Measurement: TypeAlias = Float[Array, 'b *m']
+Measure: TypeAlias = Callable[
+    [Array], Measurement
+]  # x (b, ...) -> A(x) (b, *m), row by row, differentiable
+Gain: TypeAlias = (
+    ArrayLike | Callable[[Array], Array]
+)  # |A|^2: a number, or a function of the noise level
+
+# (params, frozen, key, batch, *, train) -> (scalar, named terms)
+Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """A set M, given by a differentiable distance. Implementations are pytrees.
+
+    `terms(x)` maps fields `(b, h, w, c)` to named non-negative distances `(b,)`, each 0 iff
+    satisfied; `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. A
+    constraint may also have `restores`, a mapping from names to exact ways back `x -> (x, info)`,
+    each the identity on M; `restore`, the first of them; and `given(x_ref) -> Constraint`.
+    """
+
+    def terms(self, x: Fields) -> Mapping[str, PerSample]: ...
+
+    def distance(self, x: Fields) -> PerSample: ...
+
+    def residual(self, x: Fields) -> Array: ...
+
+
+class MirrorMap(NamedTuple):
+    """A forward map g into mirror space and its (approximate) inverse f.
+
+    Attributes:
+        init: `(key, x) -> params`, `{}` for a closed form; otherwise
+            `{'forward': ..., 'inverse': ...}`.
+        forward: `(params, x) -> z`, the map g.
+        inverse: `(params, z, dropout_key=None) -> x`, the map f; no key means no dropout.
+    """
+
+    init: Callable[[Key, Array], Params]
+    forward: Callable[[Params, Array], Array]
+    inverse: Callable[..., Array]
+
+    def bind(self, params: Params) -> tuple[jax.tree_util.Partial, jax.tree_util.Partial]:
+        """Returns `(g, f)` as functions of arrays alone, which are themselves pytrees."""
+        return jax.tree_util.Partial(self.forward, params), jax.tree_util.Partial(
+            self.inverse, params
+        )
+
+
+class Schedule(NamedTuple):
+    """A Gaussian noising path: `x_t = alpha(t) x_0 + sigma(t) noise`."""
+
+    alpha: Callable[[Array], Array]
+    sigma: Callable[[Array], Array]
+
+
+class Parameterisation(NamedTuple):
+    """How a network becomes a denoiser, and how it is trained.
+
+    Attributes:
+        denoiser: `network -> Denoiser`, where `network(x, label) -> array like x`.
+        levels: `(key, n) -> (n,)` training noise levels sigma.
+        weight: `sigma -> weight` of the squared denoising error.
+    """
+
+    denoiser: Callable[[Callable[..., Array]], Denoiser]
+    levels: Callable[[Key, int], Array]
+    weight: Callable[[Array], Array]
+
+
+class Task(NamedTuple):
+    """What the training loop trains.
+
+    Attributes:
+        init: `key -> params`.
+        loss: `(params, frozen, key, batch, *, train) -> (scalar, named terms)`.
+        optimizer: an optax gradient transformation.
+        frozen: a pytree the loss reads and training leaves alone; an argument of the compiled step.
+    """
+
+    init: Callable[[Key], Params]
+    loss: Loss
+    optimizer: Any
+    frozen: PyTree = ()
+
+
+def axes(x: Array) -> tuple[int, ...]:
+    """Returns the axes of `x (b, ...)` within a sample: all but the first."""
+    return tuple(range(1, x.ndim))
+
+
+def broadcast(level: ArrayLike, x: Array) -> Array:
+    """Returns a scalar or `(b,)` in the shape that broadcasts against `x (b, ...)`."""
+    level = jnp.asarray(level)
+    return level.reshape(level.shape + (1,) * (x.ndim - 1)) if level.ndim else level
+
+
+def fold_in(keys: Key, index: ArrayLike) -> Key:
+    """Returns keys `(b,)` for step `index`, made of each sample's own."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+
+def normal(keys: Key, x: Array) -> Array:
+    """Returns standard normal noise like `x (b, ...)`, that of sample i from key i."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

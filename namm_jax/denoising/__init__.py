@@ -1,0 +1,1 @@
+"""Diffusion models as denoisers: noising paths, samplers, and guidance."""
