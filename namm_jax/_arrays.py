@@ -132,3 +132,9 @@ def fold_in(keys: Key, index: ArrayLike) -> Key:
 def normal(keys: Key, x: Array) -> Array:
     """Returns standard normal noise like `x (b, ...)`, that of sample i from key i."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def at_least_single(x: ArrayLike) -> Array:
+    """Returns `x` with half precision and integers raised to float32, float64 kept."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
+
 _T = TypeVar('_T')
 
 
@@ -28,3 +31,12 @@ def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
     if name not in choices:
         raise ValueError(f'{kind}: {nearest(name, choices)}')
     return choices[name]
+
+
+def check_keys(keys: jax.Array) -> None:
+    """Raises a ValueError unless the keys are `(n,)`, typed, one a sample."""
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+        raise ValueError(
+            f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use '
+            'jax.random.split(jax.random.key(seed), n)'
+        )

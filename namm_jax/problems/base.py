@@ -1,0 +1,210 @@
+"""What a problem is: data of one kind, the rule that they obey, and what the rest needs to know.
+
+A problem is one file: its equation, a frozen dataclass whose fields are the sizes and coefficients
+of the data, `fields`, its rules, and where there are any a solver, a usual measurement and a view.
+What a problem does not say has a default here.
+
+Three forms of a field: as networks see it, `(h, w, c)`; as files hold it, `file_shape`, from one to
+the other by `pack` and `unpack`; and an image to look at.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from namm_jax._arrays import Constraint, Fields, Key, PerSample
+from namm_jax._checks import choose
+from namm_jax.constraints.composition import weighted_sum
+from namm_jax.inverse.operators import OPERATORS, Operator
+
+CHUNK = 256  # fields made at once by `sample`
+
+
+class View(NamedTuple):
+    """How fields are shown.
+
+    Attributes:
+        units: labels of the colour bars of fields and of residual maps.
+        axis_names: what rows and columns of an image are.
+        colours: the fields' colour map.
+        centred: whether their scale is centred on 0.
+    """
+
+    units: tuple[str, str] = ('x', '|d distance / dx|')
+    axis_names: tuple[str, str] = ('row', 'column')
+    colours: str = 'viridis'
+    centred: bool = False
+
+
+def parameter(default: Any, meaning: str, **limits: float) -> Any:
+    """Returns a field of a problem's dataclass, with its default, meaning and range.
+
+    Args:
+        default: the default value.
+        meaning: what it is, with its unit, in a few words.
+        **limits: `least` (>=), `above` (>) and `most` (<=), which `Problem` checks.
+    """
+    return dataclasses.field(default=default, metadata={'meaning': meaning, **limits})
+
+
+class Problem:
+    """What all problems share; a problem is a frozen dataclass that derives from it.
+
+    Attributes:
+        name: what configs and folders call it.
+        operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
+        operator_options: of those operators that take them, such as `channels_per_state`.
+        periodic: which of the two spatial axes wrap, as networks see fields.
+        spatial_axes: axes of a batch along which energy spectra are taken.
+        mean: of the data, one number or one a channel: networks see `(x - mean) / scale`.
+        scale: their standard deviation, alike.
+        unit: what the distance is when the data take noise of one standard deviation: its weight in
+            a loss is per that unit. 1 for the problems whose weights were chosen without it.
+        view: how fields are shown.
+        rollout: first states `(b, ...) -> fields`, where there is a solver; else None.
+        first_states: fields `-> (b, ...)`, alike.
+    """
+
+    name: ClassVar[str]
+    operator: ClassVar[str] = 'random_sensors'
+    operator_options: ClassVar[Mapping[str, Any]] = {}
+    periodic: tuple[bool, bool] = (False, False)
+    spatial_axes: tuple[int, ...] = (1, 2)
+    mean: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    unit: float = 1.0
+    view: ClassVar[View] = View()
+    rollout: Callable[[Array], Fields] | None = None
+    first_states: Callable[[Fields], Array] | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_range(field.name, getattr(self, field.name), field.metadata)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(h, w, c)` of a field as networks see it."""
+        raise NotImplementedError
+
+    @property
+    def file_shape(self) -> tuple[int, int, int]:
+        """`(h, w, c)` of a field in files."""
+        return self.shape
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Pixels along each spatial axis by which data rolled are as probable as data, where that
+        axis wraps: 1 where all pixels are alike, the axis's length where none are.
+        """
+        return self.shape[:2]
+
+    def fields(self, keys: Key) -> Fields:
+        """Returns fields `(n, *shape)` for keys `(n,)`, field i a function of key i alone."""
+        raise NotImplementedError
+
+    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
+        """Returns the rules that the data obey, by name, each a function that builds it."""
+        raise NotImplementedError
+
+    def sample(self, key: Key, n: int) -> Fields:
+        """Returns n fields `(n, *shape)`; field i is the same however many are asked for."""
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n))
+        chunk = jax.jit(self.fields)
+        return jnp.concatenate([chunk(keys[i : i + CHUNK]) for i in range(0, n, CHUNK)])
+
+    def constraint(
+        self, name: str = '', weights: Sequence[float] = (), **options: Any
+    ) -> Constraint:
+        """Returns the rule that the data obey.
+
+        Args:
+            name: a key of `rules()`, or several joined by `+` for their weighted sum; the first
+                rule unless given.
+            weights: of a sum, one a rule; all 1 unless given.
+            **options: of the rule, such as the network that it holds.
+
+        Raises:
+            ValueError: if there is no such rule, or the weights do not fit.
+        """
+        rules = self.rules()
+        names = (name or next(iter(rules))).split('+')
+        parts = {part: choose('constraint', part, rules)(**options) for part in names}
+        if len(parts) == 1:
+            return parts[names[0]]
+        weights = tuple(weights) or (1.0,) * len(parts)
+        if len(weights) != len(parts):
+            raise ValueError(
+                f'constraint.weights: got {weights} for {names}, expected one a term, or none for '
+                'all 1'
+            )
+        return weighted_sum(parts, dict(zip(names, weights, strict=True)))
+
+    def distance(self, x: Fields) -> PerSample:
+        """Returns the distance `(b,)` of fields from the set of the first rule."""
+        return self.constraint().distance(x)
+
+    def measurement(self, name: str = '', **options: Any) -> Operator:
+        """Returns a measurement operator of fields, the usual one unless named.
+
+        Args:
+            name: a key of `inverse.operators.OPERATORS`.
+            **options: of the operator.
+        """
+        build = choose('operator', name or self.operator, OPERATORS)
+        takes = inspect.signature(build).parameters
+        own = {key: value for key, value in self.operator_options.items() if key in takes}
+        return build(self.shape, **own | options)
+
+    def pack(self, x: Float[Array, 'b H W C']) -> Fields:
+        """Returns fields as networks see them, from fields as files hold them."""
+        return x
+
+    def unpack(self, x: Fields) -> Float[Array, 'b H W C']:
+        """Returns fields as files hold them, from fields as networks see them."""
+        return x
+
+    def seamless(self, x: Fields) -> Array:
+        """Returns fields whose spectrum along `spatial_axes` has no seams between states."""
+        return x
+
+    def image(self, x: Fields) -> Float[Array, 'b H W']:
+        """Returns images of fields to look at."""
+        return x[..., 0]
+
+    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
+        """Returns images of what breaks the rule, oriented as `image`; here where a change of x
+        would change the distance most, `|d l / dx|`.
+        """
+        return jnp.linalg.norm(jax.grad(lambda x: constraint.distance(x).sum())(x), axis=-1)
+
+
+def check_fields(problem: Problem, x: Array) -> Fields:
+    """Returns fields in float32 or better.
+
+    Raises:
+        ValueError: if x is not `(b, *problem.shape)`.
+    """
+    if x.ndim != 4 or x.shape[1:] != problem.shape:
+        raise ValueError(
+            f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): build '
+            'the constraint from the problem that the data were made with.'
+        )
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    for item in np.ravel(value) if 'least' in limits or 'above' in limits else ():
+        least, above = limits.get('least', -math.inf), limits.get('above', -math.inf)
+        if not (item >= least and (item > above or above == -math.inf)):
+            expected = f'at least {least}' if least > -math.inf else f'more than {above}'
+            raise ValueError(f'Got {name} = {value}, expected {expected}.')
+        if not item <= limits.get('most', math.inf):
+            raise ValueError(f'Got {name} = {value}, expected at most {limits["most"]}.')
