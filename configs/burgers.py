@@ -4,6 +4,9 @@ from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
 QUICK = presets.MUON | {
+    'data.points': 32,
+    'data.states': 32,
+    'data.inner_steps': 10,  # the time span of the paper's size
     'mdm.steps': 2000,
     'finetune.samples': 512,
     'finetune.steps': 800,
@@ -14,15 +17,12 @@ PAPER = (
     presets.PAPER
     | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
     | {
-        'data.points': 64,
-        'data.states': 64,
-        'data.inner_steps': 5,
         'mirror.lambda_constr': 1.0,
         'finetune.lambda_constr': 1.0,
     }
 )
 
-PUBLISHED = presets.published(PAPER) | {'constraint.stepper': 'forward_euler'}
+PUBLISHED = presets.published(PAPER) | {'data.stepper': 'forward_euler'}
 
 TINY = presets.TINY | {'data.states': 16, 'data.inner_steps': 4}
 
@@ -30,4 +30,4 @@ PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='burgers')
+    return experiment(PRESETS, preset, problem='burgers')

@@ -6,6 +6,7 @@ from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
 QUICK = presets.MUON | {
+    'data.points': 64,
     'data.train': 2000,
     'mirror.fold': 4,
     'mirror.lambda_constr': 0.02,
@@ -32,7 +33,6 @@ PAPER = (
     presets.PAPER
     | presets.epochs(mirror=50, mdm=300, finetune=650, dm=1500)
     | {
-        'data.points': 128,
         'mirror.layers': 2,
         'mirror.lambda_constr': 0.01,
         'finetune.lambda_constr': 0.01,
@@ -65,4 +65,4 @@ PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='galaxies')
+    return experiment(PRESETS, preset, problem='galaxies')

@@ -6,6 +6,8 @@ from namm_jax.train import presets
 from namm_jax.train.config import experiment
 
 QUICK = {
+    'data.points': 32,
+    'data.states': 4,
     'data.train': 2000,
     # The diffusion model in mirror space is what takes long to learn, not its map.
     'mirror.steps': 600,
@@ -23,8 +25,6 @@ PAPER = (
     presets.PAPER
     | presets.epochs(mirror=100, mdm=700, finetune=400, dm=2000)
     | {
-        'data.points': 64,
-        'data.states': 8,
         'mirror.layers': 2,
         'mirror.optimizer.learning_rate': 1e-3,
         'mirror.sigma_max': 0.5,
@@ -36,10 +36,10 @@ PAPER = (
 
 PUBLISHED = presets.published(PAPER) | {'data.layout': 'tiled', 'mirror.output': 'plain'}
 
-TINY = presets.TINY | {'data.inner_steps': 2, 'data.burn_in': 0.1}
+TINY = presets.TINY | {'data.states': 4, 'data.inner_steps': 2, 'data.burn_in': 0.1}
 
 PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='kolmogorov')
+    return experiment(PRESETS, preset, problem='kolmogorov')

@@ -14,6 +14,8 @@ ROWS = ('dm', 'dm_guided', 'dm_restored', 'dm_projected_sampling', 'mdm', 'mdm_f
 
 QUICK = presets.MUON | {
     'constraint.name': 'kolmogorov',
+    'data.points': 32,
+    'data.states': 4,
     'data.train': 2000,
     'data.validation': 500,
     'mirror.sigma_max': 0.3,
@@ -37,8 +39,6 @@ PAPER = (
     | presets.epochs(mirror=100, mdm=700, finetune=400, dm=2000)
     | RULE
     | {
-        'data.points': 64,
-        'data.states': 8,
         'mirror.layers': 2,
         'mirror.optimizer.learning_rate': 1e-3,
     }
@@ -46,10 +46,10 @@ PAPER = (
 
 PUBLISHED = presets.published(PAPER) | {'data.layout': 'tiled', 'mirror.output': 'plain'}
 
-TINY = presets.TINY | RULE | {'data.inner_steps': 2, 'data.burn_in': 0.1}
+TINY = presets.TINY | RULE | {'data.states': 4, 'data.inner_steps': 2, 'data.burn_in': 0.1}
 
 PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='kolmogorov')
+    return experiment(PRESETS, preset, problem='kolmogorov')

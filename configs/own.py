@@ -13,4 +13,4 @@ PRESETS = {'quick': QUICK, 'paper': presets.PAPER, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='own')
+    return experiment(PRESETS, preset, problem='own')

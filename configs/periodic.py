@@ -7,6 +7,7 @@ from namm_jax.train.config import experiment
 ACROSS = {'mirror.global_convolution': True, 'score.global_convolution': True}
 
 QUICK = ACROSS | {
+    'data.points': 32,
     'data.train': 2000,
     'mirror.steps': 500,
     'mdm.steps': 4000,
@@ -21,7 +22,7 @@ PAPER = (
     presets.PAPER
     | ACROSS
     | presets.epochs(mirror=50, mdm=300, finetune=950, dm=1000)
-    | {'data.points': 64, 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
+    | {'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 )
 
 PRESETS = {
@@ -33,4 +34,4 @@ PRESETS = {
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='textures')
+    return experiment(PRESETS, preset, problem='textures')

@@ -7,19 +7,14 @@ from namm_jax.train.config import experiment
 # pixel, that of the cycle terms one over their number: a small weight is enough.
 METHOD = {'mirror.output': 'centred', 'mirror.lambda_constr': 0.01, 'finetune.lambda_constr': 0.01}
 
-QUICK = METHOD | {'data.train': 2000}
+QUICK = METHOD | {'data.points': 32, 'data.total': 30.0, 'data.train': 2000}
 
-PAPER = (
-    presets.PAPER
-    | presets.epochs(mirror=30, mdm=200, finetune=970, dm=450)
-    | METHOD
-    | {'data.points': 64, 'data.total': 120.0}
-)
+PAPER = presets.PAPER | presets.epochs(mirror=30, mdm=200, finetune=970, dm=450) | METHOD
 
-TINY = presets.TINY | METHOD
+TINY = presets.TINY | METHOD | {'data.total': 30.0}
 
 PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': presets.published(PAPER), 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
-    return experiment(PRESETS, preset, family='black_holes')
+    return experiment(PRESETS, preset, problem='black_holes')

@@ -134,6 +134,16 @@ def normal(keys: Key, x: Array) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
+def to_standard(x: Array, mean: ArrayLike, scale: ArrayLike) -> Array:
+    """Returns `(x - mean) / scale`, numbers or one a channel; x itself for 0 and 1."""
+    return x if (mean, scale) == (0.0, 1.0) else (x - jnp.asarray(mean)) / jnp.asarray(scale)
+
+
+def from_standard(u: Array, mean: ArrayLike, scale: ArrayLike) -> Array:
+    """Returns `mean + scale u`, the inverse of `to_standard`."""
+    return u if (mean, scale) == (0.0, 1.0) else jnp.asarray(mean) + jnp.asarray(scale) * u
+
+
 def at_least_single(x: ArrayLike) -> Array:
     """Returns `x` with half precision and integers raised to float32, float64 kept."""
     x = jnp.asarray(x)

@@ -55,11 +55,18 @@ def parameter(default: Any, meaning: str, **limits: float) -> Any:
     return dataclasses.field(default=default, metadata={'meaning': meaning, **limits})
 
 
+def parameters(problem: Any) -> dict[str, Any]:
+    """Returns the parameters of a problem's class, which have a meaning, and their defaults."""
+    fields = dataclasses.fields(problem)
+    return {field.name: field.default for field in fields if 'meaning' in field.metadata}
+
+
 class Problem:
     """What all problems share; a problem is a frozen dataclass that derives from it.
 
     Attributes:
         name: what configs and folders call it.
+        rule: the rule that is meant where none is named, a key of `rules()`.
         operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
         operator_options: of those operators that take them, such as `channels_per_state`.
         periodic: which of the two spatial axes wrap, as networks see fields.
@@ -69,11 +76,13 @@ class Problem:
         unit: what the distance is when the data take noise of one standard deviation: its weight in
             a loss is per that unit. 1 for the problems whose weights were chosen without it.
         view: how fields are shown.
+        generated: whether `fields` makes them; else they are a user's, and so is the rule.
         rollout: first states `(b, ...) -> fields`, where there is a solver; else None.
         first_states: fields `-> (b, ...)`, alike.
     """
 
     name: ClassVar[str]
+    rule: ClassVar[str]
     operator: ClassVar[str] = 'random_sensors'
     operator_options: ClassVar[Mapping[str, Any]] = {}
     periodic: tuple[bool, bool] = (False, False)
@@ -82,12 +91,18 @@ class Problem:
     scale: float | tuple[float, ...] = 1.0
     unit: float = 1.0
     view: ClassVar[View] = View()
+    generated: ClassVar[bool] = True
     rollout: Callable[[Array], Fields] | None = None
     first_states: Callable[[Fields], Array] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_range(field.name, getattr(self, field.name), field.metadata)
+
+    @property
+    def units(self) -> tuple[Any, Any]:
+        """Mean and scale of the data, a number or a tuple of one a channel each."""
+        return self.mean or 0.0, self.scale or 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -126,8 +141,8 @@ class Problem:
         """Returns the rule that the data obey.
 
         Args:
-            name: a key of `rules()`, or several joined by `+` for their weighted sum; the first
-                rule unless given.
+            name: a key of `rules()`, or several joined by `+` for their weighted sum; `rule`
+                unless given.
             weights: of a sum, one a rule; all 1 unless given.
             **options: of the rule, such as the network that it holds.
 
@@ -135,7 +150,7 @@ class Problem:
             ValueError: if there is no such rule, or the weights do not fit.
         """
         rules = self.rules()
-        names = (name or next(iter(rules))).split('+')
+        names = (name or self.rule).split('+')
         parts = {part: choose('constraint', part, rules)(**options) for part in names}
         if len(parts) == 1:
             return parts[names[0]]
@@ -148,7 +163,7 @@ class Problem:
         return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
     def distance(self, x: Fields) -> PerSample:
-        """Returns the distance `(b,)` of fields from the set of the first rule."""
+        """Returns the distance `(b,)` of fields from the set of its rule."""
         return self.constraint().distance(x)
 
     def measurement(self, name: str = '', **options: Any) -> Operator:

@@ -5,35 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from namm_jax import problems
+from namm_jax.problems.base import View
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.posterior import Posterior, posteriors
 from namm_jax.report.reading import Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
-
-
-class Style(NamedTuple):
-    """How the fields of a data family are shown.
-
-    Attributes:
-        units: labels of the colour bars of fields and residual maps.
-        axis_names: what rows and columns of an image are.
-        colours: the fields' colour map.
-        centred: whether their scale is centred on 0.
-    """
-
-    units: tuple[str, str] = ('x', '|d distance / dx|')
-    axis_names: tuple[str, str] = ('row', 'column')
-    colours: str = 'viridis'
-    centred: bool = False
-
-
-STYLES = {
-    'burgers': Style(('u', '|residual|'), ('space', 'time')),
-    'kolmogorov': Style(('vorticity', '|residual|'), ('x', 'y'), 'RdBu_r', centred=True),
-    'black_holes': Style(('brightness', '|x − nearest of that total|'), colours='inferno'),
-    'textures': Style(('x', '|x − nearest texture|'), colours='cividis'),
-    'galaxies': Style(('brightness', '|d count / dx|'), colours='gray'),
-}
 
 
 class Picture(NamedTuple):
@@ -52,14 +29,14 @@ class Picture(NamedTuple):
     still: bytes | None = None
 
 
-def style(family: str) -> Style:
-    """Returns how the fields of a data family are shown."""
-    return STYLES.get(family, Style())
+def view_of(config: Mapping[str, Any]) -> View:
+    """Returns how the fields of a run are shown, by its nested config."""
+    return getattr(problems, config['data']['problem']).view
 
 
 def draw(results: Results) -> dict[str, Picture]:
     """Returns the pictures of a run by name, in the order in which the page shows them."""
-    dpi, look = results.config['report']['dpi'], style(results.config['data']['family'])._asdict()
+    dpi, look = results.config['report']['dpi'], view_of(results.config)._asdict()
     distances, curves_of_training = results.of('distances'), training_curves(results)
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
@@ -113,7 +90,7 @@ def draw_assimilation(
         config: the run's, nested.
         operators: operator -> arrays, as of `reading.read_posteriors`.
     """
-    look, drawn = style(config['data']['family'])._asdict(), {}
+    look, drawn = view_of(config)._asdict(), {}
     for operator, arrays in operators.items():
         parts = {}
         for name, array in arrays.items():

@@ -11,8 +11,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from namm_jax.problems import PROBLEMS
 from namm_jax.train.config import field_names, nearest, schema
-from namm_jax.train.fields import FIELDS
 from namm_jax.train.files import UserError
 from namm_jax.train.roll_call import Place
 
@@ -186,7 +186,9 @@ def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
     """Returns the error's message; where a config field is unknown, the nearest ones."""
-    fields = list(dict.fromkeys(name for family in FIELDS for name in field_names(schema(family))))
+    fields = list(
+        dict.fromkeys(name for problem in PROBLEMS for name in field_names(schema(problem)))
+    )
     for argument in arguments:
         name = argument.lstrip('-').split('=')[0]
         if name.startswith('config.') and name.removeprefix('config.') not in fields:

@@ -195,13 +195,13 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     """Returns the `Experiment` of an open run folder."""
     from namm_jax.train import tasks
     from namm_jax.train.experiment import Experiment
-    from namm_jax.train.families import make_family
+    from namm_jax.train.problem import make_problem
     from namm_jax.train.sharding import first_devices, make_mesh
 
     config = ConfigDict(run.config)
     mesh = make_mesh(first_devices(config.train.devices))
     return Experiment(
-        config, run, mesh, make_family(config), tasks.make_mirror(config), asked_to_stop
+        config, run, mesh, make_problem(config), tasks.make_mirror(config), asked_to_stop
     )
 
 
@@ -260,7 +260,7 @@ class Asked(NamedTuple):
 
 def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.train.experiment import check
-    from namm_jax.train.families import measured
+    from namm_jax.train.problem import measured
     from namm_jax.train.processes import from_first
     from namm_jax.train.shared_run import SharedRun
     from namm_jax.train.stages import STAGES

@@ -1,10 +1,11 @@
 """The schema of an experiment: every field once, with its default, unit and meaning.
 
-The defaults are those of `quick`, a laptop CPU in minutes. An experiment file gives dotted
+The defaults are those of `quick`, a laptop CPU in minutes; the sizes and coefficients of the data
+are the parameters of the problem's dataclass, with its defaults. An experiment file gives dotted
 overrides for each preset:
 
     def get_config(preset='quick'):
-        return experiment(PRESETS, preset)
+        return experiment(PRESETS, preset, problem='burgers')
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from namm_jax import problems
 from namm_jax._checks import choose, nearest
+from namm_jax.problems.base import Problem, parameters
 from namm_jax.train.fields import FIELDS, optimizer_section
 
 
 def sampler_section() -> dict[str, Any]:
     """Returns the fields of a sampler."""
     return dict(
-        # a key of namm_jax.denoising.sampling.SAMPLERS: euler_maruyama, heun, ...
+        # a key of namm_jax.denoising.samplers.SAMPLERS: euler_maruyama, heun, ...
         sampler='sde_dpm_solver_pp_2m',
         steps=40,  # the last denoising counted as one
         denoise_last=True,  # whether the last step's noise is removed
@@ -27,9 +30,9 @@ def sampler_section() -> dict[str, Any]:
 
 
 def _data() -> dict[str, Any]:
-    """The data and their sizes; `fields` adds those of the family."""
+    """The data and their number; the problem's parameters are added."""
     return dict(
-        family='',  # which data are generated; fixed by the experiment's file
+        problem='',  # a key of namm_jax.problems.PROBLEMS; fixed by the experiment's file
         seed=0,  # of the data
         train=4000,  # number of training samples
         validation=1000,  # number of held-out samples watched while training
@@ -39,8 +42,11 @@ def _data() -> dict[str, Any]:
 
 
 def _constraint() -> dict[str, Any]:
-    """The set M; `fields` says which."""
-    return {}
+    """The set M."""
+    return dict(
+        name='',  # a rule of the problem, or several joined by +; its first one when empty
+        weights=(),  # of the terms of a sum; all 1 when empty
+    )
 
 
 def _mirror() -> dict[str, Any]:
@@ -173,8 +179,8 @@ def _evaluate() -> dict[str, Any]:
 def _assimilate() -> dict[str, Any]:
     """The stage that draws posterior samples of test fields, given noisy measurements of them."""
     return dict(
-        # a key of namm_jax.inverse.operators.OPERATORS: first_states, sparse_fourier, ...; empty: the
-        # family's
+        # a key of namm_jax.inverse.operators.OPERATORS: first_states, sparse_fourier, ...; the
+        # problem's usual one when empty
         operator='',
         function='',  # of the operator own: package.module:function or path/to/file.py:function
         # a row of the table: dps, mirror_dps, mirror_few_steps, ...; all that apply when empty
@@ -254,19 +260,27 @@ SECTIONS = (
 )
 
 
-def schema(family: str = 'burgers') -> ConfigDict:
+def problem_class(name: str) -> type[Problem]:
+    """Returns the class of a problem; a ValueError names the nearest if there is none."""
+    choose('data.problem', name, problems.PROBLEMS)
+    return getattr(problems, name)
+
+
+def schema(problem: str = 'burgers') -> ConfigDict:
     """Returns every field with its default, in the order in which an experiment meets them.
 
     Args:
-        family: of the data, a key of `fields.FIELDS`; it adds fields of its own.
+        problem: a key of `problems.PROBLEMS`; its parameters are fields of the section `data`.
 
     Raises:
-        ValueError: if the family is unknown.
+        ValueError: if the problem is unknown.
     """
+    cls = problem_class(problem)
     sections = {section.__name__.removeprefix('_'): section() for section in SECTIONS}
-    for section, fields in choose('data.family', family, FIELDS)().items():
+    sections['data'] |= parameters(cls) | {'problem': problem}
+    sections['constraint']['name'] = cls.rule
+    for section, fields in FIELDS.get(problem, dict)().items():
         sections[section] = sections.get(section, {}) | fields
-    sections['data']['family'] = family
     # `seed` is that of initialisation, batches and samples; the data have their own.
     return ConfigDict({'seed': 0} | sections)
 
@@ -301,19 +315,19 @@ def field_names(config: ConfigDict) -> list[str]:
 
 
 def experiment(
-    presets: Mapping[str, Mapping[str, Any]], preset: str | None = None, *, family: str = 'burgers'
+    presets: Mapping[str, Mapping[str, Any]], preset: str | None = None, *, problem: str = 'burgers'
 ) -> ConfigDict:
     """Returns the locked config of a preset.
 
     Args:
         presets: preset -> dotted overrides of the schema.
         preset: a name in `presets`; `quick` when absent.
-        family: of the data, a key of `fields.FIELDS`.
+        problem: a key of `problems.PROBLEMS`.
 
     Raises:
         ValueError: if the preset is unknown.
     """
-    return override(schema(family), choose('preset', preset or 'quick', presets)).lock()
+    return override(schema(problem), choose('preset', preset or 'quick', presets)).lock()
 
 
 def steps_of(config: ConfigDict, stage: str) -> int:

@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 
 from namm_jax._arrays import Key, Metrics, Params, Task
 from namm_jax.problems.counting import classical_count
-from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies, sample_sources
 from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import in_batches
 from namm_jax.train.experiment import Experiment, restore, save_array, train
-from namm_jax.train.families import make_family
 from namm_jax.train.optimizers import make_optimizer, per_network
+from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
 
@@ -29,7 +28,7 @@ CHUNK = 500  # images generated at once
 
 
 def _init(config: ConfigDict) -> Callable[[Key], Params]:
-    x, nets = jnp.zeros((1, *make_family(config).shape)), tasks.make_counters(config)
+    x, nets = jnp.zeros((1, *make_problem(config).shape)), tasks.make_counters(config)
     return lambda key: {
         name: network.init(part, x)['params']
         for part, (name, network) in zip(jax.random.split(key), nets.items(), strict=True)

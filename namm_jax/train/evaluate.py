@@ -47,7 +47,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
-    maps, z, image = _maps(experiment), read('mirror')[:SHOWN], experiment.family.image
+    maps, z, image = _maps(experiment), read('mirror')[:SHOWN], experiment.problem.image
     *_, last = maps.values()
     arrays |= {
         'mirror/z': image(z)[..., None],
@@ -80,9 +80,9 @@ def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
     them, `(n, h', w')`.
     """
-    family = experiment.family
-    return np.asarray(family.image(x))[..., None], np.asarray(
-        family.residual_map(experiment.constraint, jnp.asarray(x))
+    problem = experiment.problem
+    return np.asarray(problem.image(x))[..., None], np.asarray(
+        problem.residual_map(experiment.constraint, jnp.asarray(x))
     )
 
 
@@ -99,7 +99,7 @@ def _rows(
     compare = functools.partial(
         evaluation.distribution_distances,
         experiment.key('evaluate'),
-        spatial_axes=experiment.family.spatial_axes,
+        spatial_axes=experiment.problem.spatial_axes,
         projections=section.projections,
         resamples=section.resamples,
     )
@@ -107,7 +107,7 @@ def _rows(
         len(held_out) // 2,
         run.record('sample'),
         {},
-        experiment.family.states,
+        experiment.problem.seamless,
     )
     for row, x in samples.items():
         experiment.pause()
@@ -160,17 +160,20 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """
     config, record = experiment.config, experiment.run.record('mdm')
     sampler = sampler_of(config.sample, record['mean'], record['std'])
-    family, constraint, n = experiment.family, experiment.constraint, len(sampler.grid)
+    problem, constraint, n = experiment.problem, experiment.constraint, len(sampler.grid)
     times = np.unique(np.linspace(0, n - 1, config.evaluate.frames).round().astype(int))
 
     @jax.jit
     def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
         denoiser = tasks.make_denoiser(config, score, record['mean'], record['std'])
         states, estimates = (
-            part[times, 0] for part in sampler.trajectory(keys, denoiser, family.shape)
+            part[times, 0] for part in sampler.trajectory(keys, denoiser, problem.shape)
         )
         x = experiment.mirror.inverse(params, estimates)
-        residuals, image = family.residual_map(constraint, x), lambda x: family.image(x)[..., None]
+        residuals, image = (
+            problem.residual_map(constraint, x),
+            lambda x: problem.image(x)[..., None],
+        )
         parts = {'states': image(states), 'estimates': image(x), 'residuals': residuals}
         return parts | {'distances': constraint.distance(x), 'levels': sampler.levels()[times]}
 

@@ -30,12 +30,12 @@ def _evaluate(arguments: list[str]) -> None:
     from namm_jax.metrics import distance_statistics
     from namm_jax.train.dataset import read_fields
     from namm_jax.train.drawing import in_batches
-    from namm_jax.train.families import make_family
+    from namm_jax.train.problem import make_problem
     from namm_jax.train.sharding import make_mesh
 
-    family = make_family(config)
-    x = family.pack(
-        read_fields(values.samples, family.file_shape if all(family.file_shape) else None)
+    problem = make_problem(config)
+    x = problem.pack(
+        read_fields(values.samples, problem.file_shape if all(problem.file_shape) else None)
     )
     constraint = _constraint_of(config, Path(values.workdir) if values.workdir else None)
     distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())

@@ -17,14 +17,16 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Constraint, Key, MirrorMap, Params, Task
+from namm_jax.constraints.base import standardised
+from namm_jax.problems.base import Problem
 from namm_jax.train import dataset, tasks
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import make_draw, sampler_of
-from namm_jax.train.families import Family, make_family
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
 from namm_jax.train.optimizers import make_optimizer
+from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import from_first
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.sharding import (
@@ -63,15 +65,15 @@ class Experiment(NamedTuple):
         config: the resolved config.
         run: the run folder.
         mesh: the devices of all processes, on which models train.
-        family: the data.
-        mirror: the mirror map.
+        problem: the data and their rule.
+        mirror: the mirror map, from and to data in their own units.
         asked_to_stop: returns the number of a signal that asks the run to stop, else 0.
     """
 
     config: ConfigDict
     run: SharedRun
     mesh: Mesh
-    family: Family
+    problem: Problem
     mirror: MirrorMap
     asked_to_stop: Callable[[], int]
 
@@ -99,17 +101,29 @@ class Experiment(NamedTuple):
             self.config, counter_parameters(self) if tasks.holds_network(self.config) else None
         )
 
+    @property
+    def standard_constraint(self) -> Constraint:
+        """The set M of standardised fields."""
+        return standardised(self.constraint, *self.problem.units)
+
+    @property
+    def unit(self) -> float:
+        """The unit of the constraint's distance, for its weight in a loss: that of a user's own
+        rule is measured by the stage `data`.
+        """
+        return (self.run.record('data') or {}).get('unit', self.problem.unit)
+
     def split(self, name: str) -> np.ndarray:
         """Returns a split of the data, `(n, h, w, c)`, as networks see it."""
         return self.packed(dataset.load_split(self.run.directory / 'data', name))
 
     def packed(self, x: np.ndarray) -> np.ndarray:
         """Returns fields of a file as networks see them."""
-        return np.asarray(self.family.pack(x))
+        return np.asarray(self.problem.pack(x))
 
     def save(self, path: Path, x: np.ndarray) -> None:
         """Writes fields, which are as networks see them, as files hold them."""
-        save_array(path, np.asarray(self.family.unpack(x)))
+        save_array(path, np.asarray(self.problem.unpack(x)))
 
     def pause(self) -> None:
         """Raises `Stopped` if the run is asked to stop; called where all that was done is on
@@ -137,7 +151,7 @@ def check(config: ConfigDict) -> None:
         ValueError: by the function that takes the bad value.
     """
     check_ranges(config)
-    shape, mesh = make_family(config).shape, make_mesh(first_devices(config.train.devices))
+    shape, mesh = make_problem(config).shape, make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
@@ -303,7 +317,7 @@ def counter_shapes(config: ConfigDict) -> Params:
     """
     if not tasks.holds_network(config):
         return None
-    network, shape = tasks.make_counters(config)['counter'], make_family(config).shape
+    network, shape = tasks.make_counters(config)['counter'], make_problem(config).shape
     return jax.eval_shape(
         lambda key: network.init(key, jnp.zeros((1, *shape)))['params'], jax.random.key(0)
     )

@@ -39,7 +39,8 @@ AT_LEAST = {
 # What the items of the fields that are lists have to be: the command line takes any.
 ITEMS = {
     int: 'mirror.channels score.channels counter.channels counter.filters',
-    float: 'sample.guidance_scales constraint.weights',
+    float: 'sample.guidance_scales constraint.weights data.spin data.inclination data.diameter '
+    'data.exponent data.boost data.orientation data.shift data.mean data.scale',
     str: 'sample.rows sharding.rules',
     bool: 'data.periodic',
 }

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Params
-from namm_jax.constraints.own import check_distance
+from namm_jax._arrays import Constraint, Params, from_standard, to_standard
+from namm_jax._checks import check_rule
+from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.train import dataset, tasks
 from namm_jax.train.assimilate import assimilate
 from namm_jax.train.config import nearest, steps_of
@@ -21,6 +22,7 @@ from namm_jax.train.evaluate import SHOWN, evaluate, shown
 from namm_jax.train.experiment import Experiment, mirror_parameters, restore, train
 from namm_jax.train.optimizers import moments_of
 from namm_jax.train.posteriors import check_assimilation
+from namm_jax.train.problem import fields_of
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
@@ -49,7 +51,7 @@ def data(experiment: Experiment) -> dict[str, Any]:
     with Bar('data', sum(sizes.values()), unit='field') as bar:
         dataset.write_dataset(
             folder,
-            experiment.family.fields,
+            fields_of(config, experiment.problem),
             sizes=sizes,
             shard_size=config.data.shard_size,
             provenance=provenance,
@@ -57,7 +59,7 @@ def data(experiment: Experiment) -> dict[str, Any]:
         )
     if not tasks.holds_network(config):
         _draw_data(experiment)
-    return _checked_distance(experiment) if experiment.family.is_users else {}
+    return {} if experiment.problem.generated else _checked_distance(experiment)
 
 
 def counter(experiment: Experiment) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _checked_distance(experiment: Experiment) -> dict[str, Any]:
     fit for training.
     """
     x = experiment.split('train')[:64]
-    found = check_distance(experiment.constraint, x, experiment.key('evaluate'))
+    found = check_rule(experiment.constraint, x, experiment.key('evaluate'))
     floor, perturbed = found['floor_mean'], found['perturbed_mean']
     say(
         f'distance: {floor:.3g} on your data (largest {found["floor_max"]:.3g}), {perturbed:.3g} '
@@ -86,14 +88,16 @@ def _checked_distance(experiment: Experiment) -> dict[str, Any]:
             f'expected far less than the {perturbed:.3g} of the same data with 10 % of noise; no '
             'sample will be much better than the data'
         )
-    return found
+    problem = experiment.problem
+    unit = rule_unit(experiment.constraint, x, problem.units[1], experiment.key('evaluate'))
+    return found | {'unit': unit}
 
 
 def _draw_data(experiment: Experiment) -> None:
-    from namm_jax.report import figures, pictures
+    from namm_jax.report import figures
 
     folder, x = experiment.run.directory / 'figures', experiment.split('test')[:SHOWN]
-    style = pictures.style(experiment.config.data.family)._asdict()
+    style = experiment.problem.view._asdict()
 
     def draw() -> None:
         folder.mkdir(exist_ok=True)
@@ -109,7 +113,9 @@ def mirror(experiment: Experiment) -> dict[str, Any]:
     """Trains the mirror map, g and f together."""
     config = experiment.config
     x, held_out = experiment.split('train'), experiment.split('validation')
-    task = tasks.mirror_task(config, steps_of(config, 'mirror'), experiment.constraint)
+    task = tasks.mirror_task(
+        config, steps_of(config, 'mirror'), experiment.standard_constraint, experiment.unit
+    )
     fitted = train(
         experiment,
         'mirror',
@@ -160,9 +166,11 @@ def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
 
 def dm(experiment: Experiment) -> dict[str, Any]:
     """Trains the plain diffusion model, on the data."""
-    return _train_diffusion(
-        experiment, 'dm', experiment.split('train'), experiment.split('validation'), lambda x: x
+    units = experiment.problem.units
+    x, held_out = (
+        np.asarray(to_standard(experiment.split(name), *units)) for name in ('train', 'validation')
     )
+    return _train_diffusion(experiment, 'dm', x, held_out, lambda u: from_standard(u, *units))
 
 
 def mdm(experiment: Experiment) -> dict[str, Any]:
@@ -190,7 +198,8 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
         steps_of(config, 'finetune'),
         z[-max(config.finetune.batch_size, len(z) // 16) :],
     )
-    task = tasks.mirror_task(config, 1, constraint)
+    rule, unit = experiment.standard_constraint, experiment.unit
+    task = tasks.mirror_task(config, 1, rule, unit)
     shapes = jax.eval_shape(
         lambda key: task.optimizer.init(task.init(key))['inverse'], jax.random.key(0)
     )
@@ -200,7 +209,7 @@ def finetune(experiment: Experiment) -> dict[str, Any]:
     fitted = train(
         experiment,
         'finetune',
-        tasks.finetune_task(config, steps, constraint, params, moments),
+        tasks.finetune_task(config, steps, rule, unit, params, moments),
         {'x': x, 'z': z[: len(z) - len(held_z)]},
         {'x': held_out, 'z': held_z},
         batch_size=config.finetune.batch_size,

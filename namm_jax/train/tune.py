@@ -54,7 +54,7 @@ def gradient_norms(
         x: training samples, a few batches of them.
     """
     size = experiment.config.mirror.batch_size
-    loss = tasks.mirror_task(experiment.config, 1, constraint).loss
+    loss = tasks.mirror_task(experiment.config, 1, constraint, experiment.unit).loss
 
     @functools.partial(jax.jit, static_argnames='name')
     def norm(constraint: Constraint, inverse: Params, key: Key, x: Array, name: str) -> Array:
@@ -86,7 +86,7 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     config, params, constraint = (
         experiment.config,
         mirror_parameters(experiment),
-        experiment.constraint,
+        experiment.standard_constraint,
     )
     g = Partial(jax.jit(experiment.mirror.forward), params)
     splits = (experiment.split(name) for name in ('train', 'validation'))
