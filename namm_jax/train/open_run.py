@@ -20,7 +20,7 @@ from namm_jax._arrays import Constraint, Fields, Measure
 from namm_jax._checks import choose
 from namm_jax.denoising.prior import NetworkDenoiser, Prior, sample
 from namm_jax.inverse.given import given
-from namm_jax.inverse.operators import after
+from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
 from namm_jax.problems.base import Problem
 from namm_jax.train import tasks
@@ -174,7 +174,7 @@ class OpenRun:
         y = jnp.asarray(y)
         one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *self.problem.shape), jnp.float32))
         y = y[None] if y.ndim == one.ndim - 1 else y
-        posterior = given(self.mdm, after(operator, self.f), y, noise_std)
+        posterior = given(self.mdm, Composition(operator, self.f), y, noise_std)
         steps = self.config.assimilate.few_steps
         return self.f(sample(posterior, self._key('posterior', seed), n, steps=steps))
 
