@@ -1,0 +1,218 @@
+"""Priors: a denoiser with what a sampler needs to know of its data.
+
+Symbols: `u = (x - mean) / width` are standardised fields, mean and width one number or one a
+channel; a prior holds `S(u, s) = E[u_0 given u_0 + s noise = u]`, and is itself a denoiser in the
+user's units, `D(x, sigma) = mean + width S(u, sigma / std)` with `std` the root mean square of the
+widths: noise of level sigma is `sigma / std` of the width of each channel, and just sigma where all
+channels have one width.
+
+A prior is made by training (`fit` of `diffusion`) or of any denoiser (`prior`). Guidance by a rule,
+projection, and a measurement (`inverse.given`) make another prior of it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from namm_jax._arrays import Constraint, Denoiser, Fields, Key, Params
+from namm_jax.denoising import guidance
+from namm_jax.denoising.denoisers import make_parameterisation
+from namm_jax.denoising.samplers import make_sampler, sample_keys
+
+CHUNK = 64  # samples drawn at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prior:
+    """The law of data, as a denoiser.
+
+    Attributes:
+        standard: S, of standardised fields; a pytree.
+        mean: of the data, a scalar or `(c,)`.
+        width: their standard deviation, alike.
+        examples: a few fields that S was not trained on `(k, h, w, c)`, or None: `given` measures
+            on them how far to trust estimates.
+        shape: `(h, w, c)` of a field. Static under `jax.jit`.
+    """
+
+    standard: Denoiser
+    mean: Array
+    width: Array
+    examples: Array | None
+    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})
+
+    @property
+    def std(self) -> Array:
+        """The root mean square of the widths."""
+        return jnp.sqrt(jnp.mean(self.width**2))
+
+    def standardise(self, x: Fields) -> Fields:
+        """Returns `u = (x - mean) / width`."""
+        return (x - self.mean) / self.width
+
+    def restore(self, u: Fields) -> Fields:
+        """Returns `x = mean + width u`."""
+        return self.mean + self.width * u
+
+    def __call__(self, x: Fields, sigma: ArrayLike) -> Fields:
+        """Returns `D(x, sigma)`, the estimate of `x_0`, in the user's units.
+
+        Args:
+            x: noisy fields `(b, h, w, c)`.
+            sigma: noise level, > 0, a scalar or `(b,)`.
+        """
+        return self.restore(self.standard(self.standardise(x), jnp.asarray(sigma) / self.std))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkDenoiser:
+    """The denoiser that a score network is trained to be, of standardised fields.
+
+    Attributes:
+        params: of the network, the leaves.
+        network: a Flax module `(u, label, *, train=False) -> like u`. Static.
+        parameterisation: a key of `denoisers.PARAMETERISATIONS`. Static.
+    """
+
+    params: Params
+    network: Any = dataclasses.field(metadata={'static': True})
+    parameterisation: str = dataclasses.field(default='edm', metadata={'static': True})
+
+    def __call__(self, u: Fields, s: Array) -> Fields:
+        """Returns `S(u, s)`."""
+        network = lambda u, label: self.network.apply({'params': self.params}, u, label)
+        return make_parameterisation(self.parameterisation, mean=0.0, std=1.0).denoiser(network)(u, s)
+
+
+def prior(
+    denoiser: Denoiser,
+    shape: tuple[int, int, int],
+    *,
+    mean: ArrayLike = 0.0,
+    std: float = 1.0,
+    examples: Array | None = None,
+) -> Prior:
+    """Returns the prior of a denoiser of one's own, such as another project's trained model.
+
+    Args:
+        denoiser: `(x (b, h, w, c), sigma) -> E[x_0 given x_0 + sigma noise = x]`, a JAX function, x
+            and sigma in the unit of the data, sigma a scalar or `(b,)`.
+        shape: `(h, w, c)` of a field.
+        mean: mean of the data, a scalar or `(c,)`.
+        std: their standard deviation, > 0.
+        examples: a few fields `(k, h, w, c)`, for `given`.
+
+    Raises:
+        ValueError: if the denoiser does not return fields like x, or std is not positive.
+    """
+    if np.ndim(std) or not 0 < std < np.inf:
+        raise ValueError(f'std: got {std}, expected one positive finite number, in data units')
+    if len(shape) != 3:
+        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), that of one field')
+    _check_denoiser(denoiser, tuple(shape))
+    centre = jnp.asarray(mean, jnp.float32)
+    width = jnp.asarray(std, jnp.float32)
+    leaf = denoiser if isinstance(denoiser, Partial) else Partial(denoiser)
+    return Prior(Partial(_standardised, leaf, centre, width), centre, width, examples, tuple(shape))
+
+
+def _standardised(denoiser: Denoiser, mean: Array, std: Array, u: Fields, s: Array) -> Fields:
+    return (denoiser(mean + std * u, std * s) - mean) / std
+
+
+def _check_denoiser(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
+    x, levels = jax.ShapeDtypeStruct((2, *shape), jnp.float32), [(), (2,)]
+    for level in levels:
+        sigma = jax.ShapeDtypeStruct(level, jnp.float32)
+        try:
+            got = jax.eval_shape(denoiser, x, sigma)
+        except Exception as error:  # another project's function may raise anything
+            raise ValueError(
+                f'denoiser: got {type(error).__name__}: {str(error)[:300]} for x {x.shape} and '
+                f'sigma {level}, expected a JAX function (x, sigma) -> fields like x, with sigma a '
+                'scalar or (b,)'
+            ) from error
+        if getattr(got, 'shape', None) != x.shape or not jnp.issubdtype(got.dtype, jnp.floating):
+            raise ValueError(
+                f'denoiser: got {getattr(got, "shape", type(got).__name__)} for x {x.shape}, '
+                'expected fields like x, the estimate of x_0'
+            )
+
+
+def guided(prior: Prior, rule: Constraint, *, scale: ArrayLike = 1.0) -> Prior:
+    """Returns the prior guided by a rule: each estimate takes the part `scale` of its way to it.
+
+    Args:
+        prior: of fields, in the rule's units.
+        rule: a constraint.
+        scale: >= 0; see `denoising.guidance.guided`. A step is no longer than the data are wide.
+    """
+    distance = lambda u: rule.distance(prior.restore(u))
+    return wrapped(prior, lambda S: guidance.guided(S, distance, scale=scale, limit=1.0))
+
+
+def projected(prior: Prior, project: Callable[[Fields], Fields]) -> Prior:
+    """Returns the prior whose estimates are projected, such as by a rule's `restore`.
+
+    Args:
+        prior: of fields.
+        project: `(b, h, w, c) -> (b, h, w, c)`, the identity on the set.
+    """
+    onto = lambda u: prior.standardise(project(prior.restore(u)))
+    return wrapped(prior, lambda S: guidance.projected(S, onto))
+
+
+def sample(
+    prior: Prior,
+    key: Key,
+    n: int = 1,
+    *,
+    sampler: str = 'sde_dpm_solver_pp_2m',
+    steps: int = 40,
+    **options: Any,
+) -> Fields:
+    """Returns n samples `(n, h, w, c)` of a prior, in its units; sample i depends on i alone.
+
+    Args:
+        prior: a prior, guided or given a measurement or not.
+        key: a PRNG key.
+        n: number of samples, >= 1.
+        sampler: a key of `denoising.samplers.SAMPLERS`.
+        steps: of the sampler, >= 1; each is a call of the denoiser, of `heun` two.
+        **options: of the sampler, see `make_sampler`.
+
+    Raises:
+        ValueError: if there is no such sampler, or a number is out of range.
+    """
+    if n < 1:
+        raise ValueError(f'n: got {n}, expected at least 1 sample')
+    keys = sample_keys(key, n)
+    draw = functools.partial(_draw, prior, sampler=sampler, steps=steps, options=tuple(options.items()))
+    return jnp.concatenate([draw(keys[i : i + CHUNK]) for i in range(0, n, CHUNK)])
+
+
+@functools.partial(jax.jit, static_argnames=('sampler', 'steps', 'options'))
+def _draw(
+    prior: Prior, keys: Key, *, sampler: str, steps: int, options: tuple[tuple[str, Any], ...]
+) -> Fields:
+    draw = make_sampler(sampler, steps=steps, **dict(options))
+    return prior.restore(draw(keys, prior.standard, prior.shape))
+
+
+def wrapped(prior: Prior, around: Callable[[Denoiser], Denoiser]) -> Prior:
+    """Returns the prior with another denoiser of standardised fields made of its own."""
+    return dataclasses.replace(prior, standard=Partial(_apply, Partial(around), prior.standard))
+
+
+def _apply(around: Callable[[Denoiser], Denoiser], S: Denoiser, u: Fields, s: Array) -> Fields:
+    return around(S)(u, s)

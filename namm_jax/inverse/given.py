@@ -1,0 +1,74 @@
+"""A prior given a measurement: the front door of posterior sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from namm_jax._arrays import Fields, Gain, Measure
+from namm_jax.denoising.guidance import measurement_guided
+from namm_jax.denoising.prior import Prior, wrapped
+from namm_jax.inverse.dps import gain_at, measured_gain
+from namm_jax.inverse.likelihood import Likelihood, likelihood
+
+LEVELS = (80.0, 0.002, 24)  # of standardised fields, at which the gain is measured
+
+
+def given(
+    prior: Prior,
+    operator: Measure,
+    y: Array,
+    noise_std: ArrayLike | None = None,
+    *,
+    gain: Gain | None = None,
+) -> Prior:
+    """Returns the prior given a measurement `y = A(x) + noise`, which `sample` draws from.
+
+    Its estimates are moved by the gradient of the measurement's likelihood, through the denoiser
+    (`denoising.guidance.measurement_guided`). A measurement of the data of a mirror map f is one of
+    its mirror points, `lambda z: A(f(z))`, or `A.after(f)`, which keeps an operator's own noise.
+
+    Args:
+        prior: of fields `(h, w, c)`.
+        operator: A, `(b, h, w, c) -> (b, *m)`, a JAX function; an operator of
+            `inverse.operators` may have its own noise.
+        y: the measurement `(1, *m)`, or one for each sample `(b, *m)`.
+        noise_std: standard deviation of white noise, > 0, in the unit of y; None for the
+            operator's own.
+        gain: mean squared norm of the rows of the residuals' Jacobian, a number, or a function of
+            the noise level of standardised fields. Unless given it is measured on the prior's
+            examples; where it has none it is that of selections.
+
+    Raises:
+        ValueError: if y has not the shape of what A measures or is not finite, or there is no
+            noise, or two.
+
+    Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
+    """
+    of_x = likelihood(operator, y, noise_std)
+    measure = Partial(_measure, of_x.measure, prior.mean, prior.width)
+    of = dataclasses.replace(of_x, measure=measure)
+    jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))
+    if gain is None:
+        gain = of.precision() if prior.examples is None else _measured(prior, of)
+    around = lambda S: measurement_guided(S, of.residual, std=1.0, gain=gain, limit=1.0)
+    return wrapped(prior, around)
+
+
+def _measure(measure: Measure, mean: Array, width: Array, u: Fields) -> Array:
+    return measure(mean + width * u)
+
+
+def _measured(prior: Prior, of: Likelihood) -> Gain:
+    levels = jnp.geomspace(*LEVELS)
+    keys = jax.random.split(jax.random.key(0), len(levels))
+    u = prior.standardise(prior.examples)
+    return gain_at(levels, _gains(keys, prior.standard, of, u, levels))
+
+
+@jax.jit
+def _gains(keys: Array, standard: Partial, of: Likelihood, u: Fields, levels: Array) -> Array:
+    return measured_gain(keys, standard, of, u, levels, std=1.0)

@@ -1,0 +1,1 @@
+"""Training: the step that all networks are trained by, optimizers, tasks, and `fit`."""

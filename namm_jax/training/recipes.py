@@ -1,0 +1,331 @@
+"""What is trained: the tasks `namm`, `finetune` and `diffusion`, and their recipes for `fit`.
+
+Losses see standardised fields, `(x - mean) / scale` with the units of the data; batches, and what
+`fit` returns, are in the user's units.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from namm_jax import mirror
+from namm_jax._arrays import Constraint, Key, Metrics, MirrorMap, Params, Task, to_standard
+from namm_jax.constraints.base import standardised
+from namm_jax.denoising.denoisers import denoising_loss, make_parameterisation
+from namm_jax.denoising.prior import NetworkDenoiser, Prior
+from namm_jax.networks.icnn import ICNN, nonnegative_mask
+from namm_jax.networks.unet import UNet
+from namm_jax.problems.base import Problem
+from namm_jax.training.fit import Recipe
+from namm_jax.training.optimizers import make_optimizer, per_network
+
+Shape = tuple[int, int, int]
+Units = tuple[Any, Any]  # mean and scale of the data, a number or one a channel each
+UNITLESS: Units = (0.0, 1.0)
+Loss = Callable[..., tuple[Array, Metrics]]
+
+
+def _mirror_loss(mirror_map: MirrorMap, units: Units, weights: Mapping[str, float]) -> Loss:
+    def loss(
+        params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
+    ) -> tuple[Array, Metrics]:
+        everything = frozen['params'] | params
+        x, constraint = to_standard(batch['x'], *units), frozen['constraint']
+        z = batch.get('z')
+        return mirror.namm_loss(
+            mirror_map, everything, key, x, constraint, z, train=train, **weights
+        )
+
+    return loss
+
+
+def namm_task(
+    mirror_map: MirrorMap,
+    shape: Shape,
+    constraint: Constraint,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    *,
+    units: Units = UNITLESS,
+    **weights: float,
+) -> Task:
+    """Returns the training of the mirror map, g and f together, on batches `{'x': data}`.
+
+    Args:
+        mirror_map: of standardised fields.
+        shape: `(h, w, c)` of a field.
+        constraint: the set M, of standardised fields.
+        optimizers: `{'forward': ..., 'inverse': ...}`.
+        units: mean and scale of the data.
+        **weights: of `mirror.namm_loss`.
+    """
+    return Task(
+        init=jax.jit(lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))),
+        loss=_mirror_loss(mirror_map, units, weights),
+        optimizer=per_network(optimizers),
+        frozen={'params': {}, 'constraint': constraint},
+    )
+
+
+def finetune_task(
+    mirror_map: MirrorMap,
+    params: Params,
+    constraint: Constraint,
+    optimizer: optax.GradientTransformation,
+    *,
+    units: Units = UNITLESS,
+    **weights: float,
+) -> Task:
+    """Returns the training of f alone, on batches `{'x': data, 'z': samples in mirror space}`.
+
+    Args:
+        mirror_map: of standardised fields.
+        params: of the trained map, `{'forward': ..., 'inverse': ...}`.
+        constraint: the set M, of standardised fields.
+        optimizer: of f.
+        units: mean and scale of the data.
+        **weights: of `mirror.namm_loss`.
+    """
+    return Task(
+        init=lambda key: {'inverse': jax.tree.map(jnp.copy, params['inverse'])},
+        loss=_mirror_loss(mirror_map, units, weights),
+        optimizer=per_network({'inverse': optimizer}),
+        frozen={'params': {'forward': params['forward']}, 'constraint': constraint},
+    )
+
+
+def denoising_task(
+    network: Any,
+    shape: Shape,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: Array | float = 0.0,
+    std: Array | float = 1.0,
+    parameterisation: str = 'edm',
+    reduction: str = 'mean',
+    units: Units = UNITLESS,
+) -> Task:
+    """Returns the training of a diffusion model, of data or of mirror points, `{'x': points}`.
+
+    Args:
+        network: a Flax module `(x, label, *, train) -> like x`.
+        shape: `(h, w, c)` of a field.
+        optimizer: of the network.
+        mean: of the standardised training set, a scalar.
+        std: its standard deviation, a scalar.
+        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
+        reduction: a key of `denoisers.REDUCTIONS`.
+        units: mean and scale by which the training set is standardised.
+    """
+
+    def loss(
+        params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
+    ) -> tuple[Array, Metrics]:
+        key_loss, key_dropout = jax.random.split(key)
+        moments = {'mean': frozen['mean'], 'std': frozen['std']}
+        of = make_parameterisation(parameterisation, **moments)
+        rngs = {'dropout': key_dropout} if train else None
+        denoiser = of.denoiser(
+            lambda x, label: network.apply({'params': params}, x, label, train=train, rngs=rngs)
+        )
+        x = to_standard(batch['x'], *units)
+        return denoising_loss(denoiser, of, key_loss, x, reduction=reduction)
+
+    return Task(
+        init=jax.jit(lambda key: network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))['params']),
+        loss=loss,
+        optimizer=optimizer,
+        frozen={'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)},
+    )
+
+
+def namm(
+    problem: Problem,
+    *,
+    constraint: Constraint | None = None,
+    forward: Any = None,
+    inverse: Any = None,
+    strong_convexity: float = 0.9,
+    output: str = 'residual',
+    sigma_max: float = 0.1,
+    sigma_power: float = 2.0,
+    lambda_cycle: float = 1.0,
+    lambda_constr: float = 5.0,
+    lambda_reg: float = 1e-3,
+    batch_size: int = 8,
+    ema: float = 0.999,
+    optimizer: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Returns the recipe of a neural approximate mirror map, which `fit` makes a `Mirror` of.
+
+    Args:
+        problem: the data and their rule.
+        constraint: the rule; the problem's own unless given.
+        forward: the input-convex network of g, `x (b, h, w, c) -> (b,)`; an `ICNN` unless given.
+        inverse: the network of f, a Flax module `(z, *, train=False) -> like z`; a `UNet` unless
+            given.
+        strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
+        output: a key of `mirror.OUTPUTS`; `centred` for a rule on the sum of the pixels.
+        sigma_max: largest noise in mirror space, in units of the data's standard deviation where
+            the problem has units.
+        sigma_power: `sigma = sigma_max u^power` with u uniform; larger favours small noise.
+        lambda_cycle: weight of both cycle terms.
+        lambda_constr: weight of the rule's distance, per the problem's unit of it.
+        lambda_reg: weight of the regularisation term.
+        batch_size: samples a step.
+        ema: decay of the average of the parameters.
+        optimizer: of both networks, arguments of `optimizers.make_optimizer`.
+
+    Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
+    """
+    networks = {
+        'forward_network': forward or ICNN(filters=16, layers=2, periodic=problem.periodic),
+        'inverse_network': inverse or _unet(problem, channels=(48, 96), norm='none'),
+    }
+    of_map = dict(strong_convexity=strong_convexity, output=output)
+    mirror_map = mirror.neural_mirror_map(*networks.values(), **of_map)
+    units = (problem.mean, problem.scale)
+    rule = constraint or problem.constraint()
+    weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
+    weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
+    settings = dict(warmup=0.1) | dict(optimizer or {})
+
+    def task(arrays: Mapping[str, Array], steps: int) -> Task:
+        masks = {'forward': nonnegative_mask, 'inverse': None}
+        optimizers = {
+            name: make_optimizer(steps, mask=mask, **settings) for name, mask in masks.items()
+        }
+        return namm_task(
+            mirror_map,
+            problem.shape,
+            standardised(rule, *units),
+            optimizers,
+            units=units,
+            strong_convexity=strong_convexity,
+            **weights,
+        )
+
+    def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
+        return mirror.Mirror(params, **networks, **of_map, units=units)
+
+    return Recipe(task, result, problem.shape, batch_size, ema)
+
+
+def finetune(
+    problem: Problem,
+    fitted: mirror.Mirror,
+    z: Array,
+    *,
+    constraint: Constraint | None = None,
+    sigma_max: float = 0.1,
+    sigma_power: float = 3.0,
+    lambda_cycle: float = 1.0,
+    lambda_constr: float = 5.0,
+    batch_size: int = 8,
+    ema: float = 0.999,
+    optimizer: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Returns the recipe of finetuning: f learns on samples of the mirror diffusion model.
+
+    Args:
+        problem: the data and their rule.
+        fitted: the mirror map, of which g stays as it is.
+        z: samples of the prior in mirror space `(m, h, w, c)`.
+        constraint: the rule; the problem's own unless given.
+        sigma_max: largest noise that they take.
+        sigma_power: law of that noise.
+        lambda_cycle: weight of both cycle terms.
+        lambda_constr: weight of the rule's distance.
+        batch_size: samples a step.
+        ema: decay of the average of the parameters.
+        optimizer: of f, arguments of `optimizers.make_optimizer`.
+    """
+    rule = standardised(constraint or problem.constraint(), *fitted.units)
+    weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
+    weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
+    settings = dict(learning_rate=1e-3, warmup=0.1) | dict(optimizer or {})
+
+    def task(arrays: Mapping[str, Array], steps: int) -> Task:
+        return finetune_task(
+            fitted.map,
+            fitted.params,
+            rule,
+            make_optimizer(steps, **settings),
+            units=fitted.units,
+            strong_convexity=fitted.strong_convexity,
+            **weights,
+        )
+
+    def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
+        return fitted.replace(fitted.params | params)
+
+    return Recipe(task, result, problem.shape, batch_size, ema, {'z': z})
+
+
+def diffusion(
+    problem: Problem,
+    *,
+    network: Any = None,
+    parameterisation: str = 'edm',
+    reduction: str = 'mean',
+    batch_size: int = 16,
+    ema: float = 0.999,
+    optimizer: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Returns the recipe of a diffusion model, which `fit` makes a `Prior` of.
+
+    Fit on data it is an ordinary diffusion model, on mirror points a mirror diffusion model.
+
+    Args:
+        problem: of which the fields are: their shape, and which axes wrap.
+        network: a Flax module `(x, label, *, train=False) -> like x`; a `UNet` unless given.
+        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
+        reduction: a key of `denoisers.REDUCTIONS`.
+        batch_size: samples a step.
+        ema: decay of the average of the parameters.
+        optimizer: arguments of `optimizers.make_optimizer`.
+    """
+    network = network or _unet(problem, channels=(48, 96), norm='group')
+
+    def units(arrays: Mapping[str, Array]) -> Units:
+        x = np.asarray(arrays['x'], np.float64)
+        mean = tuple(x.mean((0, 1, 2)).tolist())
+        width = tuple(np.where((std := x.std((0, 1, 2))) > 0, std, 1.0).tolist())
+        return mean, width
+
+    def task(arrays: Mapping[str, Array], steps: int) -> Task:
+        base = denoising_task(
+            network,
+            problem.shape,
+            make_optimizer(steps, **dict(optimizer or {})),
+            parameterisation=parameterisation,
+            reduction=reduction,
+            units=units(arrays),
+        )
+        mean, width = (jnp.asarray(part, jnp.float32) for part in units(arrays))
+        return base._replace(frozen=base.frozen | {'centre': mean, 'width': width})
+
+    def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> Prior:
+        denoiser = NetworkDenoiser(params, network, parameterisation)
+        return Prior(denoiser, frozen['centre'], frozen['width'], held['x'], problem.shape)
+
+    return Recipe(task, result, problem.shape, batch_size, ema)
+
+
+def _unet(problem: Problem, *, channels: tuple[int, ...], norm: str) -> UNet:
+    """Returns a U-Net for the problem's fields, told where it is within what their law repeats."""
+    fold = 2
+    factor = fold * 2 ** (len(channels) - 1)
+    if any(size % factor for size in problem.shape[:2]):
+        raise ValueError(
+            f'network: got fields of {problem.shape[0]}x{problem.shape[1]} pixels, expected '
+            f'multiples of {factor}, which the U-Net needs to halve them; crop or pad the data, or '
+            'give a network of your own'
+        )
+    pairs = zip(problem.cell, problem.periodic, strict=True)
+    cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
+    return UNet(channels, fold=fold, periodic=problem.periodic, cell=cell, norm=norm)
