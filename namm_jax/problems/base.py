@@ -66,7 +66,7 @@ class Problem:
 
     Attributes:
         name: what configs and folders call it.
-        rule: the rule that is meant where none is named, a key of `rules()`.
+        rule_name: the rule that is meant where none is named, a key of `rules()`.
         operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
         operator_options: of those operators that take them, such as `channels_per_state`.
         periodic: which of the two spatial axes wrap, as networks see fields.
@@ -82,7 +82,7 @@ class Problem:
     """
 
     name: ClassVar[str]
-    rule: ClassVar[str]
+    rule_name: ClassVar[str]
     operator: ClassVar[str] = 'random_sensors'
     operator_options: ClassVar[Mapping[str, Any]] = {}
     periodic: tuple[bool, bool] = (False, False)
@@ -150,7 +150,7 @@ class Problem:
             ValueError: if there is no such rule, or the weights do not fit.
         """
         rules = self.rules()
-        names = (name or self.rule).split('+')
+        names = (name or self.rule_name).split('+')
         parts = {part: choose('constraint', part, rules)(**options) for part in names}
         if len(parts) == 1:
             return parts[names[0]]

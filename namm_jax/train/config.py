@@ -278,7 +278,7 @@ def schema(problem: str = 'burgers') -> ConfigDict:
     cls = problem_class(problem)
     sections = {section.__name__.removeprefix('_'): section() for section in SECTIONS}
     sections['data'] |= parameters(cls) | {'problem': problem}
-    sections['constraint']['name'] = cls.rule
+    sections['constraint']['name'] = cls.rule_name
     for section, fields in FIELDS.get(problem, dict)().items():
         sections[section] = sections.get(section, {}) | fields
     # `seed` is that of initialisation, batches and samples; the data have their own.
