@@ -37,9 +37,10 @@ from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.families import make_family
-from namm_jax.train.optimizers import moments_of
+from namm_jax.training.optimizers import moments_of
 from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
-from namm_jax.train.state import init_state, make_train_step
+from namm_jax.train.step import make_train_step
+from namm_jax.training.step import init_state
 
 PUBLISHED_NETWORKS = {
     'mirror.inverse': 'resnet',

@@ -19,7 +19,7 @@ from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import in_batches
 from namm_jax.train.experiment import Experiment, restore, save_array, train
-from namm_jax.train.optimizers import make_optimizer, per_network
+from namm_jax.training.optimizers import per_network
 from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
@@ -60,7 +60,7 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
         terms = {name: values.mean() for name, values in terms.items()}
         return sum(terms.values()), terms
 
-    optimizers = {name: make_optimizer(config.counter.optimizer, steps) for name in nets}
+    optimizers = {name: tasks.optimizer_of(config.counter.optimizer, steps) for name in nets}
     return Task(init=jax.jit(_init(config)), loss=loss, optimizer=per_network(optimizers))
 
 

@@ -25,7 +25,6 @@ from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import make_draw, sampler_of
 from namm_jax.train.files import write_checked
 from namm_jax.train.loop import Fitted, Plan, Stopped, fit
-from namm_jax.train.optimizers import make_optimizer
 from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import from_first
 from namm_jax.train.ranges import check_ranges
@@ -164,7 +163,7 @@ def check(config: ConfigDict) -> None:
         )
     for section in ('counter', 'mirror', 'finetune'):
         if section in config:
-            make_optimizer(config[section].optimizer, steps_of(config, section))
+            tasks.optimizer_of(config[section].optimizer, steps_of(config, section))
     task = tasks.denoising_task(config, steps_of(config, 'dm'), 0.0, 1.0)
     score = jax.eval_shape(task.init, jax.random.key(0))
     batch = jax.ShapeDtypeStruct((2, *shape), jnp.float32)

@@ -16,7 +16,8 @@ from namm_jax._arrays import Key, Params, Task
 from namm_jax.train.checkpoint import Checkpoints
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.sharding import describe, put, put_batch, replicated, shardings_of, whole
-from namm_jax.train.state import TrainState, init_state, make_train_step, make_validation
+from namm_jax.train.step import make_train_step, make_validation
+from namm_jax.training.step import TrainState, init_state
 
 
 class Stopped(Exception):

@@ -20,7 +20,7 @@ from namm_jax.train.counter import train_counters
 from namm_jax.train.drawing import in_batches, make_draw
 from namm_jax.train.evaluate import SHOWN, evaluate, shown
 from namm_jax.train.experiment import Experiment, mirror_parameters, restore, train
-from namm_jax.train.optimizers import moments_of
+from namm_jax.training.optimizers import moments_of
 from namm_jax.train.posteriors import check_assimilation
 from namm_jax.train.problem import fields_of
 from namm_jax.train.processes import from_first
