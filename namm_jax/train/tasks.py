@@ -5,15 +5,16 @@ Every value is checked by the function that takes it. Nothing here computes unti
 arrays.
 """
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax import closed_form, constraints, mirror
+from namm_jax import constraints, mirror
 from namm_jax._arrays import (
     Constraint,
     Denoiser,
@@ -27,10 +28,10 @@ from namm_jax._arrays import (
 from namm_jax._checks import choose
 from namm_jax.constraints.composition import weighted_sum
 from namm_jax.denoising import denoisers as diffusion
-from namm_jax.networks.counter import Counter, DensityCounter
-from namm_jax.networks.icnn import ICNN, REDUCTIONS, gradient_map, nonnegative_mask
-from namm_jax.networks.resnet import ResNet
-from namm_jax.networks.unet import NORMS, UNet
+from namm_jax.networks import NETWORKS, fields_of, make_network
+from namm_jax.networks.counter import COUNTERS
+from namm_jax.networks.icnn import gradient_map, nonnegative_mask
+from namm_jax.train.config import schema
 from namm_jax.train.families import make_family
 from namm_jax.train.optimizers import continued, make_optimizer, per_network
 from namm_jax.train.own import load_function
@@ -89,110 +90,168 @@ def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
     return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
 
-# The other of the two counts beside the constraint's, to see samples that fool it.
-COUNTERS: dict[str, Callable[[ConfigDict], Any]] = {
-    'density': lambda section: DensityCounter(tuple(section.channels), section.convolutions),
-    'dense': lambda section: Counter(filters=tuple(section.filters), hidden=section.hidden),
-}
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def make_counters(config: ConfigDict) -> dict[str, Any]:
     """Returns both counting networks of the config: `counter`, which the constraint holds, and
-    `second`.
+    `second`, the other, to see samples that fool it.
     """
-    own = config.counter.network
-    builders = {'counter': choose('counter.network', own, COUNTERS)}
-    builders['second'] = next(build for name, build in COUNTERS.items() if name != own)
-    return {name: build(config.counter) for name, build in builders.items()}
+    section = config.counter
+    classes = {'counter': choose('counter.network', section.network, COUNTERS)}
+    classes['second'] = next(kind for name, kind in COUNTERS.items() if name != section.network)
+    return {
+        role: make_network(kind, **{name: _plain(section[name]) for name in fields_of(kind)})
+        for role, kind in classes.items()
+    }
 
 
-def _check_fold(what: str, section: ConfigDict, shape: tuple[int, int, int]) -> None:
-    factor = section.fold * 2 ** (len(section.channels) - 1)
-    if any(size % factor for size in shape[:2]):
+class Role(NamedTuple):
+    """What a network is for, and which part of the config describes it.
+
+    Attributes:
+        section: the section.
+        name: its field that names the network: one of `classes`, or a user's own class of Flax
+            modules, `path/to/file.py:Class` or `package.module:Class`.
+        padding: its field that says how convolutions pad.
+        fields: its fields that the network may have.
+        classes: name -> key of `NETWORKS`.
+        call: how the network is called.
+    """
+
+    section: str
+    name: str
+    padding: str
+    fields: tuple[str, ...]
+    classes: Mapping[str, str]
+    call: str
+
+
+_WIDE = ('channels', 'blocks', 'fold', 'head', 'norm', 'attention', 'global_convolution', 'dropout')
+SCORE = Role(
+    section='score',
+    name='network',
+    padding='padding',
+    fields=_WIDE,
+    classes={'unet': 'unet'},
+    call='(x, label, *, train=False)',
+)
+F = Role(
+    section='mirror',
+    name='inverse',
+    padding='inverse_padding',
+    fields=_WIDE,
+    classes={'unet': 'unet', 'resnet': 'resnet'},
+    call='(z, *, train=False)',
+)
+G = Role(
+    section='mirror',
+    name='forward',
+    padding='forward_padding',
+    fields=('filters', 'layers', 'reduction'),
+    classes={'icnn': 'icnn', 'resnet': 'resnet', 'identity': 'icnn'},
+    call='(x)',
+)
+
+
+def _class_of(role: Role, name: str) -> Any:
+    """Returns the class of modules that the config names for a role."""
+    field = f'{role.section}.{role.name}'
+    if ':' not in name:
+        return NETWORKS[choose(field, name, role.classes)]
+    network = load_function(name)
+    fields_of(network)  # raises for anything but a class of modules
+    parameters = inspect.signature(network.__call__).parameters
+    if 'train' in role.call and 'train' not in parameters:
         raise ValueError(
-            f'{what}: got fields of {shape[0]}x{shape[1]} pixels, expected multiples of {factor}, '
-            f'which fold = {section.fold} and {len(section.channels)} resolutions need; use fewer '
-            'channels or another grid'
+            f'{field}={name}: got __call__({", ".join(parameters)}), expected the arguments '
+            f'{role.call}'
         )
+    return network
 
 
-def _unet(what: str, section: ConfigDict, config: ConfigDict, padding: str) -> UNet:
+def _network(config: ConfigDict, role: Role, **shared: Any) -> Any:
+    """Returns the network of a role, with those of its section's fields that its class has.
+
+    Args:
+        config: the config.
+        role: what it is for.
+        shared: fields that it has from another role.
+
+    Raises:
+        ValueError: if there is no such network, a value is bad, or a field that the class does not
+            have is not at its default: nothing is ignored in silence.
+    """
+    section = config[role.section]
+    name = section[role.name]
+    kind = _class_of(role, name)
+    own = fields_of(kind)
+    field = f'{role.section}.{role.name}={name}'
+    default = schema(config.data.family)[role.section]
+    lost = [k for k in role.fields if k not in own and _plain(section[k]) != _plain(default[k])]
+    if lost:
+        raise ValueError(
+            f'{", ".join(f"{role.section}.{k}" for k in lost)}: got '
+            f'{", ".join(str(section[k]) for k in lost)}, but {field} has no such field; set it '
+            f'back to {", ".join(str(default[k]) for k in lost)}, or take another network'
+        )
+    values = {k: _plain(section[k]) for k in role.fields} | shared | _context(config, role)
+    try:
+        return make_network(kind, **{k: v for k, v in values.items() if k in own})
+    except ValueError as error:
+        raise ValueError(f'{field}: {error}') from error
+
+
+def _context(config: ConfigDict, role: Role) -> dict[str, Any]:
+    """Returns the fields of a network that come from the data and from how all are trained."""
     family = make_family(config)
-    choose(f'{what}.norm', section.norm, NORMS)
-    _check_fold(what, section, family.shape)
-    periodic = choose(f'{what} padding', padding, PADDINGS)(family.periodic)
-    return UNet(
-        channels=tuple(section.channels),
-        blocks=section.blocks,
-        fold=section.fold,
-        head=section.head,
-        periodic=periodic,
-        cell=tuple(n if wraps else 1 for n, wraps in zip(family.cell, periodic, strict=True)),
-        norm=section.norm,
-        attention=section.attention,
-        global_convolution=section.global_convolution,
-        dropout=section.dropout,
-        remat=config.train.remat,
-        dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
-    )
+    padding = config[role.section][role.padding]
+    periodic = choose(f'{role.section}.{role.padding}', padding, PADDINGS)(family.periodic)
+    return {
+        'periodic': periodic,
+        'cell': tuple(n if wraps else 1 for n, wraps in zip(family.cell, periodic, strict=True)),
+        'remat': config.train.remat,
+        'dtype': choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
+    }
 
 
-def _unet_inverse(config: ConfigDict) -> UNet:
-    return _unet('mirror', config.mirror, config, config.mirror.inverse_padding)
+def make_score(config: ConfigDict) -> Any:
+    """Returns the network of both diffusion models."""
+    return _network(config, SCORE)
 
 
-def _resnet(config: ConfigDict, padding: str) -> ResNet:
-    return ResNet(
-        filters=config.mirror.channels[0],
-        blocks=config.mirror.blocks,
-        dropout=config.mirror.dropout,
-        periodic=choose('mirror padding', padding, PADDINGS)(make_family(config).periodic),
-        remat=config.train.remat,
-        dtype=choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
-    )
+def make_inverse(config: ConfigDict) -> Any:
+    """Returns the network of f."""
+    return _network(config, F)
 
 
-INVERSES = {
-    'unet': _unet_inverse,
-    'resnet': lambda config: _resnet(config, config.mirror.inverse_padding),
-}
+def make_forward(config: ConfigDict) -> Any:
+    """Returns the network of g; a ResNet (for ablations) has the sizes of f's first resolution."""
+    section, shared = config.mirror, {}
+    if section.forward == 'resnet':
+        shared = {name: section[name] for name in ('blocks', 'dropout')}
+        shared['channels'] = _plain(section.channels)[:1]
+    return _network(config, G, **shared)
+
+
+# What makes g of its network, if not the gradient.
+FORWARD_MAPS = {'resnet': mirror.network_map, 'identity': mirror.unchanged}
 
 
 def _learned_map(config: ConfigDict) -> MirrorMap:
     section = config.mirror
-    network, forward_map = choose('mirror.forward', section.forward, FORWARDS)
     return mirror.neural_mirror_map(
-        network(config),
-        choose('mirror.inverse', section.inverse, INVERSES)(config),
+        make_forward(config),
+        make_inverse(config),
         strong_convexity=section.strong_convexity,
         output=section.output,
-        forward_map=forward_map,
+        forward_map=FORWARD_MAPS.get(section.forward, gradient_map),
     )
-
-
-def _icnn(config: ConfigDict) -> ICNN:
-    section = config.mirror
-    choose('mirror.reduction', section.reduction, REDUCTIONS)
-    return ICNN(
-        filters=section.filters,
-        layers=section.layers,
-        periodic=choose('mirror.forward_padding', section.forward_padding, PADDINGS)(
-            make_family(config).periodic
-        ),
-        reduction=section.reduction,
-    )
-
-
-# Networks of g, and what makes g of them.
-FORWARDS = {
-    'icnn': (_icnn, gradient_map),
-    'resnet': (lambda config: _resnet(config, config.mirror.forward_padding), mirror.network_map),
-    'identity': (_icnn, mirror.unchanged),
-}
 
 
 def _simplex_map(config: ConfigDict) -> MirrorMap:
-    return closed_form.simplex_map(make_family(config).problem.total, floor=config.mirror.floor)
+    return mirror.simplex_map(make_family(config).problem.total, floor=config.mirror.floor)
 
 
 # The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune` to
@@ -200,7 +259,7 @@ def _simplex_map(config: ConfigDict) -> MirrorMap:
 MAPS: dict[str, Callable[[ConfigDict], MirrorMap]] = {
     'namm': _learned_map,
     'identity': lambda config: mirror.identity_map(),
-    'box': lambda config: closed_form.box_map(0.0, 1.0, floor=config.mirror.floor),
+    'box': lambda config: mirror.box_map(0.0, 1.0, floor=config.mirror.floor),
     'simplex': _simplex_map,
 }
 
@@ -213,11 +272,6 @@ def make_mirror(config: ConfigDict) -> MirrorMap:
 def learns_map(config: ConfigDict) -> bool:
     """Returns whether the mirror map is learned, by the stages `mirror` and `finetune`."""
     return config.mirror.map == next(iter(MAPS))
-
-
-def make_score(config: ConfigDict) -> UNet:
-    """Returns the network of both diffusion models."""
-    return _unet('score', config.score, config, config.score.padding)
 
 
 def make_parameterisation(
@@ -311,12 +365,20 @@ def make_denoiser(
         std: its standard deviation, a scalar.
         train_key: switches dropout on.
     """
-    network, rngs = make_score(config), None if train_key is None else {'dropout': train_key}
-    return make_parameterisation(config, mean, std).denoiser(
-        lambda x, label: network.apply(
-            {'params': params}, x, label, train=train_key is not None, rngs=rngs
-        )
-    )
+    network = make_score(config)
+    train = train_key is not None
+    rngs = {'dropout': train_key} if train else None
+
+    def score(x: Array, label: Array) -> Array:
+        y = network.apply({'params': params}, x, label, train=train, rngs=rngs)
+        if y.shape != x.shape:
+            raise ValueError(
+                f'score.network: got an output of shape {y.shape}, expected {x.shape}, that of x; '
+                'let the network keep the shape of its input'
+            )
+        return y
+
+    return make_parameterisation(config, mean, std).denoiser(score)
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
