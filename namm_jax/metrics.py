@@ -1,10 +1,16 @@
-"""How far samples are from a constraint and from a reference set: arrays in, scalars out.
+"""How good samples are: arrays in, scalars out.
 
-Symbols: `x` samples `(n, ...)`, `y` the reference set `(m, ...)`, `w` and `v` their weights `(n,)`
-and `(m,)`. Every distribution distance here is a function of weights: what costs (Gram matrices,
-sorted projections, power spectra) is computed once, and a bootstrap resample is only another pair
-of weights, so that 200 of them are cheap. Samples that are not finite make the distances not
-finite: nothing is dropped.
+Of sets, how far samples `x (n, ...)` are from a constraint and from a reference `y (m, ...)`. Every
+distance of distributions is a function of weights `w (n,)` and `v (m,)` of their members: what
+costs (Gram matrices, sorted projections, power spectra) is computed once, and a bootstrap resample
+is only another pair of weights. Samples that are not finite make a distance not finite: nothing is
+dropped.
+
+Of posteriors, the errors of their mean, of their distribution, and of the spread they claim, given
+the `truth (n, h, w, c)` of n measurements and k `samples (n, k, h, w, c)` of each, in data units.
+Samples that `valid (n, k)` leaves out, finite or not, have no effect (None: all count); the
+`m <= k` others of a measurement are its ensemble, of which nothing is dropped. Other shapes raise a
+ValueError.
 """
 
 import functools
@@ -14,11 +20,15 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from namm_jax._arrays import Key, Metrics
+from namm_jax._arrays import Fields, Key, Metrics
 
-Statistic: TypeAlias = Callable[[Float[Array, ' n'], Float[Array, ' m']], Float[Array, '']]
+Scalar: TypeAlias = Float[Array, '']
+Statistic: TypeAlias = Callable[[Float[Array, ' n'], Float[Array, ' m']], Scalar]
+Samples: TypeAlias = Float[Array, 'n k h w c']
+Truths: TypeAlias = Float[Array, 'n h w c']
+Valid: TypeAlias = Bool[Array, 'n k']
 
 _X: TypeAlias = Float[Array, 'n ...']
 _Y: TypeAlias = Float[Array, 'm ...']
@@ -27,13 +37,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators otherwise multiply in about
 
 
 def distance_statistics(distances: Float[Array, '...']) -> Metrics:
-    """Summarises the constraint distances of a set of samples.
-
-    Args:
-        distances: `(n,)` distances `l(x_i)`, in the constraint's own unit.
-
-    Returns:
-        `{'mean', 'median', 'max'}`, scalars in that unit.
+    """Returns `{'mean', 'median', 'max'}` of constraint distances `(n,)`, in their unit.
 
     Raises:
         ValueError: if `distances` is not a non-empty vector.
@@ -47,13 +51,12 @@ def distance_statistics(distances: Float[Array, '...']) -> Metrics:
 
 
 @functools.partial(jax.jit, static_argnames='multiples')
-def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Float[Array, '']:
-    """Unbiased estimate of the squared maximum mean discrepancy.
+def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Scalar:
+    """Returns an unbiased estimate of the squared maximum mean discrepancy, without unit.
 
     `MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` with
     `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c` in `multiples` and `h` the median distance
-    between two members of the reference `y`. Its expectation is 0 for equal distributions, so it
-    can be negative.
+    between two members of y. Its expectation is 0 for equal distributions: it can be negative.
 
     Args:
         x: samples `(n, ...)`, `n >= 2`, in data units.
@@ -61,64 +64,49 @@ def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Float[Arr
             every row of a table. NaN results if more than half of its pairs coincide.
         multiples: the factors `c > 0`.
 
-    Returns:
-        A scalar without unit.
-
     Raises:
         ValueError: if the fields differ in shape or a set has fewer than 2 members.
 
-    Reference:
-        Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
+    Reference: Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
     """
     return _mmd_of_weights(x, y, multiples)(jnp.ones(len(x)), jnp.ones(len(y)))
 
 
 @functools.partial(jax.jit, static_argnames='projections')
-def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Float[Array, '']:
-    """Sliced Wasserstein-1 distance, exact along each direction also for sets of different sizes.
+def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Scalar:
+    """Returns the sliced Wasserstein-1 distance >= 0, in data units, for sets of any two sizes.
 
     `SW_1 = mean_theta integral |F_x(s) - F_y(s)| ds`, with `F` the empirical distribution functions
-    of `x . theta` and `y . theta`, `theta` uniform on the unit sphere. Between finite sets of one
-    distribution it is above 0 and falls as they grow: read it beside its value between two halves
-    of the reference.
+    of `x . theta` and `y . theta`, `theta` uniform on the unit sphere. A shift of every coordinate
+    by `delta` gives about `0.8 delta`. Between finite sets of one distribution it is above 0 and
+    falls as they grow: read it beside its value between two halves of the reference.
 
     Args:
-        key: draws the directions; the same key and field shape give the same directions.
+        key: of the directions; the same key and field shape give the same directions.
         x: samples `(n, ...)`, in data units.
         y: reference `(m, ...)`, in the same units.
         projections: the number of directions.
 
-    Returns:
-        A scalar >= 0, in data units; a shift of every coordinate by `delta` gives about
-        `0.8 delta`.
-
     Raises:
         ValueError: if the fields differ in shape, or `projections < 1`.
 
-    Reference:
-        Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", JMIV 51 (2015).
+    Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
-    return _sliced_wasserstein_of_weights(key, x, y, projections)(
-        jnp.ones(len(x)), jnp.ones(len(y))
-    )
+    statistic = _sliced_wasserstein_of_weights(key, x, y, projections)
+    return statistic(jnp.ones(len(x)), jnp.ones(len(y)))
 
 
 @functools.partial(jax.jit, static_argnames='axes')
 def spectrum(x: _X, axes: tuple[int, ...]) -> Float[Array, ' k']:
-    """Ensemble-mean power spectrum along the spatial axes, summed over shells of equal wavenumber.
+    """Returns the mean power spectrum of fields, summed over shells of equal wavenumber.
 
-    `E(k) = mean sum_{round|q| = k} |x_hat(q)|^2` with `x_hat = fft(x) / N`, the mean over samples
-    and all axes that are not transformed (time, channels), so that `sum_k E(k) = mean x^2`
-    (Parseval). A radial average instead of the sum differs by a factor that ratios do not see.
+    `E(k) = mean sum_{round|q| = k} |x_hat(q)|^2` with `x_hat = fft(x) / N`, k = 0, 1, ... cycles a
+    domain, in squared data units. The mean is over samples and all axes that are not transformed
+    (time, channels), so that `sum_k E(k) = mean x^2` (Parseval).
 
     Args:
-        x: fields `(n, ...)`; mosaics of several states must come with the states packed as
-            channels.
-        axes: the spatial axes, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images and
-            flows.
-
-    Returns:
-        `(k,)` powers in squared data units, for wavenumbers 0, 1, ... in cycles a domain.
+        x: fields `(n, ...)`; states in a mosaic must be packed as channels first.
+        axes: the spatial axes, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images.
 
     Raises:
         ValueError: if an axis is repeated, out of range, or the batch axis.
@@ -127,9 +115,8 @@ def spectrum(x: _X, axes: tuple[int, ...]) -> Float[Array, ' k']:
 
 
 @functools.partial(jax.jit, static_argnames='axes')
-def spectrum_distance(x: _X, y: _Y, axes: tuple[int, ...]) -> Float[Array, '']:
-    """Mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`: 1 is a factor 10 of power, at every
-    scale.
+def spectrum_distance(x: _X, y: _Y, axes: tuple[int, ...]) -> Scalar:
+    """Returns the mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`, in decades of power.
 
     Powers below 1.2e-7 (single precision) of the strongest wavenumber of `y` are raised to that in
     both spectra: where a smooth or zero-mean field has only round-off there is nothing to compare.
@@ -139,9 +126,6 @@ def spectrum_distance(x: _X, y: _Y, axes: tuple[int, ...]) -> Float[Array, '']:
         y: reference `(m, ...)`.
         axes: as in `spectrum`.
 
-    Returns:
-        A scalar >= 0, in decades of power.
-
     Raises:
         ValueError: if the fields differ in shape, or for bad `axes`.
     """
@@ -149,30 +133,24 @@ def spectrum_distance(x: _X, y: _Y, axes: tuple[int, ...]) -> Float[Array, '']:
 
 
 def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int = 200) -> Metrics:
-    """A statistic of two sets with its 95 % interval, by resampling the members of both.
+    """Returns a statistic of two sets with its 95 % interval: `{'value', 'low', 'high'}`.
 
-    A resample weights each member by its number of draws, `w ~ Multinomial(n, 1/n)`. The resamples'
+    A resample weights each member by how often it occurs, `w ~ Multinomial(n, 1/n)`. The resamples'
     2.5 % and 97.5 % quantiles are shifted by `value - median`: resampled sets are noisier than the
     sets, so that their distances are biased upwards and the plain percentile interval can miss the
     value. The interval says how far other samples would have moved the value, perhaps below 0; for
     what two sets of one distribution score, compare halves of the reference.
 
     Args:
-        key: draws the resamples.
-        statistic: `(w, v) -> scalar`, a function of the weights `(n,)` and `(m,)`, which sum to n
-            and m.
-        n: size of the first set.
-        m: size of the second.
+        key: of the resamples.
+        statistic: `(w, v) -> scalar` of the weights `(n,)` and `(m,)`, which sum to n and m.
+        n, m: sizes of the two sets.
         resamples: how many; 200 fix the ends of the interval to about a tenth of its width.
-
-    Returns:
-        `{'value', 'low', 'high'}`, scalars in the statistic's unit; the value is that of weights 1.
 
     Raises:
         ValueError: if a size or `resamples` is less than 1.
 
-    Reference:
-        Efron and Tibshirani, "An introduction to the bootstrap" (1993), ch. 13.
+    Reference: Efron and Tibshirani, "An introduction to the bootstrap" (1993), ch. 13.
     """
     if min(n, m, resamples) < 1:
         raise ValueError(
@@ -180,14 +158,13 @@ def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int 
             'non-empty sets'
         )
 
-    def draws(key: Key, n: int) -> Array:
+    def weights(key: Key, n: int) -> Array:
         return jnp.bincount(jax.random.randint(key, (n,), 0, n), length=n).astype(float)
 
     value = statistic(jnp.ones(n), jnp.ones(m))
     keys = jax.random.split(key, (resamples, 2))
-    values = jax.lax.map(lambda pair: statistic(draws(pair[0], n), draws(pair[1], m)), keys)
-    # nan-quantiles: a resample of a handful of members can be one member n times, which has no
-    # pairs for the MMD
+    values = jax.lax.map(lambda pair: statistic(weights(pair[0], n), weights(pair[1], m)), keys)
+    # nan: a resample of a handful of members can be one member n times, without pairs for the MMD.
     low, middle, high = jnp.nanquantile(values, jnp.array([0.025, 0.5, 0.975]))
     return {'value': value, 'low': value + low - middle, 'high': value + high - middle}
 
@@ -202,21 +179,17 @@ def distribution_distances(
     projections: int = 128,
     resamples: int = 200,
 ) -> dict[str, Metrics]:
-    """The three distances between samples and a reference set, each with its 95 % bootstrap
-    interval.
+    """Returns the three distances between samples and a reference set, each by `bootstrap`.
+
+    `{'mmd', 'sliced_wasserstein', 'spectrum'}`, each `{'value', 'low', 'high'}`: squared; in data
+    units; in decades. Memory is that of both sets and of `(n + m)^2` numbers.
 
     Args:
-        key: draws directions and resamples.
+        key: of directions and resamples.
         x: samples `(n, ...)`, `n >= 2`, in data units.
-        y: reference `(m, ...)`, `m >= 2`, in the same units. Memory is that of both sets and of
-            `(n + m)^2` numbers.
+        y: reference `(m, ...)`, `m >= 2`, in the same units.
         spatial_axes: the axes of `spectrum`, a tuple.
-        projections: as in `sliced_wasserstein`.
-        resamples: as in `bootstrap`.
-
-    Returns:
-        `{'mmd', 'sliced_wasserstein', 'spectrum'}`, each `{'value', 'low', 'high'}`: squared; data
-        units; decades.
+        projections, resamples: as in `sliced_wasserstein` and `bootstrap`.
 
     Raises:
         ValueError: for sets too small, of different field shapes, or bad axes.
@@ -227,27 +200,25 @@ def distribution_distances(
         'sliced_wasserstein': _sliced_wasserstein_of_weights(key_directions, x, y, projections),
         'spectrum': _spectrum_of_weights(x, y, spatial_axes),
     }
-    interval = functools.partial(
-        bootstrap, key_resamples, n=len(x), m=len(y), resamples=resamples
-    )  # of the same sets
+    # One key: the intervals are of the same resampled sets.
+    interval = lambda statistic: bootstrap(
+        key_resamples, statistic, len(x), len(y), resamples=resamples
+    )
     return {name: interval(statistic) for name, statistic in statistics.items()}
 
 
 def _mmd_of_weights(x: Array, y: Array, multiples: tuple[float, ...]) -> Statistic:
     x, y = _flat_pair(x, y, least=2)
     squares = _square_distances(y, y)
-    median = jnp.nanmedian(
-        jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares)
-    )  # of pairs, not of selves
+    others = jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares)
+    median = jnp.nanmedian(others)  # of pairs, not of selves
 
     def kernel(squares: Array) -> Array:
         return sum(jnp.exp(-squares / (2 * c**2 * median)) for c in multiples) / len(multiples)
 
-    kxx, kyy, kxy = (
-        kernel(_square_distances(x, x)),
-        kernel(squares),
-        kernel(_square_distances(x, y)),
-    )
+    kxx = kernel(_square_distances(x, x))
+    kyy = kernel(squares)
+    kxy = kernel(_square_distances(x, y))
 
     # A resample repeats members, and k(x_i, x_i) = 1 would count as a pair: the naive bootstrap of
     # this U-statistic is biased by about 1/n + 1/m, more than close distributions differ. So the
@@ -295,9 +266,7 @@ def _spectrum_of_weights(x: Array, y: Array, axes: tuple[int, ...]) -> Statistic
 
 
 def _spectra(x: Array, axes: tuple[int, ...]) -> Array:
-    """Power spectra `(n, k)` of single fields; the mean over the axes that are not transformed is
-    taken.
-    """
+    """Returns the power spectra `(n, k)` of single fields, means over axes not transformed."""
     if not axes or len(set(axes)) < len(axes) or not all(0 < axis < x.ndim for axis in axes):
         raise ValueError(
             f'axes: got {axes} for fields of shape {x.shape}, expected different axes from 1 to '
@@ -314,9 +283,8 @@ def _spectra(x: Array, axes: tuple[int, ...]) -> Array:
         modes = jnp.mean(jnp.abs(modes.reshape(shells.size, -1)) ** 2, axis=1)
         return jax.ops.segment_sum(modes, shells, num_segments=count)
 
-    return jax.lax.map(
-        power, x, batch_size=64
-    )  # in batches: the transforms of a large set need not fit at once
+    # In batches: the transforms of a large set need not fit at once.
+    return jax.lax.map(power, x, batch_size=64)
 
 
 def _square_distances(x: Array, y: Array) -> Array:
@@ -342,3 +310,120 @@ def _check_pair(x: Array, y: Array, least: int) -> None:
             f'sets: got shapes {x.shape} and {y.shape}, expected equal shapes after the first axis '
             f'and at least {least} members each; pass samples and reference in one layout'
         )
+
+
+def posterior_moments(samples: Samples, valid: Valid | None = None) -> tuple[Fields, Fields]:
+    """Returns the mean of each ensemble, and its variance `sum_i (x_i - mean)^2 / (m - 1)`.
+
+    Both `(n, h, w, c)`. A mean of no sample and a variance of fewer than two are 0.
+    """
+    x, weight, m = _weigh(samples, valid)
+    mean = jnp.sum(weight * x, 1) / jnp.maximum(m, 1)
+    return mean, jnp.sum(weight * (x - mean[:, None]) ** 2, 1) / jnp.maximum(m - 1, 1)
+
+
+def rmse(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
+    """Returns the root of the mean over measurements and values of `(mean_i x_i - truth)^2`.
+
+    In data units, over the measurements that have a valid sample; NaN if none has.
+    """
+    _check_truth(truth, samples)
+    mean, _ = posterior_moments(samples, valid)
+    return _root(_mean_where(_count(samples, valid) >= 1, (mean - truth) ** 2))
+
+
+def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
+    """Returns the fair continuous ranked probability score, the mean over measurements and values.
+
+    `mean_i |x_i - truth| - sum_ij |x_i - x_j| / (2 m (m - 1))`, at each value by itself, in data
+    units. Its expectation does not depend on m and is least where truth and samples have one
+    distribution: `sigma / sqrt(pi)` for normal values of standard deviation sigma. One score can be
+    negative. An ensemble of one sample scores its absolute error, which is larger. The mean is over
+    the measurements that have a valid sample; NaN if none has.
+
+    References: Ferro, "Fair scores for ensemble forecasts", Q. J. R. Meteorol. Soc. 140 (2014);
+    Zamo & Naveau, Math. Geosci. 50 (2018), eq. 8 (by sorting).
+    """
+    _check_truth(truth, samples)
+    x, weight, m = _weigh(samples, valid)
+    # Pairs do not see the shift, and round-off is that of errors, not of values.
+    difference = x - truth[:, None]
+    error = jnp.sum(weight * jnp.abs(difference), 1) / jnp.maximum(m, 1)
+    rank = jnp.arange(samples.shape[1])[None, :, None, None, None]
+    # Samples left out come behind all others.
+    ordered = jnp.sort(jnp.where(weight > 0, difference, jnp.inf), 1)
+    # sum_{i < j} |x_i - x_j| = sum_r (2 r - m + 1) x_(r): x_(r) is the larger of r pairs, the
+    # smaller of m - 1 - r.
+    inside = rank < m[:, None]
+    terms = (2 * rank - m[:, None] + 1) * jnp.where(inside, ordered, 0)
+    pairs = jnp.sum(jnp.where(inside, terms, 0), 1)
+    return _mean_where(m >= 1, error - pairs / jnp.maximum(m * (m - 1), 1))
+
+
+def spread_skill(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
+    """Returns the spread-skill ratio: 1 if calibrated, below 1 overconfident.
+
+    `sqrt(mean (m + 1)/m variance) / rmse`, means over measurements and values. If truth and samples
+    have one distribution of variance V, the unbiased variance of the samples is V on average and
+    the squared error of their mean `V + V/m`: hence the factor. Both means are over the
+    measurements that have two valid samples; NaN if none has.
+
+    Reference: Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?", J.
+    Hydrometeorol. 15 (2014).
+    """
+    _check_truth(truth, samples)
+    mean, variance = posterior_moments(samples, valid)
+    m = _count(samples, valid)
+    spread = _mean_where(m >= 2, (m + 1) / jnp.maximum(m, 1) * variance)
+    return _root(spread / _mean_where(m >= 2, (mean - truth) ** 2))
+
+
+def posterior_statistics(truth: Truths, samples: Samples, valid: Valid | None = None) -> Metrics:
+    """Returns `{'rmse', 'crps', 'spread_skill'}`; raises a ValueError as they do."""
+    statistics = {'rmse': rmse, 'crps': crps, 'spread_skill': spread_skill}
+    return {name: statistic(truth, samples, valid) for name, statistic in statistics.items()}
+
+
+def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:
+    """Returns the samples, 0 where left out, weights 1 or 0 `(n, k, 1, 1, 1)`, and their count."""
+    m = _count(samples, valid)
+    if valid is None:
+        return samples, jnp.ones((1,) * samples.ndim, samples.dtype), m
+    counts = valid[:, :, None, None, None]
+    # Before any arithmetic: 0 times a NaN is NaN.
+    return jnp.where(counts, samples, 0), counts.astype(samples.dtype), m
+
+
+def _count(samples: Array, valid: Array | None) -> Array:
+    """Returns the number of valid samples of each measurement, `(n, 1, 1, 1)`."""
+    if samples.ndim != 5:
+        raise ValueError(
+            f'samples: got shape {samples.shape}, expected (n, k, h, w, c): samples of each '
+            'measurement'
+        )
+    if valid is None:
+        return jnp.full((len(samples), 1, 1, 1), samples.shape[1], samples.dtype)
+    if valid.shape != samples.shape[:2] or valid.dtype != bool:
+        raise ValueError(
+            f'valid: got {valid.dtype} of shape {valid.shape}, expected bool of shape '
+            f'{samples.shape[:2]}, one for each sample'
+        )
+    return jnp.sum(valid, 1, dtype=samples.dtype)[:, None, None, None]
+
+
+def _check_truth(truth: Array, samples: Array) -> None:
+    if truth.shape != samples.shape[:1] + samples.shape[2:]:
+        raise ValueError(
+            f'truth: got shape {truth.shape} for samples {samples.shape}, expected (n, h, w, c) '
+            'for (n, k, h, w, c); pass one truth for the k samples of each measurement'
+        )
+
+
+def _mean_where(counts: Array, values: Array) -> Array:
+    """Returns the mean of values `(n, h, w, c)` where measurements count, `(n, 1, 1, 1)`."""
+    return jnp.mean(values, where=jnp.broadcast_to(counts, values.shape))
+
+
+def _root(value: Array) -> Array:
+    """Returns the square root, whose derivative at 0 is taken to be 0."""
+    return jnp.where(value == 0, 0, jnp.sqrt(jnp.where(value == 0, 1, value)))

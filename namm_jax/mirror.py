@@ -1,27 +1,42 @@
-"""Neural approximate mirror maps: a forward map g into mirror space, an inverse f, and their loss.
+"""Mirror maps: a forward map g into mirror space and an inverse f, learned or in closed form.
 
 Symbols: `x` data on the constraint set M, `z = g(x)` mirror points, `z_noisy = z + sigma noise`
-with `sigma ~ U(0, sigma_max)` for each sample, `l` the distance to M.
+with `sigma ~ U(0, sigma_max)` for each sample, `l` the distance to M, `a` the strong convexity.
+The learned map, `neural_mirror_map`, is trained on
 
     L        = L_cycle + lambda_constr L_constr + lambda_reg L_reg
     L_cycle  = 1/2 mean|f(g(x)) - x| + 1/2 mean|g(f(z_noisy)) - z_noisy|
     L_constr = mean l(f(z_noisy))
     L_reg    = mean|(g(x) - a x) / (1 - a)|
 
-Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
-Models", ICLR 2025, arXiv 2406.12816.
+Box, ball and simplex have maps without parameters: `g = grad phi` of a convex potential phi takes
+the inside of the set to all of mirror space, and `f = (grad phi)^-1` takes every finite z back, so
+that samples violate the set by no more than round-off. On the border, where real data do lie, g is
+infinite: with a `floor` in [0, 1) it reads `x' = (1 - floor) x + floor centre` in place of x. f
+does not undo this: `f(g(x)) = x'`, a bias of `floor (centre - x)`. A small floor has a price too, a
+long tail in mirror space: of a simplex's pixels near 1, one of 1e-12 lies 28 below the others. With
+floor 0 the round trip is exact, and the data must be inside.
+
+References: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
+Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffusion Models for
+Constrained and Watermarked Generation", NeurIPS 2023, arXiv 2310.01236 (closed forms).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
 from namm_jax._checks import choose
 from namm_jax.networks.icnn import gradient_map
+
+_PIXELS = (1, 2, 3)
 
 # From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part,
 # which a network of normalised features can only approximate. `centred` does so but for each
@@ -29,7 +44,7 @@ from namm_jax.networks.icnn import gradient_map
 # before anything is learned. The others are the paper's.
 OUTPUTS = {
     'residual': lambda z, y, a: z / a + y,
-    'centred': lambda z, y, a: (z - z.mean((1, 2, 3), keepdims=True)) / a + y,
+    'centred': lambda z, y, a: (z - z.mean(_PIXELS, keepdims=True)) / a + y,
     'plain': lambda z, y, a: y,
     'softplus': lambda z, y, a: jax.nn.softplus(y),
     'residual_softplus': lambda z, y, a: jax.nn.softplus(z + y),
@@ -39,9 +54,7 @@ OUTPUTS = {
 def network_map(
     network: Any, params: Params, x: jax.Array, *, strong_convexity: float
 ) -> jax.Array:
-    """Returns `g(x) = (1 - a) network(x) + a x`, a forward map that need not be injective (for
-    ablations).
-    """
+    """Returns `g(x) = (1 - a) network(x) + a x`, which need not be injective (for ablations)."""
     return (1 - strong_convexity) * network.apply({'params': params}, x) + strong_convexity * x
 
 
@@ -62,15 +75,15 @@ def neural_mirror_map(
 
     Args:
         forward: the network of g: an `ICNN`, or what `forward_map` asks for.
-        inverse: the network of f, a Flax module `(z, *, train) -> like z` with an optional dropout
-            collection.
+        inverse: the network of f, a Flax module `(z, *, train) -> like z`.
         strong_convexity: a in (0, 1].
-        output: a name in `OUTPUTS`.
-        forward_map: `(network, params, x, *, strong_convexity) -> g(x)`; the gradient of the
-            input-convex network, unless another is tried.
+        output: a key of `OUTPUTS`.
+        forward_map: `(network, params, x, *, strong_convexity) -> g(x)`: the gradient of the
+            input-convex network, `network_map` or `unchanged`.
 
     Raises:
-        ValueError: if `strong_convexity` is outside (0, 1] or `output` is unknown.
+        ValueError: if `strong_convexity` is outside (0, 1] or `output` is unknown; when f is first
+            called, if its network's output is not like z.
     """
     if not 0 < strong_convexity <= 1:
         raise ValueError(
@@ -90,28 +103,161 @@ def neural_mirror_map(
         return forward_map(forward, params['forward'], x, strong_convexity=strong_convexity)
 
     def f(params: Params, z: jax.Array, dropout_key: Key | None = None) -> jax.Array:
+        variables = {'params': params['inverse']}
         rngs = None if dropout_key is None else {'dropout': dropout_key}
-        y = inverse.apply(
-            {'params': params['inverse']}, z, train=dropout_key is not None, rngs=rngs
-        )
+        y = inverse.apply(variables, z, train=dropout_key is not None, rngs=rngs)
+        if y.shape != z.shape:
+            raise ValueError(
+                f'inverse: got an output of shape {y.shape}, expected {z.shape}, that of z; let '
+                'the network of f keep the shape of its input'
+            )
         return corrected(z, y, strong_convexity)
 
     return MirrorMap(init, g, f)
 
 
+def _without_parameters(g: Callable[[Array], Array], f: Callable[[Array], Array]) -> MirrorMap:
+    forward = lambda params, x: g(x)
+    return MirrorMap(lambda key, x: {}, forward, lambda params, z, dropout_key=None: f(z))
+
+
 def identity_map() -> MirrorMap:
-    """Returns the mirror map of an unconstrained set: g and f the identity, no parameters."""
-    return MirrorMap(lambda key, x: {}, lambda params, x: x, lambda params, z, dropout_key=None: z)
+    """Returns the mirror map of an unconstrained set: g and f the identity."""
+    return _without_parameters(lambda x: x, lambda z: z)
+
+
+def standardised(mirror_map: MirrorMap, mean: ArrayLike, scale: ArrayLike) -> MirrorMap:
+    """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units.
+
+    `g(x) = g_s((x - mean) / scale)` and `f(z) = mean + scale f_s(z)`; z stays what it is. Train the
+    given map, on standardised fields: `namm_loss` compares `g(x)` with `a x`.
+
+    Args:
+        mirror_map: the map of standardised fields.
+        mean, scale: in the user's units, numbers or one a channel `(c,)`, scale > 0. With mean 0
+            and scale 1 the map itself is returned.
+
+    Raises:
+        ValueError: if a number is not finite, or a scale not positive.
+    """
+    mean = np.asarray(mean)
+    scale = np.asarray(scale)
+    if not np.isfinite(mean).all() or not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(
+            f'mean, scale: got {mean} and {scale}, expected finite numbers, scales > 0; give a '
+            'constant channel the scale 1'
+        )
+    if (mean == 0).all() and (scale == 1).all():
+        return mirror_map
+
+    def standard(x: Array) -> Array:
+        return (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(scale, x.dtype)
+
+    def f(params: Params, z: Array, dropout_key: Key | None = None) -> Array:
+        x = mirror_map.inverse(params, z, dropout_key)
+        return jnp.asarray(mean, x.dtype) + jnp.asarray(scale, x.dtype) * x
+
+    g = lambda params, x: mirror_map.forward(params, standard(x))
+    return MirrorMap(mirror_map.init, g, f)
+
+
+def _check_set(name: str, value: float | int, floor: float | int) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f'Got {name} = {value}, expected a positive finite number.')
+    if not 0 <= floor < 1:
+        raise ValueError(f'Got floor = {floor}, expected a number in [0, 1): a part of the centre.')
+
+
+def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) -> MirrorMap:
+    """Returns the mirror map of `low < x < high`, pixel by pixel.
+
+    `g(x) = (log(x - low) - log(high - x)) / 2 = artanh((2 x - low - high) / (high - low))` and
+    `f(z) = low + (high - low)(1 + tanh z)/2`; `phi(x) = sum ((x - low) log(x - low) + (high - x)
+    log(high - x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|, |high|)`, and f stays
+    inside to the same, exactly if low is 0.
+
+    Args:
+        low, high: the bounds, low < high.
+        floor: part of the middle of the box that is mixed into the data, in [0, 1).
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    _check_set('high - low', high - low, floor)
+    middle = (low + high) / 2
+
+    def g(x: Array) -> Array:
+        x = (1 - floor) * x + floor * middle
+        return (jnp.log(x - low) - jnp.log(high - x)) / 2
+
+    # Both weights from their own sigmoid: each border is then reached without cancellation.
+    f = lambda z: low * jax.nn.sigmoid(-2 * z) + high * jax.nn.sigmoid(2 * z)
+    return _without_parameters(g, f)
+
+
+def ball_map(radius: float | int, *, floor: float | int = 0.0) -> MirrorMap:
+    """Returns the mirror map of `|x| < radius`, the Euclidean norm over all pixels of a field.
+
+    `phi(x) = -log(R^2 - |x|^2)`, `g(x) = 2 x / (R^2 - |x|^2)` and
+    `f(z) = R^2 z / (1 + sqrt(1 + R^2 |z|^2))`, which has no norm to divide by. In float32
+    `f(g(x)) = x` to 1e-6 R where `|x| < (1 - 1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up
+    to 1e18.
+
+    Args:
+        radius: R > 0.
+        floor: part of the centre, 0, that is mixed into the data, in [0, 1).
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    _check_set('radius', radius, floor)
+    square = lambda x: jnp.sum(x * x, _PIXELS, keepdims=True)
+
+    def g(x: Array) -> Array:
+        x = (1 - floor) * x
+        return 2 * x / (radius**2 - square(x))
+
+    f = lambda z: radius**2 * z / (1 + jnp.sqrt(1 + square(radius * z)))
+    return _without_parameters(g, f)
+
+
+def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
+    """Returns the mirror map of `x > 0, sum(x) = total`, over all pixels of a field.
+
+    `phi(x) = sum x log x`, whose gradient on the simplex is `g(x) = log x - mean(log x)`: mirror
+    points are fields of mean 0. `f(z) = total softmax(z)`, the same for `z + constant`, so
+    `g(f(z)) = z - mean(z)`: of the noise in mirror space one number a field has no effect. In
+    float32 `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to
+    1e-6 of the total; a pixel more than 104 below the largest z is 0.
+
+    Args:
+        total: the sum, > 0.
+        floor: part of the uniform image that is mixed into the data, in [0, 1): samples lose that
+            part of their light to an even haze.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    _check_set('total', total, floor)
+
+    def g(x: Array) -> Array:
+        log_x = jnp.log((1 - floor) * x + floor * total / math.prod(x.shape[1:]))
+        return log_x - jnp.mean(log_x, _PIXELS, keepdims=True)
+
+    return _without_parameters(g, lambda z: total * jax.nn.softmax(z, _PIXELS))
+
+
+# name -> (size of the set, *, floor) -> MirrorMap
+CLOSED_FORM = {'box': box_map, 'ball': ball_map, 'simplex': simplex_map}
 
 
 def add_noise(
     key: Key, z: Fields, *, sigma_max: float, power: float = 1.0
 ) -> tuple[Fields, PerSample]:
-    """Returns `(z + sigma noise, sigma)` with `sigma = sigma_max u^power`, u uniform on [0, 1], one
-    a sample.
+    """Returns `(z + sigma noise, sigma)`, `sigma = sigma_max u^power` with u ~ U(0, 1) a sample.
 
     Args:
-        key: a PRNG key.
+        key: of levels and noise.
         z: mirror points `(b, h, w, c)`.
         sigma_max: largest noise level, in the units of z; >= 0.
         power: 1 for the paper's uniform law; larger favours small noise.
@@ -140,56 +286,46 @@ def namm_loss(
     """Returns the loss of the module's docstring and its named terms.
 
     Args:
-        mirror: the mirror map.
-        params: its parameters.
-        key: a PRNG key, for noise and dropout.
+        mirror, params: the mirror map and its parameters.
+        key: of noise and dropout.
         x: data `(b, h, w, c)`.
         constraint: the set M.
         z: the mirror points that take noise, `(b, h, w, c)`; `g(x)` when absent. Finetuning passes
             samples of the mirror diffusion model.
-        sigma_max: largest noise level in mirror space.
-        sigma_power: see `add_noise`.
-        lambda_cycle: weight of both cycle terms.
-        lambda_constr: weight of the constraint term.
-        lambda_reg: weight of the regularisation term.
+        sigma_max, sigma_power: law of the noise, see `add_noise`.
+        lambda_cycle, lambda_constr, lambda_reg: weights of the terms.
         strong_convexity: a of the forward map.
         train: whether dropout acts.
 
     Returns:
-        The scalar loss, and a dictionary of scalars `cycle_data`, `cycle_mirror`, `constraint` (one
-        entry for each term of the constraint where there are several) and `regularisation`, each
-        before its weight.
+        The scalar loss, and the scalars `cycle_data`, `cycle_mirror`, `constraint` (and one entry
+        `constraint/NAME` a term, if the constraint has several) and `regularisation`, each before
+        its weight.
     """
     key_noise, key_dropout = jax.random.split(key)
     g_x = mirror.forward(params, x)
-    z_noisy, _ = add_noise(
-        key_noise, g_x if z is None else z, sigma_max=sigma_max, power=sigma_power
-    )
+    z = g_x if z is None else z
+    z_noisy, _ = add_noise(key_noise, z, sigma_max=sigma_max, power=sigma_power)
 
-    # One call of f on both batches: each layer's matrices are read once. Dropout is drawn for each
-    # sample anyway.
-    stacked = mirror.inverse(
-        params, jnp.concatenate([g_x, z_noisy]), key_dropout if train else None
-    )
-    x_cycled, x_inverse = jnp.split(stacked, [x.shape[0]])
+    # One call of f on both batches: each layer's matrices are read once.
+    both = jnp.concatenate([g_x, z_noisy])
+    both = mirror.inverse(params, both, key_dropout if train else None)
+    x_cycled, x_inverse = jnp.split(both, [x.shape[0]])
 
-    by_term = {name: value.mean() for name, value in constraint.terms(x_inverse).items()}
+    by_term = {f'constraint/{k}': v.mean() for k, v in constraint.terms(x_inverse).items()}
+    off_linear = (g_x - strong_convexity * x) / max(1 - strong_convexity, 1e-6)
     terms = {
         'cycle_data': jnp.abs(x_cycled - x).mean(),
         'cycle_mirror': jnp.abs(mirror.forward(params, x_inverse) - z_noisy).mean(),
         'constraint': constraint.distance(x_inverse).mean(),
-        'regularisation': jnp.abs(
-            (g_x - strong_convexity * x) / max(1 - strong_convexity, 1e-6)
-        ).mean(),
+        'regularisation': jnp.abs(off_linear).mean(),
     }
     loss = (
         0.5 * lambda_cycle * (terms['cycle_data'] + terms['cycle_mirror'])
         + lambda_constr * terms['constraint']
         + lambda_reg * terms['regularisation']
     )
-    return loss, terms | (
-        {f'constraint/{k}': v for k, v in by_term.items()} if len(by_term) > 1 else {}
-    )
+    return loss, terms | (by_term if len(by_term) > 1 else {})
 
 
 def robustness(
@@ -200,16 +336,14 @@ def robustness(
     constraint: Constraint,
     sigma: Float[Array, ' k'],
 ) -> dict[str, Float[Array, ' k']]:
-    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of known levels.
+    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of the given levels.
 
     With `x' = f(z + sigma noise)`: the distance `l(x')` and the error `mean|x' - x|`, over samples
-    and pixels. The noise is the same at every level, and for every f that is given the same key:
-    differences are not its chance.
+    and pixels. The noise is that of the key at every level, so that differences are not its chance.
 
     Args:
-        mirror: the mirror map.
-        params: its parameters.
-        key: a PRNG key, for the noise.
+        mirror, params: the mirror map and its parameters.
+        key: of the noise.
         x: data `(b, h, w, c)`.
         constraint: the set M.
         sigma: noise levels `(k,)`, in the units of z; training saw those up to its `sigma_max`.
@@ -218,16 +352,16 @@ def robustness(
         `{'distance_mean', 'distance_std', 'error_mean'}`, `(k,)` each: the constraint's unit,
         twice, and data units.
     """
-    z, noise = mirror.forward(params, x), jax.random.normal(key, x.shape, x.dtype)
+    z = mirror.forward(params, x)
+    noise = jax.random.normal(key, x.shape, x.dtype)
 
     def measure(sigma: Array) -> Metrics:
         x_inverse = mirror.inverse(params, z + sigma * noise)
         distance = constraint.distance(x_inverse)
-        error = jnp.abs(x_inverse - x).mean()
         return {
             'distance_mean': distance.mean(),
             'distance_std': distance.std(),
-            'error_mean': error,
+            'error_mean': jnp.abs(x_inverse - x).mean(),
         }
 
     return jax.lax.map(measure, sigma)

@@ -294,7 +294,8 @@ def make_overrides(random: Random) -> list[str]:
         kind = random.random()
         name = random.choice(list(DEFAULTS))
         if kind < 0.75:
-            text = f'--config.{name}={_fitting(random, name) if random.random() < 0.8 else _text(random)}'
+            value = _fitting(random, name) if random.random() < 0.8 else _text(random)
+            text = f'--config.{name}={value}'
         elif kind < 0.85:
             text = f'--config.{_no_field(random, name)}={_text(random)}'
         else:

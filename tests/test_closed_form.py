@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.closed_form import CLOSED_FORM, ball_map, box_map, simplex_map
+from namm_jax.mirror import CLOSED_FORM, ball_map, box_map, simplex_map
 
 SHAPE = (4, 4, 2)
 KEY = jax.random.key(0)

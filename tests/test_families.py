@@ -16,7 +16,7 @@ def test_the_law_of_data_repeats_after_a_cell_and_no_part_of_it_and_networks_are
         config.data.burn_in, config.data.inner_steps = 1.0, 1  # for the force to be felt
     family, n = make_family(config), 1024
     x = np.asarray(family.pack(family.fields(np.arange(n))))
-    for network in (tasks.make_score(config), tasks.INVERSES['unet'](config)):
+    for network in (tasks.make_score(config), tasks.make_inverse(config)):
         assert network.cell == tuple(
             np.where(family.periodic, family.cell, 1)
         )  # elsewhere padding tells

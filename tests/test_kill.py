@@ -26,7 +26,8 @@ pattern, left, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 def hook(event, arguments):
     global left
-    if event in ('open', 'os.rename', 'os.remove', 'os.mkdir') and fnmatch.fnmatch(str(arguments[0]), pattern):
+    changes = event in ('open', 'os.rename', 'os.remove', 'os.mkdir')
+    if changes and fnmatch.fnmatch(str(arguments[0]), pattern):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), number)

@@ -255,7 +255,7 @@ def test_position_features_tell_every_pixel_of_a_cell_from_every_other(n):
 
 
 def test_resnet_keeps_the_shape_and_drops_features_in_training_only():
-    network = ResNet(filters=4, blocks=1, periodic=(True, False))
+    network = ResNet(channels=(4,), blocks=1, periodic=(True, False))
     x = normal(0, 2, 8, 16, 1)
     params = jax.jit(network.init)(jax.random.key(0), x)['params']
     apply = jax.jit(network.apply, static_argnames='train')
@@ -308,6 +308,6 @@ def test_half_precision_is_inside_only():
     got, expected = (jax.jit(network.apply)({'params': params}, x) for network in (half, whole))
     assert got.dtype == expected.dtype == jnp.float32
     assert 0 < jnp.abs(got - expected).max() < 0.1 * jnp.abs(expected).max()
-    generator = ResNet(4, 1, dtype=jnp.bfloat16)
+    generator = ResNet((4,), 1, dtype=jnp.bfloat16)
     y, variables = jax.eval_shape(lambda: generator.init_with_output(jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype('float32')}

@@ -339,7 +339,8 @@ def test_check_operator_takes_data():
         (
             lambda y: y[0],
             0.2,
-            r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; add the batch axis',
+            r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; '
+            'add the batch axis',
         ),
         (lambda y: y[:, :-1], 0.2, r'y: got shape \(3, 7, 2, 1\), expected \(b, 8, 2, 1\)'),
         (lambda y: y[:0], 0.2, r'y: got shape \(0, 8, 2, 1\)'),

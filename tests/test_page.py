@@ -244,7 +244,8 @@ FLAGS += [
     '--dump-dom',
 ]
 MEASURE = """onload = () => document.title = [...document.querySelectorAll('iframe')].map(frame => {
-  const inside = frame.contentDocument, loaded = [...inside.images].every(image => image.naturalWidth > 0)
+  const inside = frame.contentDocument
+  const loaded = [...inside.images].every(image => image.naturalWidth > 0)
   return [inside.documentElement.clientWidth, inside.documentElement.scrollWidth, loaded]
 }).join(' ')"""
 

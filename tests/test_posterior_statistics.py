@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.posterior_statistics import (
+from namm_jax.metrics import (
     crps,
     posterior_moments,
     posterior_statistics,

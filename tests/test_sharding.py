@@ -36,7 +36,8 @@ from namm_jax.train.sharding import check_batch_size, make_mesh, put_batch, repl
 mesh = make_mesh()
 batch = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype('float32')
 put = put_batch(mesh, batch)
-assert mesh.size == 4 and [shard.data.shape for shard in put.addressable_shards] == [(2, 4, 4, 1)] * 4
+assert mesh.size == 4
+assert [shard.data.shape for shard in put.addressable_shards] == [(2, 4, 4, 1)] * 4
 assert (np.asarray(put) == batch).all()
 net = nn.Conv(2, (3, 3))
 params = jax.device_put(net.init(jax.random.key(0), batch), replicated(mesh))

@@ -221,7 +221,7 @@ def test_remat_changes_no_value_and_no_name(network):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     build = {
         'unet': functools.partial(UNet, channels=(8,), norm='none'),
-        'resnet': functools.partial(ResNet, 4, 1),
+        'resnet': functools.partial(ResNet, (4,), 1),
     }
     found = []
     for remat in (False, True):

@@ -1,4 +1,57 @@
-"""Flax networks: the input-convex network, the ResNet generator and the U-Net.
+"""Flax networks, and the registry from which a name chooses one.
 
-They know flax and nothing else.
+Any Flax (linen) module of the right signature takes the place of these:
+
+    f                   module(z, *, train=False) -> like z            (b, h, w, c)
+    the score network   module(x, label, *, train=False) -> like x     label (b,)
+    g's potential       module(x) -> (b,)                              convex in x
+
+Dropout takes its key from the collection `dropout`. g is the gradient of its potential; parameters
+whose names start with `nonnegative` are kept >= 0 in training (`icnn.nonnegative_mask`).
 """
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+
+from namm_jax._checks import choose
+from namm_jax.networks.icnn import ICNN
+from namm_jax.networks.resnet import ResNet
+from namm_jax.networks.unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {'icnn': ICNN, 'unet': UNet, 'resnet': ResNet}
+
+
+def fields_of(network: type[nn.Module]) -> list[str]:
+    """Returns the names of a Flax module's fields; raises a ValueError for any other class."""
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise ValueError(f'network: got {network!r}, expected a class made of flax.linen.Module')
+    names = [field.name for field in dataclasses.fields(network)]
+    return [name for name in names if name not in ('parent', 'name')]
+
+
+def make_network(network: str | type[nn.Module], /, **fields: Any) -> nn.Module:
+    """Returns a network with the given values of its fields, such as `channels=(32, 64)`.
+
+    Args:
+        network: a key of `NETWORKS`, or a class of Flax modules.
+        fields: the values; fields that are left out keep their defaults.
+
+    Raises:
+        ValueError: if the name is unknown, the network has no such fields, or a value is bad.
+    """
+    kind = choose('network', network, NETWORKS) if isinstance(network, str) else network
+    names = fields_of(kind)
+    wrong = [name for name in fields if name not in names]
+    if wrong:
+        got = ', '.join(f'{name} = {fields[name]}' for name in wrong)
+        near = [match for name in wrong for match in difflib.get_close_matches(name, names, n=1)]
+        hint = f'; did you mean {" or ".join(near)}?' if near else ''
+        label = network if isinstance(network, str) else kind.__name__
+        raise ValueError(
+            f'network {label!r}: got {got}, which it does not have; its fields are '
+            f'{", ".join(names)}{hint}'
+        )
+    return kind(**fields)

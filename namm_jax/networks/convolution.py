@@ -1,8 +1,7 @@
 """Convolutions that wrap along the periodic axes and only those: the one place that pads.
 
-A convolution commutes with every rolling of an axis that it wraps. Where the data are periodic
-along an axis, so are the network's fields, and no border is seen; along the other axes zeros are
-padded, as usual.
+A convolution commutes with every rolling of an axis that it wraps: where the data are periodic, no
+border is seen. Along the other axes zeros are padded, as usual.
 """
 
 import functools
@@ -18,16 +17,12 @@ DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
 def wrap(x: jax.Array, width: int, periodic: tuple[bool, bool]) -> jax.Array:
-    """Returns `x (b, h, w, c)` continued by `width` pixels on both sides of each periodic spatial
-    axis.
-    """
+    """Returns `x (b, h, w, c)` continued by `width` pixels on both sides of each periodic axis."""
     for axis, wraps in zip((1, 2), periodic, strict=True):
         if wraps and width:
             n = x.shape[axis]
-            head, tail = (
-                lax.slice_in_dim(x, n - width, n, axis=axis),
-                lax.slice_in_dim(x, 0, width, axis=axis),
-            )
+            head = lax.slice_in_dim(x, n - width, n, axis=axis)
+            tail = lax.slice_in_dim(x, 0, width, axis=axis)
             x = jnp.concatenate([head, x, tail], axis)
     return x
 
@@ -36,8 +31,7 @@ def wrap(x: jax.Array, width: int, periodic: tuple[bool, bool]) -> jax.Array:
 def convolve(
     x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool], stride: int = 1
 ) -> jax.Array:
-    """Returns the cross-correlation of `x (b, h, w, c)` with `kernel (k, k, c, d)`, same size at
-    stride 1.
+    """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields with a kernel.
 
     Args:
         x: fields `(b, h, w, c)`.
@@ -66,68 +60,58 @@ def _correlate(
 def _convolve_jvp(
     periodic: tuple[bool, bool], stride: int, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
-    """The product rule, written so that its transpose in x is a plain convolution.
+    """The product rule, its transpose in x a plain convolution: 8 times faster in a `scan`.
 
     Inside a loop, XLA:CPU has a fast kernel for `DIMENSIONS` alone, and JAX transposes a
-    convolution into one of a reversed kernel with its channels exchanged. So the kernel is reversed
-    and exchanged beforehand, behind a barrier that keeps XLA from undoing it, and the transpose
-    reverses and exchanges it back: 8 times faster in a `scan`.
+    convolution into one of a reversed kernel with its channels exchanged. So both are done
+    beforehand, behind a barrier that keeps XLA from undoing it; the transpose does them back.
     """
-    (x, kernel), (dx, dkernel) = primals, tangents
+    x, kernel = primals
+    dx, dkernel = tangents
     exchanged = lax.optimization_barrier(lax.rev(kernel, (0, 1)).transpose(0, 1, 3, 2))
     along_x = _correlate(dx, lax.rev(exchanged, (0, 1)), periodic, stride, ('NHWC', 'HWOI', 'NHWC'))
     return convolve(x, kernel, periodic, stride), along_x + _correlate(x, dkernel, periodic, stride)
 
 
 class GlobalConv(nn.Module):
-    """Maps `(b, h, w, c)` to `h + k * h`, the kernel of each channel as large as the image and 0 at
-    first.
+    """Maps `(b, h, w, c)` to `h + k * h`, each channel's kernel as large as the image, 0 at first.
 
     It takes a feature across any distance at once, where 3x3 convolutions need a layer for each
-    pixel. Along the periodic axes it wraps; along the others zeros are padded. Computed by Fourier
-    transforms, in float32.
-
-    Reference: Li et al. 2021, arXiv 2010.08895 (a filter over all frequencies, there one that mixes
-    channels).
+    pixel. By Fourier transforms, in float32; compare Li et al. 2021, arXiv 2010.08895.
     """
 
     periodic: tuple[bool, bool]
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
-        sizes = [
-            n if wraps else 2 * n for n, wraps in zip(h.shape[1:3], self.periodic, strict=True)
-        ]
+        spatial = zip(h.shape[1:3], self.periodic, strict=True)
+        sizes = [n if wraps else 2 * n for n, wraps in spatial]
         kernel = self.param('kernel', nn.initializers.zeros, (*sizes, h.shape[-1]))
-        transformed = functools.partial(jnp.fft.rfft2, s=sizes)
-        product = transformed(h.astype(jnp.float32), axes=(1, 2)) * transformed(kernel, axes=(0, 1))
-        convolved = jnp.fft.irfft2(product, s=sizes, axes=(1, 2))
-        return h + convolved[:, : h.shape[1], : h.shape[2]].astype(h.dtype)
+        transform = functools.partial(jnp.fft.rfft2, s=sizes)
+        product = transform(h.astype(jnp.float32), axes=(1, 2)) * transform(kernel, axes=(0, 1))
+        response = jnp.fft.irfft2(product, s=sizes, axes=(1, 2))
+        return h + response[:, : h.shape[1], : h.shape[2]].astype(h.dtype)
 
 
 def convolve_patches(x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
     """Returns `convolve(x, kernel, periodic)`, written as patches times a matrix.
 
-    Slower than the stock convolution once, and several times faster on XLA:CPU where gradients of
-    gradients are taken, whose convolutions have no fast kernel there; a matrix product's
-    derivatives are matrix products.
+    Slower once, and several times faster on XLA:CPU where gradients of gradients are taken, whose
+    convolutions have no fast kernel there; a matrix product's derivatives are matrix products.
     """
-    k, width = kernel.shape[0], kernel.shape[0] // 2
+    k = kernel.shape[0]
+    width = k // 2
     h, w = x.shape[1:3]
     zeros = [(0, 0), *((0, 0) if wraps else (width, width) for wraps in periodic), (0, 0)]
     x = jnp.pad(wrap(x, width, periodic), zeros)
-    patches = jnp.concatenate(
-        [x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)], axis=-1
-    )
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    shifts = [x[:, i : i + h, j : j + w] for i in range(k) for j in range(k)]
+    return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def convolve_twice_differentiable(
     x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool]
 ) -> jax.Array:
-    """Returns `convolve(x, kernel, periodic)` in the form whose second derivatives are fastest on
-    this platform.
-    """
+    """Returns `convolve(x, kernel, periodic)`, its second derivatives fastest on this platform."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -137,9 +121,7 @@ def convolve_twice_differentiable(
 
 
 def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
-    """Returns `x (b, h, w, c)` as `(b, h / factor, w / factor, factor^2 c)`, a block of pixels a
-    pixel's channels.
-    """
+    """Returns `x (b, h, w, c)` as `(b, h / factor, w / factor, factor^2 c)`: blocks as channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor * factor * c)
@@ -161,7 +143,6 @@ class Conv(nn.Module):
         stride: step in pixels.
         periodic: which of the two spatial axes wrap.
         kernel_init: initialiser of the kernel.
-        use_bias: whether a bias is added.
         dtype: type of the computation; parameters stay float32.
     """
 
@@ -170,15 +151,11 @@ class Conv(nn.Module):
     stride: int = 1
     periodic: tuple[bool, bool] = (True, True)
     kernel_init: Callable = nn.initializers.lecun_normal()
-    use_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            'kernel', self.kernel_init, (self.size, self.size, x.shape[-1], self.features)
-        )
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.periodic, self.stride)
-        if not self.use_bias:
-            return y
-        return y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return convolve(x.astype(self.dtype), kernel, self.periodic, self.stride) + bias

@@ -1,9 +1,9 @@
-"""Networks that count: an image in, a number out. Two of them, unlike in build, so that one can
-check the other.
+"""Networks that count: an image in, a number out. Two, unlike in build, so that one can check the
+other.
 
 Both compute in the type of their input, half precision raised to float32; parameters stay float32.
-Each has the `loss` that its output can be trained by: the positions of the objects teach more than
-their number, if the output has a place.
+Each has the `loss (x, sources) -> (b,)` that its output can be trained by, from the objects at each
+pixel `(b, h, w, 1)`: their positions teach more than their number, if the output has a place.
 """
 
 import math
@@ -23,17 +23,15 @@ def _conv(features: int, dtype: DTypeLike) -> Conv:
 
 
 def _average_pool(h: jax.Array) -> jax.Array:
-    """Returns the means of blocks of 2x2 pixels, `(b, h / 2, w / 2, c)`."""
     b, height, width, c = h.shape
     return h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
 
 
 def huber(count: jax.Array, sources: jax.Array) -> jax.Array:
-    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given where objects
-    are `(b, h, w, 1)`.
+    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given the objects at
+    each pixel `(b, h, w, 1)`.
 
-    The best guess for an ambiguous image is then near its median count, as the mean absolute error
-    asks.
+    The best guess for an ambiguous image is then near its median count.
     """
     error = jnp.abs(count - sources.sum((1, 2, 3)))
     quadratic = jnp.minimum(error, 0.5)
@@ -41,10 +39,9 @@ def huber(count: jax.Array, sources: jax.Array) -> jax.Array:
 
 
 def misplacement(logits: jax.Array, inside: jax.Array) -> jax.Array:
-    """Returns how unlikely objects are where they are, the sum of cross-entropies over cells,
-    `(b,)`.
+    """Returns the sum of cross-entropies over cells `(b,)`: how unlikely the objects' places are.
 
-    Over images that look alike its mean is least where p is the mean of n, and then the sum of p is
+    Over images that look alike its mean is least where p is the mean of n, so that the sum of p is
     the mean count.
 
     Args:
@@ -55,7 +52,6 @@ def misplacement(logits: jax.Array, inside: jax.Array) -> jax.Array:
 
 
 def _prepare(x: jax.Array, factor: int) -> jax.Array:
-    """Returns `x` in the type of the computation, if its sides are multiples of `factor`."""
     if x.ndim != 4 or any(size % factor or not size for size in x.shape[1:3]):
         raise ValueError(
             f'Got x of shape {x.shape}, expected (b, h, w, c) with h and w multiples of {factor}, '
@@ -65,13 +61,11 @@ def _prepare(x: jax.Array, factor: int) -> jax.Array:
 
 
 class Counter(nn.Module):
-    """Maps images `(b, h, w, c)` to counts `(b,)`: convolutions with pooling, then two dense
-    layers.
+    """Maps images `(b, h, w, c)` to counts `(b,)`, which can be negative.
 
     For each number of filters a 3x3 convolution, ReLU and the average over 2x2 pixels; then a dense
-    layer, ReLU and a dense layer of one output. Since the dense layer reads every pixel, the
-    parameters belong to one image size: 16.8 million at 128x128, 4.2 million at 64x64. The output
-    is not bounded: it can be negative.
+    layer, ReLU and a dense layer of one output. The dense layer reads every pixel, so that the
+    parameters belong to one image size: 16.8 million at 128x128, 4.2 million at 64x64.
 
     Attributes:
         filters: channels of each convolution.
@@ -93,22 +87,18 @@ class Counter(nn.Module):
         return nn.Dense(1, dtype=h.dtype)(h)[:, 0]
 
     def loss(self, x: jax.Array, sources: jax.Array) -> jax.Array:
-        """Returns Huber's loss of the count `(b,)`; `sources (b, h, w, 1)` are the objects at each
-        pixel.
-        """
+        """Returns Huber's loss of the count, `(b,)`."""
         return huber(self(x), sources)
 
 
 class DensityCounter(nn.Module):
-    """Maps images `(b, h, w, c)` to counts `(b,)`, the sum of a density: convolutions only, any
-    image size.
+    """Maps images `(b, h, w, c)` of any size to counts `(b,)`, the sum of a density.
 
     The image is folded into cells of 2x2 pixels, and those again for each further resolution; at
-    each of them 3x3 convolutions with skips. The mean over the image, added to every cell, tells
-    how strong the noise is against the sources. The density is the logistic function of a linear
-    map of each cell: the probability of an object there, where cells are small enough to hold one
-    at most. A cell that is sure adds 0 or 1, and no noise: a density not bounded by 1 counted worse
-    by a quarter.
+    each of them 3x3 convolutions with skips. The mean over the image, added to every cell, says how
+    strong the noise is against the sources. The density is the logistic function of a linear map of
+    each cell: the probability of an object there. Cells that are sure add 0 or 1, and no noise: a
+    density not bounded by 1 counted worse by a quarter.
 
     Attributes:
         channels: width at each resolution, each half the one before it, the first half the image's.
@@ -122,9 +112,7 @@ class DensityCounter(nn.Module):
 
     @nn.compact
     def logits(self, x: jax.Array) -> jax.Array:
-        """Returns log(p / (1 - p)) of each cell's probability, `(b, h / 2^n, w / 2^n, 1)` for n
-        resolutions.
-        """
+        """Returns each cell's log(p / (1 - p)), `(b, h / 2^n, w / 2^n, 1)` for n resolutions."""
         h = _prepare(x, 2 ** len(self.channels))
         dtype = h.dtype
         for features in self.channels:
@@ -140,12 +128,11 @@ class DensityCounter(nn.Module):
         return nn.sigmoid(self.logits(x)).sum((1, 2, 3))
 
     def loss(self, x: jax.Array, sources: jax.Array) -> jax.Array:
-        """Returns Huber's loss of the count plus the misplacement of the density, `(b,)`.
-
-        Args:
-            x: images `(b, h, w, c)`.
-            sources: the objects at each pixel `(b, h, w, 1)`.
-        """
+        """Returns Huber's loss of the count plus the misplacement of the density, `(b,)`."""
         logits = self.logits(x)
         inside = space_to_depth(sources, 2 ** len(self.channels)).sum(-1, keepdims=True)
         return huber(nn.sigmoid(logits).sum((1, 2, 3)), sources) + misplacement(logits, inside)
+
+
+# name -> class; the first is the better one.
+COUNTERS: dict[str, type[nn.Module]] = {'density': DensityCounter, 'dense': Counter}

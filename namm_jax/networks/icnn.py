@@ -10,20 +10,19 @@ With convolutions `l_k`, `q_k` of the input and non-negative convolutions `w_k`:
 is convex in x (a non-negative sum of convex functions of convex functions), so that g is the
 gradient of a strongly convex function and therefore injective: a mirror map.
 
-Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017, arXiv
-1609.07152.
+References: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017,
+arXiv 1609.07152.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
+from namm_jax._checks import choose
 from namm_jax.networks.convolution import convolve_twice_differentiable
 
-# What multiplies the sum over pixels of the channel mean of v(z): the gradient of 'sum' does not
-# depend on the image's shape; 'row_sum' is the published scalar, the sum over rows of the mean over
-# columns and channels.
+# What multiplies the sum over pixels of the channel mean of v(z): with 'sum' the gradient does not
+# depend on the image's shape; 'row_sum' is published, the sum over rows of the mean over columns.
 REDUCTIONS = {
     'sum': lambda h, w: 1.0,
     'row_sum': lambda h, w: 1.0 / w,
@@ -31,10 +30,7 @@ REDUCTIONS = {
 }
 
 
-def _small_positive(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, 0.0, 1e-3)
+SMALL_POSITIVE = nn.initializers.uniform(1e-3)
 
 
 class ICNN(nn.Module):
@@ -45,7 +41,7 @@ class ICNN(nn.Module):
         layers: number of `w_k`; there are `layers + 1` pairs `q_k, l_k`.
         slope: leaky slope.
         periodic: which of the two spatial axes wrap.
-        reduction: a name in `REDUCTIONS`.
+        reduction: a key of `REDUCTIONS`.
     """
 
     filters: int = 32
@@ -54,15 +50,19 @@ class ICNN(nn.Module):
     periodic: tuple[bool, bool] = (True, True)
     reduction: str = 'sum'
 
+    def __post_init__(self):
+        choose('reduction', self.reduction, REDUCTIONS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `(b,)`, the convex function of each image `(b, h, w, c)`."""
-        n, c = self.layers + 1, x.shape[-1]
+        n = self.layers + 1
+        c = x.shape[-1]
 
         # All convolutions of x are one.
-        kernel = self.param(
-            'input', nn.initializers.lecun_normal(), (3, 3, c, 2 * n * self.filters)
-        )
+        shape = (3, 3, c, 2 * n * self.filters)
+        kernel = self.param('input', nn.initializers.lecun_normal(), shape)
         bias = self.param('bias', nn.initializers.zeros, (n * self.filters,))
         both = convolve_twice_differentiable(x, kernel, self.periodic)
         q, linear = jnp.split(both, 2, axis=-1)
@@ -70,22 +70,22 @@ class ICNN(nn.Module):
 
         z = nn.leaky_relu(pairs[0], self.slope)
         for k, pair in enumerate(pairs[1:]):
-            w = self.param(f'nonnegative_{k}', _small_positive, (3, 3, self.filters, self.filters))
+            w = self.param(f'nonnegative_{k}', SMALL_POSITIVE, (3, 3, self.filters, self.filters))
             z = nn.leaky_relu(convolve_twice_differentiable(z, w, self.periodic) + pair, self.slope)
 
         # A circular convolution followed by a sum over pixels is a product with the kernel's
         # spatial sum.
-        v = self.param('nonnegative_last', _small_positive, (3, 3, self.filters, c))
+        v = self.param('nonnegative_last', SMALL_POSITIVE, (3, 3, self.filters, c))
         return REDUCTIONS[self.reduction](*x.shape[1:3]) * (z.sum((1, 2)) @ v.sum((0, 1)).mean(-1))
 
 
 def gradient_map(
     network: ICNN, params: dict, x: jax.Array, *, strong_convexity: float
 ) -> jax.Array:
-    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x`.
+    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`.
 
     Args:
-        network: the input-convex network.
+        network: of any module `x -> (b,)`, `ICNN` or another.
         params: its parameters.
         x: fields `(b, h, w, c)`.
         strong_convexity: a in [0, 1]; 1 gives the identity.
@@ -95,12 +95,11 @@ def gradient_map(
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns the tree of booleans that marks the parameters which convexity needs to be
-    non-negative.
+    """Returns the tree of booleans, true for the parameters that have to be >= 0 for convexity:
+    those with a name, or inside a module with one, that starts with `nonnegative`.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(
-            str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path
-        ),
-        params,
-    )
+
+    def marked(path: tuple, _: jax.Array) -> bool:
+        return any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path)
+
+    return jax.tree_util.tree_map_with_path(marked, params)

@@ -1,28 +1,26 @@
 """A U-Net, used as score network (noise-conditioned) and as inverse map f (not).
 
-Residual blocks of equal width at each resolution, one skip connection a resolution, group
-normalisation, and convolutions that wrap along the periodic axes. The input's pixels may first be
-folded into channels (`space_to_depth`), which halves the resolution of every convolution at no loss
-of information.
+Residual blocks of equal width and one skip connection at each resolution. The input's pixels may
+first be folded into channels (`space_to_depth`): coarser convolutions, and nothing is lost.
 
-Reference: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv
+References: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv
 2006.11239.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from namm_jax._checks import choose
 from namm_jax.networks.convolution import Conv, GlobalConv, depth_to_space, space_to_depth
 
 
 def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> jax.Array:
-    """Returns `(b, features)` sines and cosines of `label (b,)` at frequencies spaced evenly in
-    logarithm.
-    """
+    """Returns sines and cosines `(b, features)` of `label (b,)`, frequencies even in logarithm."""
     frequencies = jnp.exp(-jnp.log(period) * jnp.arange(features // 2) / (features // 2))
     angles = label[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -32,15 +30,13 @@ def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
     return nn.GroupNorm(num_groups=max(1, min(32, h.shape[-1] // 8)), dtype=dtype)(h)
 
 
-# Without normalisation a block costs a third less and can be linear in its input to any accuracy,
-# which the inverse map needs; the score network, whose input is scaled and whose blocks are
-# modulated, learns faster with it.
+# Without it a block costs a third less and can be linear in its input to any accuracy, which f
+# needs; the score network, whose input is scaled and whose blocks are modulated, learns faster.
 NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
 def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Array:
-    """Returns `(h, w, features)`: where each pixel is within its cell, smooth across the cell's
-    ends.
+    """Returns `(h, w, features)`: the place of each pixel in its cell, smooth across cells' ends.
 
     Along an axis with cells of p pixels, features are `cos` and `sin` of `2 pi k (i + 1/2) / p` for
     `k = 1, 2, 4, ...`, at most `p / 4`, of pixel i. Cells of one pixel have none.
@@ -50,7 +46,7 @@ def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Arra
         cell: pixels of a cell along each of the two.
 
     Raises:
-        ValueError: If the cells do not fill the shape.
+        ValueError: if the cells do not fill the shape.
     """
     if any(n % p for n, p in zip(shape, cell, strict=True)):
         raise ValueError(f'got cells of {cell} pixels, expected divisors of the shape, {shape}')
@@ -64,9 +60,7 @@ def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Arra
 
 
 class ResidualBlock(nn.Module):
-    """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`; the last convolution starts
-    at 0.
-    """
+    """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`, at first the identity."""
 
     periodic: tuple[bool, bool]
     norm: str
@@ -76,13 +70,13 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
-        c, norm = h.shape[-1], NORMS[self.norm]
+        c = h.shape[-1]
+        norm = NORMS[self.norm]
         y = Conv(c, periodic=self.periodic, dtype=self.dtype)(nn.swish(norm(h, self.dtype)))
         y = norm(y, self.dtype)
         if embedding is not None:
-            scale, shift = jnp.split(
-                nn.Dense(2 * c, dtype=self.dtype)(embedding)[:, None, None], 2, -1
-            )
+            modulation = nn.Dense(2 * c, dtype=self.dtype)(embedding)[:, None, None]
+            scale, shift = jnp.split(modulation, 2, -1)
             y = (1 + scale) * y + shift
         y = nn.Dropout(self.dropout)(nn.swish(y), deterministic=self.deterministic)
         y = Conv(c, periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype)(y)
@@ -110,14 +104,14 @@ class UNet(nn.Module):
         blocks: residual blocks at each resolution, on the way down and again on the way up.
         fold: factor by which pixels are folded into channels first.
         periodic: which of the two spatial axes wrap.
-        cell: pixels along each axis after which the law of the data repeats, 1 where it is the same
-            everywhere. Within a cell the network is told where it is: along an axis that wraps it
-            could not tell otherwise, and would give rolled data the probability of the data.
+        cell: pixels along each axis after which the law of the data repeats, 1 where all are alike.
+            The place within a cell is an input: along an axis that wraps, the network would else
+            give rolled data the probability of the data.
         head: channels at full resolution, before the output.
         norm: a key of `NORMS`.
         attention: whether the lowest resolution has self-attention.
-        global_convolution: whether features at the highest resolution are convolved over the whole
-            image, on the way down and on the way up; the parameters then belong to one image size.
+        global_convolution: whether a `GlobalConv` follows at the highest resolution, on the way
+            down and on the way up; the parameters then belong to one image size.
         dropout: probability of dropping a feature in training.
         remat: whether each block is computed again in the backward pass, and only its input kept.
         dtype: type of the computation; parameters and output stay float32.
@@ -136,29 +130,40 @@ class UNet(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
+    def __post_init__(self):
+        choose('norm', self.norm, NORMS)
+        super().__post_init__()
+
+    def _check_shape(self, h: int, w: int) -> None:
+        factor = self.fold * 2 ** (len(self.channels) - 1)
+        if h % factor or w % factor:
+            raise ValueError(
+                f'channels: got fields of {h}x{w} pixels, expected multiples of {factor}, which '
+                f'fold = {self.fold} and {len(self.channels)} resolutions need; use fewer channels '
+                'or another grid'
+            )
+
     def _block(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
-        return ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)(
-            h, embedding
-        )
+        block = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)
+        return block(h, embedding)
 
     def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
         block = nn.remat(UNet._block, static_argnums=3) if self.remat else UNet._block
-        # No scan over these equal blocks: XLA:CPU runs convolutions inside a loop some 20 times
-        # slower.
-        for _ in range(self.blocks):
+        for _ in range(self.blocks):  # no scan: XLA:CPU runs its convolutions 20 times slower
             h = block(self, h, embedding, train)
         return h
 
-    def _placed(self, h: jax.Array) -> jax.Array:
-        place = position_features(
-            h.shape[1:3], tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
-        )
-        return jnp.concatenate(
-            [h, jnp.broadcast_to(place, (len(h), *place.shape)).astype(h.dtype)], -1
-        )
+    def _with_position(self, h: jax.Array) -> jax.Array:
+        cell = tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
+        features = position_features(h.shape[1:3], cell)
+        features = jnp.broadcast_to(features, (len(h), *features.shape))
+        return jnp.concatenate([h, features.astype(h.dtype)], -1)
 
-    def _across(self, h: jax.Array) -> jax.Array:
+    def _global_conv(self, h: jax.Array) -> jax.Array:
         return GlobalConv(self.periodic)(h) if self.global_convolution else h
+
+    def _conv(self, features: int, **options: Any) -> Conv:
+        return Conv(features, periodic=self.periodic, dtype=self.dtype, **options)
 
     def _embed(self, label: jax.Array) -> jax.Array:
         c = 4 * self.channels[0]
@@ -169,9 +174,10 @@ class UNet(nn.Module):
     def __call__(
         self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
+        self._check_shape(*x.shape[1:3])
         embedding = None if label is None else self._embed(label)
-        h = self._placed(space_to_depth(x, self.fold))
-        h = self._across(Conv(self.channels[0], periodic=self.periodic, dtype=self.dtype)(h))
+        h = self._with_position(space_to_depth(x, self.fold))
+        h = self._global_conv(self._conv(self.channels[0])(h))
         skips = []
         for i, c in enumerate(self.channels):
             if i:
@@ -188,16 +194,10 @@ class UNet(nn.Module):
             if i:
                 h = depth_to_space(nn.Dense(4 * self.channels[i - 1], dtype=self.dtype)(h), 2)
 
-        h = nn.swish(NORMS[self.norm](self._across(h), self.dtype))
+        h = nn.swish(NORMS[self.norm](self._global_conv(h), self.dtype))
+        h = depth_to_space(self._conv(self.fold**2 * self.head)(h), self.fold)
         # Back at full resolution, the pixels of a block must agree: two convolutions see across its
         # borders.
-        h = depth_to_space(
-            Conv(self.fold**2 * self.head, periodic=self.periodic, dtype=self.dtype)(h), self.fold
-        )
-        h = nn.swish(
-            Conv(self.head, periodic=self.periodic, dtype=self.dtype)(jnp.concatenate([h, x], -1))
-        )
-        out = Conv(
-            x.shape[-1], periodic=self.periodic, kernel_init=nn.initializers.zeros, dtype=self.dtype
-        )(h)
+        h = nn.swish(self._conv(self.head)(jnp.concatenate([h, x], -1)))
+        out = self._conv(x.shape[-1], kernel_init=nn.initializers.zeros)(h)
         return out.astype(jnp.float32)

@@ -124,6 +124,10 @@ def _scrolled(label: str, content: str, style: str = 'scroll') -> str:
     )
 
 
+def _card(label: str, picture: Picture) -> str:
+    return _scrolled(label, _image(picture), 'scroll card')
+
+
 def _labelled(runs: Mapping[str, Any], label: str) -> str:
     return f'<h3>{_text(label)}</h3>' if len(runs) > 1 else ''
 
@@ -171,7 +175,7 @@ def _figures(
     name: str, heading: str, text: str, runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]
 ) -> str:
     figures = [
-        f'<figure>{_labelled(runs, label)}{_scrolled(heading, _image(pictures[name]), "scroll card")}</figure>'
+        f'<figure>{_labelled(runs, label)}{_card(heading, pictures[name])}</figure>'
         for label, (_, pictures) in runs.items()
     ]
     text += ' Each run has axes and scales of its own.' if len(runs) > 1 else ''
@@ -188,11 +192,12 @@ def _assimilation(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> 
                 _line(f'<code>{_text(row)}</code>', assimilation_cells(entry))
                 for row, entry in entries.items()
             )
-            table = f'<table>{_head("sampler", ASSIMILATION_COLUMNS)}<tbody>{"".join(lines)}</tbody></table>'
+            head = _head('sampler', ASSIMILATION_COLUMNS)
+            table = f'<table>{head}<tbody>{"".join(lines)}</tbody></table>'
             parts += [
                 f'{_labelled(runs, label)}<h3>{_text(title)}</h3>',
                 _scrolled(f'posterior samplers, {title}', table),
-                f'<figure>{_scrolled(title, _image(pictures[f"assimilation_{operator}"]), "scroll card")}</figure>',
+                f'<figure>{_card(title, pictures[f"assimilation_{operator}"])}</figure>',
             ]
     return ''.join(parts)
 
@@ -241,16 +246,13 @@ def _config(results: Results) -> str:
         for name, value in fields.items()
         if preset and value != preset.get(name)
     ]
-    told = (
-        'with these changes:'
-        if changed
-        else 'unchanged.'
-        if preset
-        else 'which the folder does not hold.'
-    )
+    if not preset:
+        remark = 'which the folder does not hold.'
+    else:
+        remark = 'with these changes:' if changed else 'unchanged.'
     whole = _text(json.dumps(results.config, indent=2))
     return (
-        f'<p>Preset <code>{_text(results.experiment)}</code>, {told}</p>'
+        f'<p>Preset <code>{_text(results.experiment)}</code>, {remark}</p>'
         + (f'<ul>{"".join(changed)}</ul>' if changed else '')
         + f'<details><summary>The whole config</summary><pre tabindex="0">{whole}</pre></details>'
     )

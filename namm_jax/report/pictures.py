@@ -19,7 +19,7 @@ class Picture(NamedTuple):
     Attributes:
         data: the file's bytes.
         kind: `png` or `webp`.
-        text: what a reader who does not see it is told.
+        text: what it shows, for readers who do not see it.
         still: a version without motion, where `data` moves.
     """
 
@@ -46,7 +46,7 @@ def draw(results: Results) -> dict[str, Picture]:
         if f in robustness
     }
     mirror = results.of('mirror')
-    drawn = {
+    shown = {
         'samples': figures.samples_with_residuals(rows, distances=distances, **look),
         'distances': figures.distance_histograms(distances),
         'training_time': figures.distance_against_training_seconds(curves_of_training),
@@ -75,7 +75,7 @@ def draw(results: Results) -> dict[str, Picture]:
     }
     pictures = {
         name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name])
-        for name, figure in drawn.items()
+        for name, figure in shown.items()
     }
     pictures |= {'trajectory': _trajectory(results, dpi, look)}
     return pictures | draw_assimilation(results.config, results.posteriors)
@@ -90,7 +90,8 @@ def draw_assimilation(
         config: the run's, nested.
         operators: operator -> arrays, as of `reading.read_posteriors`.
     """
-    look, drawn = view_of(config)._asdict(), {}
+    look = view_of(config)._asdict()
+    pictures = {}
     for operator, arrays in operators.items():
         parts = {}
         for name, array in arrays.items():
@@ -103,10 +104,10 @@ def draw_assimilation(
             f'Posteriors of a measured field ({operator}) by {_and(list(rows))}: mean, std, '
             'samples, residual.'
         )
-        drawn[f'assimilation_{operator}'] = Picture(
+        pictures[f'assimilation_{operator}'] = Picture(
             figures.png(figure, dpi=config['report']['dpi']), 'png', text
         )
-    return drawn
+    return pictures
 
 
 def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:

@@ -16,9 +16,9 @@ def write_report(folder: Path) -> None:
         UserError: as of `reading.read_run`.
     """
     results = read_run(folder)
-    drawn = draw(results)
-    _write(folder, drawn)
-    write_bytes(folder / 'report.html', page({str(folder): (results, drawn)}).encode())
+    pictures = draw(results)
+    _write(folder, pictures)
+    write_bytes(folder / 'report.html', page({str(folder): (results, pictures)}).encode())
 
 
 def write_assimilation(folder: Path, operator: str) -> None:

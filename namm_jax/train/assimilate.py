@@ -19,8 +19,7 @@ from jaxtyping import Array
 from namm_jax._arrays import Measure, normal
 from namm_jax.inverse import dps as inverse_problems
 from namm_jax.inverse.operator_checks import check_operator
-from namm_jax.metrics import distance_statistics
-from namm_jax.posterior_statistics import posterior_moments, posterior_statistics
+from namm_jax.metrics import distance_statistics, posterior_moments, posterior_statistics
 from namm_jax.train.dataset import read_array
 from namm_jax.train.evaluate import SHOWN, save_arrays, shown
 from namm_jax.train.experiment import Experiment

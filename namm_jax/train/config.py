@@ -62,9 +62,9 @@ def _mirror() -> dict[str, Any]:
         # of the input-convex network's last layer: sum, row_sum (published) or mean
         reduction='sum',
         forward_padding='periodic',  # of g: periodic (as the data), circular (published) or zeros
-        inverse='unet',  # network of f: unet or resnet (published)
+        inverse='unet',  # network of f: unet, resnet (published), or file.py:Class
         inverse_padding='periodic',  # of f: periodic, circular or zeros (published)
-        channels=(48, 96),  # of f; for resnet, the first is its number of filters
+        channels=(48, 96),  # of f; for resnet one number
         blocks=1,  # of f: residual blocks a resolution
         fold=2,  # of f: factor by which pixels are folded into channels
         head=16,  # of f: channels at full resolution, before the output
@@ -89,6 +89,7 @@ def _mirror() -> dict[str, Any]:
 def _score() -> dict[str, Any]:
     """The network and the training of both diffusion models, DM and MDM."""
     return dict(
+        network='unet',  # of both diffusion models: unet, or file.py:Class
         parameterisation='edm',  # edm or vp (published)
         reduction='mean',  # of the squared error over pixels: mean or half_sum (published)
         padding='periodic',  # periodic, circular or zeros (published)

@@ -4,6 +4,7 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 `fit` returns, are in the user's units.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,6 +99,25 @@ def finetune_task(
     )
 
 
+def score(
+    network: Any, params: Params, x: Array, label: Array, *, dropout_key: Key | None = None
+) -> Array:
+    """Returns the output of a score network; dropout acts where a key is given.
+
+    Raises:
+        ValueError: if it is not like x.
+    """
+    train = dropout_key is not None
+    rngs = {'dropout': dropout_key} if train else None
+    y = network.apply({'params': params}, x, label, train=train, rngs=rngs)
+    if y.shape != x.shape:
+        raise ValueError(
+            f'score network: got an output of shape {y.shape}, expected {x.shape}, that of x; let '
+            'the network keep the shape of its input'
+        )
+    return y
+
+
 def denoising_task(
     network: Any,
     shape: Shape,
@@ -128,10 +148,8 @@ def denoising_task(
         key_loss, key_dropout = jax.random.split(key)
         moments = {'mean': frozen['mean'], 'std': frozen['std']}
         of = make_parameterisation(parameterisation, **moments)
-        rngs = {'dropout': key_dropout} if train else None
-        denoiser = of.denoiser(
-            lambda x, label: network.apply({'params': params}, x, label, train=train, rngs=rngs)
-        )
+        dropout = {'dropout_key': key_dropout if train else None}
+        denoiser = of.denoiser(functools.partial(score, network, params, **dropout))
         x = to_standard(batch['x'], *units)
         return denoising_loss(denoiser, of, key_loss, x, reduction=reduction)
 
