@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.burgers import get_config
-from namm_jax.denoising.sampling import make_sampler
-from namm_jax.inverse import dps as inverse_problems
+from namm_jax.denoising.samplers import make_sampler
+from namm_jax.inverse.dps import fixed, guided_step
+from namm_jax.inverse.likelihood import likelihood
 from namm_jax.mirror import add_noise
 from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
@@ -167,9 +168,10 @@ def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     sampler = make_sampler(
         'ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False
     )
-    misfit = inverse_problems.misfit(lambda u: u[:, : shape[0] // 2], x[:, : shape[0] // 2], 0.2)
+    half = lambda u: u[:, : shape[0] // 2]
+    misfit = likelihood(half, half(x), 0.2).misfit
     guided = sampler._replace(
-        step=inverse_problems.dps(sampler.step, sampler.schedule, misfit, scale=1e-3)
+        step=guided_step(sampler.step, sampler.schedule, misfit, fixed(1e-3))
     )
     keys = jax.random.split(jax.random.key(1), len(x))
     denoiser = lambda params: tasks.make_denoiser(config, params, *moments)

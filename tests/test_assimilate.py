@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.denoising.sampling import VARIANCES, make_sampler
+from namm_jax.denoising.samplers import VARIANCES, make_sampler
 from namm_jax.train.command import open_experiment
 from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json

@@ -7,7 +7,7 @@ import pytest
 
 from namm_jax.denoising.denoisers import gaussian_denoiser
 from namm_jax.denoising.guidance import guided, projected
-from namm_jax.denoising.sampling import make_sampler, sample_keys
+from namm_jax.denoising.samplers import make_sampler, sample_keys
 
 MEAN, STD, SHAPE = 0.3, 0.7, (4, 4, 1)  # 16 independent pixels
 NORMAL = gaussian_denoiser(MEAN, STD)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from namm_jax.inverse import interferometry, operators
-from namm_jax.inverse.operator_checks import check_measurement, check_operator
-from namm_jax.inverse.operators import make_operator, selections
+from namm_jax.inverse.likelihood import likelihood
+from namm_jax.inverse.operator_checks import check_operator
+from namm_jax.inverse.operators import make_operator
 from namm_jax.problems import layout
 
 IMAGE, FLOW = (8, 16, 1), (8, 12, 6)
@@ -72,7 +73,7 @@ def test_rows_are_samples_and_the_check_passes(name):
     assert check_operator(operator, shape) == y.shape[1:] and y.dtype == jnp.float32
     close(operator(x[1:2]), y[1:2], atol=1e-6)
     assert operator(x.astype(jnp.bfloat16)).dtype == jnp.float32
-    assert check_measurement(operator, y, 0.2, shape).shape == y.shape
+    assert likelihood(operator, y, 0.2).y.shape == y.shape
 
 
 def test_states_of_images_are_columns():
@@ -100,8 +101,8 @@ def test_states_of_packed_flows_are_packed_flows():
 
 def test_places_select_states_of_mosaics():
     shape, x = (4, 8, 2), fields((4, 8, 2))
-    tiles = layout.tiled_to_states(jnp.asarray(selections.places(shape))[None], 2)[0]
-    operator = selections.selection(shape, at=tiles[-1:])
+    tiles = layout.tiled_to_states(jnp.asarray(operators.places(shape), float)[None], 2)[0]
+    operator = operators.selection(shape, at=tiles[-1:])
     np.testing.assert_array_equal(
         operator(jnp.asarray(x)), layout.tiled_to_states(jnp.asarray(x), 2)[:, -1:]
     )
@@ -110,15 +111,13 @@ def test_places_select_states_of_mosaics():
 def test_sensors():
     x = fields(FLOW)
     np.testing.assert_array_equal(measure('gridded_sensors', FLOW, x, every=3), x[:, 1::3, 1::3])
-    key = jax.random.key(4)
-    y = np.asarray(selections.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
+    y = measure('random_sensors', FLOW, x, n=10, seed=4)
     rows = x.reshape(3, -1, 6)
     found = [np.flatnonzero((rows[0] == pixel).all(-1)).item() for pixel in y[0]]
     assert sorted(set(found)) == found and len(found) == 10, 'ten pixels, each once, in order'
     np.testing.assert_array_equal(y, rows[:, found])
-    np.testing.assert_array_equal(y, selections.random_sensors(key, FLOW, n=10)(jnp.asarray(x)))
-    everything = selections.random_sensors(key, FLOW, n=96)(jnp.asarray(x))
-    np.testing.assert_array_equal(everything, rows)
+    np.testing.assert_array_equal(y, measure('random_sensors', FLOW, x, n=10, seed=4))
+    np.testing.assert_array_equal(measure('random_sensors', FLOW, x, n=96), rows)
     assert measure('random_sensors', FLOW, x).shape == (3, 6, 6)
     assert not np.array_equal(
         measure('random_sensors', FLOW, x, seed=0), measure('random_sensors', FLOW, x, seed=1)
@@ -358,10 +357,10 @@ def test_check_operator_takes_data():
         (lambda y: y, np.ones(3), 'noise_std: got .*expected one finite number'),
     ],
 )
-def test_check_measurement_refuses(change, noise_std, message):
+def test_measurements_that_cannot_be_are_refused(change, noise_std, message):
     y = fields(IMAGE)[:, :, :2]
     with pytest.raises(ValueError, match=message):
-        check_measurement(make_operator('first_states', IMAGE), change(y), noise_std, IMAGE)
+        likelihood(make_operator('first_states', IMAGE), change(y), noise_std)
 
 
 @pytest.mark.parametrize(

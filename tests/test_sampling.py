@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from namm_jax.denoising import denoisers as diffusion
-from namm_jax.denoising import sampling
+from namm_jax.denoising import samplers, schedules
 
 MEAN = np.asarray([1.0, -2.0, 0.5])
 FACTOR = np.asarray([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.4, 0.2]])
@@ -33,7 +33,7 @@ def close(a, b, rtol=1e-5, atol=1e-5):
 
 def draw(sampler, denoiser, n, shape=(3,), seed=0):
     return jax.jit(lambda keys: sampler(keys, denoiser, shape))(
-        sampling.sample_keys(jax.random.key(seed), n)
+        samplers.sample_keys(jax.random.key(seed), n)
     )
 
 
@@ -52,7 +52,7 @@ def draw(sampler, denoiser, n, shape=(3,), seed=0):
 )
 def test_samples_have_the_mean_and_covariance_of_the_data(name, options):
     n = 5_000
-    sampler = sampling.make_sampler(
+    sampler = samplers.make_sampler(
         name, mean=MEAN, std=np.sqrt(np.trace(COVARIANCE) / 3), **options
     )
     x = np.asarray(draw(sampler, correlated(MEAN, COVARIANCE), n), float)
@@ -67,17 +67,17 @@ def flow_error(name, n, path):
     `N(0, c^2)`.
     """
     c, ends = 0.7, {'edm': (8.0, 0.05), 'vp': (0.9, 0.01)}[path]
-    schedule = diffusion.SCHEDULES[path]()
+    schedule = schedules.PATHS[path].schedule()
     run = functools.partial(
-        sampling.sample,
-        sampling.sample_keys(jax.random.key(0), 1),
+        samplers.sample,
+        samplers.sample_keys(jax.random.key(0), 1),
         diffusion.gaussian_denoiser(0.0, c),
         (1,),
         schedule=schedule,
-        step=sampling.SAMPLERS[name].step(schedule),
+        step=samplers.SAMPLERS[name].step(schedule),
         denoise_last=False,
     )
-    grid = sampling.edm_grid(n + 1, *ends, rho=4.0)
+    grid = samplers.edm_grid(n + 1, *ends, rho=4.0)
     start, end = run(grid=grid[:1]), run(grid=grid)
     alpha, sigma = (
         schedule.alpha(grid[jnp.asarray([0, -1])]),
@@ -107,38 +107,38 @@ def test_order_of_convergence(name, path, order):
 @pytest.mark.parametrize('eta', [0.0, 1.0])
 def test_dpm_solver_without_memory_is_first_order(eta):
     """The multistep term is what makes it second order: its first step alone is DDIM's."""
-    schedule, x = diffusion.vp_schedule(), jnp.asarray([[0.3, -1.2]])
+    schedule, x = schedules.vp(), jnp.asarray([[0.3, -1.2]])
     t, s = jnp.float32(0.6), jnp.float32(0.5)
     arguments = (
         diffusion.gaussian_denoiser(0.4, 0.7),
-        sampling.sample_keys(jax.random.key(0), 1),
+        samplers.sample_keys(jax.random.key(0), 1),
         x,
     )
-    step = sampling.dpm_solver_pp_2m(schedule, eta=eta)
+    step = samplers.dpm_solver_pp_2m(schedule, eta=eta)
     first, memory = step(*arguments, (), t, s)
-    close(first, sampling.ddim(schedule, eta=eta)(*arguments, (), t, s)[0])
+    close(first, samplers.ddim(schedule, eta=eta)(*arguments, (), t, s)[0])
     close(first, step(*arguments, jax.tree.map(jnp.zeros_like, memory), t, s)[0])
 
 
-@pytest.mark.parametrize('path', sampling.PATHS)
+@pytest.mark.parametrize('path', schedules.PATHS)
 def test_ddim_with_eta_one_is_ancestral(path):
-    schedule, x = diffusion.SCHEDULES[path](), jax.random.normal(jax.random.key(1), (5, 3))
-    arguments = (lambda x, sigma: jnp.tanh(x), sampling.sample_keys(jax.random.key(2), 5))
+    schedule, x = schedules.PATHS[path].schedule(), jax.random.normal(jax.random.key(1), (5, 3))
+    arguments = (lambda x, sigma: jnp.tanh(x), samplers.sample_keys(jax.random.key(2), 5))
     t, s = jnp.float32(0.6), jnp.float32(0.4)
-    expected, _ = sampling.ancestral(schedule)(*arguments, x, (), t, s)
-    close(sampling.ddim(schedule, eta=1.0)(*arguments, x, (), t, s)[0], expected)
-    assert jnp.abs(sampling.ddim(schedule)(*arguments, x, (), t, s)[0] - expected).max() > 0.01
+    expected, _ = samplers.ancestral(schedule)(*arguments, x, (), t, s)
+    close(samplers.ddim(schedule, eta=1.0)(*arguments, x, (), t, s)[0], expected)
+    assert jnp.abs(samplers.ddim(schedule)(*arguments, x, (), t, s)[0] - expected).max() > 0.01
 
 
-@pytest.mark.parametrize('path', sampling.PATHS)
+@pytest.mark.parametrize('path', schedules.PATHS)
 def test_ddim_with_eta_zero_is_the_euler_step_of_the_flow(path):
-    schedule, x = diffusion.SCHEDULES[path](), jax.random.normal(jax.random.key(1), (5, 3))
+    schedule, x = schedules.PATHS[path].schedule(), jax.random.normal(jax.random.key(1), (5, 3))
     t, s = jnp.float32(0.6), jnp.float32(0.4)
     r_t, r_s = (schedule.sigma(time) / schedule.alpha(time) for time in (t, s))
     u = x / schedule.alpha(t)
     euler = u + (r_s - r_t) * (u - jnp.tanh(u)) / r_t
-    x_s, _ = sampling.ddim(schedule)(
-        lambda u, r: jnp.tanh(u), sampling.sample_keys(jax.random.key(2), 5), x, (), t, s
+    x_s, _ = samplers.ddim(schedule)(
+        lambda u, r: jnp.tanh(u), samplers.sample_keys(jax.random.key(2), 5), x, (), t, s
     )
     close(x_s / schedule.alpha(s), euler)
 
@@ -147,10 +147,10 @@ def test_forward_variance_is_beta():
     """`x_s` has the noise of the published sampler, `beta = 1 - alpha_t^2 / alpha_s^2`, and the
     mean of ours.
     """
-    schedule, t, s = diffusion.vp_schedule(), jnp.float32(0.6), jnp.float32(0.5)
-    keys, x = sampling.sample_keys(jax.random.key(0), 50_000), jnp.ones((50_000, 1))
+    schedule, t, s = schedules.vp(), jnp.float32(0.6), jnp.float32(0.5)
+    keys, x = samplers.sample_keys(jax.random.key(0), 50_000), jnp.ones((50_000, 1))
     ours, published = (
-        sampling.ancestral(schedule, variance=variance)(
+        samplers.ancestral(schedule, variance=variance)(
             lambda x, sigma: 0.3 * x, keys, x, (), t, s
         )[0]
         for variance in ('posterior', 'forward')
@@ -165,17 +165,17 @@ def test_noise_left_in_is_that_of_the_last_time(name, steps):
     """For data that are one point, every marginal of the ancestral steps and DDIM is exact, however
     few they are.
     """
-    sampler = sampling.make_sampler(
+    sampler = samplers.make_sampler(
         name, steps=steps, path='vp', mean=2.0, std=0.7, denoise_last=False
     )
     point = diffusion.gaussian_denoiser(2.0, 0.0)
-    left = 0.7 * diffusion.vp_schedule().sigma(jnp.float32(1e-3))
+    left = 0.7 * schedules.vp().sigma(jnp.float32(1e-3))
     noisy = draw(sampler, point, 10_000, (1,))
     close(noisy.std(), left, rtol=0.04)
     close(draw(sampler._replace(denoise_last=True), point, 4, (1,)), 2)
 
 
-@pytest.mark.parametrize('name', sampling.SAMPLERS)
+@pytest.mark.parametrize('name', samplers.SAMPLERS)
 def test_calls_are_those_that_are_made(name):
     made = []
 
@@ -185,25 +185,24 @@ def test_calls_are_those_that_are_made(name):
 
     for denoise_last in (True, False):
         made.clear()
-        sampler = sampling.make_sampler(name, steps=5, denoise_last=denoise_last)
+        sampler = samplers.make_sampler(name, steps=5, denoise_last=denoise_last)
         draw(sampler, denoiser, 2, (1,)).block_until_ready()
         jax.effects_barrier()
         assert (
             len(made)
             == sampler.calls
-            == sampling.calls(name, sampler.grid, denoise_last=denoise_last)
         )
-    assert sampling.make_sampler('heun', steps=18).calls == 35  # as published for EDM
+    assert samplers.make_sampler('heun', steps=18).calls == 35  # as published for EDM
 
 
 @pytest.mark.parametrize('name', ['euler_maruyama', 'heun', 'dpm_solver_pp_2m'])
 def test_a_sample_depends_on_its_key_alone_and_scales_with_the_data(name):
     """Data `m + c x` give samples `m + c x`, to rounding, also when drawn in another batch."""
-    sampler = sampling.make_sampler(name, steps=6)
+    sampler = samplers.make_sampler(name, steps=6)
     whole = draw(sampler, diffusion.gaussian_denoiser(0.0, 0.5), 4)
     assert jnp.abs(whole[2] - whole[3]).max() > 1e-3
     keys, scaled = (
-        sampling.sample_keys(jax.random.key(0), 2, start=2),
+        samplers.sample_keys(jax.random.key(0), 2, start=2),
         sampler._replace(mean=jnp.asarray([4.0]), std=10.0),
     )
     part = jax.jit(lambda keys: scaled(keys, diffusion.gaussian_denoiser(4.0, 5.0), (3,)))(keys)
@@ -212,16 +211,16 @@ def test_a_sample_depends_on_its_key_alone_and_scales_with_the_data(name):
 
 def test_a_sample_is_the_same_to_the_bit_in_any_batch():
     sampler, denoiser = (
-        sampling.make_sampler('ancestral', steps=6),
+        samplers.make_sampler('ancestral', steps=6),
         diffusion.gaussian_denoiser(0.0, 0.5),
     )
-    keys = sampling.sample_keys(jax.random.key(0), 4)
+    keys = samplers.sample_keys(jax.random.key(0), 4)
     run = jax.jit(lambda keys: sampler(keys, denoiser, (3,)))
     assert jnp.array_equal(run(keys)[2:], run(keys[2:]))
 
 
 def test_one_grid_point_is_one_denoising_of_noise():
-    sampler = sampling.make_sampler('heun', steps=1)
+    sampler = samplers.make_sampler('heun', steps=1)
     assert sampler.calls == 1
     close(draw(sampler, diffusion.gaussian_denoiser(1.0, 0.0), 2), 1)
 
@@ -230,10 +229,10 @@ def test_one_grid_point_is_one_denoising_of_noise():
 def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
     """For `N(1, 0.5^2)`, whose exact estimate at a state u is the mean of x_0 given u."""
     sampler, denoiser = (
-        sampling.make_sampler(name, steps=6, mean=1.0, std=0.5),
+        samplers.make_sampler(name, steps=6, mean=1.0, std=0.5),
         diffusion.gaussian_denoiser(1.0, 0.5),
     )
-    keys = sampling.sample_keys(jax.random.key(0), 3)
+    keys = samplers.sample_keys(jax.random.key(0), 3)
     states, estimates = jax.jit(lambda keys: sampler.trajectory(keys, denoiser, (2,)))(keys)
     assert states.shape == estimates.shape == (6, 3, 2)
     assert jnp.array_equal(estimates[-1], draw(sampler, denoiser, 3, (2,)))
@@ -246,22 +245,22 @@ def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
     close(sampler.levels(), 0.5 * (sigma / alpha)[:, 0, 0])
 
 
-@pytest.mark.parametrize('name', sampling.GRIDS)
+@pytest.mark.parametrize('name', samplers.GRIDS)
 def test_grids_fall_from_one_end_to_the_other(name):
-    grid = sampling.GRIDS[name](9, 80.0, 0.002)
+    grid = samplers.GRIDS[name](9, 80.0, 0.002)
     assert grid.shape == (9,) and jnp.all(jnp.diff(grid) < 0)
     close(grid[jnp.asarray([0, -1])], [80, 0.002], rtol=1e-4, atol=0)
 
 
 def test_grids_meet_in_their_limits():
-    close(sampling.edm_grid(7, 9.0, 0.1, rho=1.0), sampling.uniform_grid(7, 9.0, 0.1))
+    close(samplers.edm_grid(7, 9.0, 0.1, rho=1.0), samplers.uniform_grid(7, 9.0, 0.1))
     with jax.enable_x64(True):
-        close(sampling.edm_grid(7, 9.0, 0.1, rho=1e6), sampling.log_grid(7, 9.0, 0.1), rtol=1e-4)
+        close(samplers.edm_grid(7, 9.0, 0.1, rho=1e6), samplers.log_grid(7, 9.0, 0.1), rtol=1e-4)
 
 
-@pytest.mark.parametrize('path', sampling.PATHS)
+@pytest.mark.parametrize('path', schedules.PATHS)
 def test_levels_are_those_asked_for(path):
-    sampler = sampling.make_sampler('ddim', steps=4, path=path, sigma_min=0.05, sigma_max=30.0)
+    sampler = samplers.make_sampler('ddim', steps=4, path=path, sigma_min=0.05, sigma_max=30.0)
     t = sampler.grid[jnp.asarray([0, -1])]
     close(sampler.schedule.sigma(t) / sampler.schedule.alpha(t), [30, 0.05], rtol=1e-3)
 
@@ -269,20 +268,20 @@ def test_levels_are_those_asked_for(path):
 @pytest.mark.parametrize(
     ('build', 'words'),
     [
-        (lambda: sampling.make_sampler('huen', steps=4), "'huen'.*dpm_solver_pp_2m.*mean heun"),
-        (lambda: sampling.make_sampler('ddim', steps=4, grid='unifrom'), 'mean uniform'),
-        (lambda: sampling.make_sampler('ddim', steps=4, path='ve'), 'expected one of edm, vp'),
-        (lambda: sampling.make_sampler('ancestral', steps=4, variance='fwd'), 'mean forward'),
-        (lambda: sampling.make_sampler('ddim', steps=4, eta=2.0), 'eta: got 2.0'),
-        (lambda: sampling.make_sampler('heun', steps=0), 'n 0'),
-        (lambda: sampling.make_sampler('heun', steps=4, std=0.0), 'std: got 0.0'),
-        (lambda: sampling.make_sampler('heun', steps=4, sigma_min=2.0, sigma_max=1.0), 't_min 2.0'),
-        (lambda: sampling.edm_grid(4, 1.0, 0.1, rho=0.5), 'rho: got 0.5'),
+        (lambda: samplers.make_sampler('huen', steps=4), "'huen'.*dpm_solver_pp_2m.*mean heun"),
+        (lambda: samplers.make_sampler('ddim', steps=4, grid='unifrom'), 'mean uniform'),
+        (lambda: samplers.make_sampler('ddim', steps=4, path='ve'), 'expected one of edm, vp'),
+        (lambda: samplers.make_sampler('ancestral', steps=4, variance='fwd'), 'mean forward'),
+        (lambda: samplers.make_sampler('ddim', steps=4, eta=2.0), 'eta: got 2.0'),
+        (lambda: samplers.make_sampler('heun', steps=0), 'n 0'),
+        (lambda: samplers.make_sampler('heun', steps=4, std=0.0), 'std: got 0.0'),
+        (lambda: samplers.make_sampler('heun', steps=4, sigma_min=2.0, sigma_max=1.0), 't_min 2.0'),
+        (lambda: samplers.edm_grid(4, 1.0, 0.1, rho=0.5), 'rho: got 0.5'),
         (
-            lambda: sampling.make_sampler('heun', steps=4)(
+            lambda: samplers.make_sampler('heun', steps=4)(
                 jax.random.key(0), diffusion.gaussian_denoiser(0.0, 1.0), (1,)
             ),
-            'keys: got .*use sample_keys',
+            'keys: got .*one typed key a sample',
         ),
     ],
 )

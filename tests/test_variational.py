@@ -14,17 +14,18 @@ from namm_jax.constraints.burgers import burgers
 from namm_jax.constraints.flow import divergence, kolmogorov
 from namm_jax.inverse.fourdvar import (
     burgers_rollout,
+    cost,
     ensemble_background,
     kolmogorov_rollout,
-    variational_cost,
+    minimise,
 )
+from namm_jax.inverse.likelihood import likelihood
 from namm_jax.problems import flow_layout, layout
 from namm_jax.problems import kolmogorov_flow as flows
 from namm_jax.problems.burgers_equation import sample_burgers
 from namm_jax.problems.kolmogorov_data import sample_kolmogorov
 from namm_jax.problems.kolmogorov_flow import FlowProblem
 from namm_jax.problems.steppers import BurgersProblem
-from namm_jax.train.variational import minimise
 
 PROBLEM = BurgersProblem(points=16, states=16, inner_steps=2)
 FLOW = FlowProblem(points=16, states=2, inner_steps=2, dt=0.02, viscosity=0.01, burn_in=0.1)
@@ -44,9 +45,10 @@ def flow():
 
 
 @functools.partial(jax.jit, static_argnames=('rollout', 'measure'))
-def assimilate(rollout, measure, y, u_0, *, mean, std=1.0, noise_std=0.1, weight=1.0):
-    cost = variational_cost(rollout, measure, y, noise_std, mean=mean, std=std, weight=weight)
-    return minimise(cost, u_0, iterations=60)
+def assimilate(rollout, measure, y, u_0, *, mean, std=1.0, noise_std=0.1, weight=1.0, noise=None):
+    of_y = likelihood(measure, y, noise_std)
+    J = cost(rollout, of_y, mean=mean, std=std, weight=weight, perturbation=noise)
+    return minimise(J, u_0, iterations=60)
 
 
 def first_states(x):
@@ -82,24 +84,26 @@ def test_any_first_state_gives_a_flow_without_divergence():
 
 def test_the_cost_by_hand():
     x = jnp.array([[[[1.0], [2.0]]], [[[0.0], [4.0]]]])
-    y = jnp.array([[3.0 + 2j], [1.0]])
-    cost = variational_cost(
-        lambda u: u, lambda x: x.sum((1, 2)) + 0j, y, 0.5, mean=1.0, std=2.0, weight=3.0
-    )
-    # misfits |2i / 0.5|^2 and |3 / 0.5|^2, backgrounds 1/4 and (1 + 9)/4
-    np.testing.assert_allclose(cost(x), [16 / 2 + 3 / 8, 36 / 2 + 3 * 10 / 8])
+    y = jnp.array([[3.0, 2.0], [1.0, 0.0]])
+    total = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
+    same = lambda u: u
+    J = cost(same, likelihood(total, y, 0.5), mean=1.0, std=2.0, weight=3.0)
+    # misfits |(0, 2) / 0.5|^2 and |3 / 0.5|^2, backgrounds 1/4 and (1 + 9)/4
+    np.testing.assert_allclose(J(x), [16 / 2 + 3 / 8, 36 / 2 + 3 * 10 / 8])
+    noise = jnp.array([[0.0, 1.0], [2.0, 0.0]])
+    J = cost(same, likelihood(total, y, 0.5), mean=x, std=2.0, perturbation=noise)
+    np.testing.assert_allclose(J(x), [(4 + 1) ** 2 / 2, (-6 + 2) ** 2 / 2])
     mean = jnp.stack([x[0], x[1] + 2])
-    np.testing.assert_allclose(
-        variational_cost(lambda u: u, lambda x: x, x, 1.0, mean=mean, std=2.0)(x), [0, 1], atol=1e-7
-    )
+    J = cost(same, likelihood(same, x, 1.0), mean=mean, std=2.0)
+    np.testing.assert_allclose(J(x), [0, 1], atol=1e-7)
 
 
 def test_quadratics_reach_their_minimum():
     """Each sample has its own centre, and a condition number of its own up to 1e3."""
     centre = jax.random.normal(KEYS[0], (4, 6))
     scales = jnp.logspace(0, jnp.arange(4.0), 6).T
-    cost = jax.tree_util.Partial(lambda c, s, u: 3 + jnp.sum(s * (u - c) ** 2, 1), centre, scales)
-    u, info = jax.jit(functools.partial(minimise, iterations=60))(cost, jnp.zeros((4, 6)))
+    parabola = jax.tree_util.Partial(lambda c, s, u: 3 + jnp.sum(s * (u - c) ** 2, 1), centre, scales)
+    u, info = jax.jit(functools.partial(minimise, iterations=60))(parabola, jnp.zeros((4, 6)))
     np.testing.assert_allclose(u, centre, atol=2e-3)
     np.testing.assert_allclose(info['cost'], 3, rtol=1e-6)
     assert int(info['iterations'].max()) < 60 and (info['evaluations'] > info['iterations']).all()
@@ -116,9 +120,9 @@ def test_a_curved_valley_and_a_wall_of_nan():
             u[:, 0] > wall, jnp.nan, (1 - u[:, 0]) ** 2 + 100 * (u[:, 1] - u[:, 0] ** 2) ** 2
         )
 
-    cost = jax.tree_util.Partial(valley, jnp.array([jnp.inf, jnp.inf, 0.5, -2.0]))
+    walled = jax.tree_util.Partial(valley, jnp.array([jnp.inf, jnp.inf, 0.5, -2.0]))
     start = jnp.array([[-1.2, 1.0], [0.0, 0.0], [-1.2, 1.0], [-1.2, 1.0]])
-    u, info = jax.jit(functools.partial(minimise, iterations=60))(cost, start)
+    u, info = jax.jit(functools.partial(minimise, iterations=60))(walled, start)
     np.testing.assert_allclose(u[:2], 1, atol=1e-3)
     assert jnp.isfinite(u).all() and float(u[2, 0]) <= 0.5 and float(info['cost'][2]) < 4.4
     np.testing.assert_array_equal(u[3], start[3])
@@ -173,12 +177,10 @@ def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     perturb = [
         jax.random.normal(key, (b, n)).at[0].set(0) for key, n in ((KEYS[0], 6), (KEYS[1], 3))
     ]
-    means, measurements = (
-        jnp.asarray(mean) + std * perturb[0],
-        jnp.asarray(y) + noise_std * perturb[1],
-    )
+    means = jnp.asarray(mean) + std * perturb[0]
+    y = jnp.broadcast_to(jnp.asarray(y), (b, 3))
     u, _ = assimilate(
-        rollout, measure, measurements, means, mean=means, std=std, noise_std=noise_std
+        rollout, measure, y, means, mean=means, std=std, noise_std=noise_std, noise=perturb[1]
     )
     np.testing.assert_allclose(u[0], expected, atol=1e-4)
     deviation = np.sqrt(np.diag(covariance))
@@ -212,11 +214,10 @@ def test_the_slope_of_a_flows_cost(flow):
     """Finite where the flow is at rest, 0 at the minimum, without divergence, and that of the
     cost.
     """
-    cost = variational_cost(
-        KOLMOGOROV, lambda x: x[..., 2:], flow[..., 2:], 0.1, mean=0.0, std=1.0, weight=0.0
-    )
+    of_y = likelihood(lambda x: x[..., 2:], flow[..., 2:], 0.1)
+    J = cost(KOLMOGOROV, of_y, mean=0.0, std=1.0, weight=0.0)
     value_and_slope = jax.jit(
-        jax.value_and_grad(lambda v, direction, e: cost(v + e * direction).sum(), argnums=(0, 2))
+        jax.value_and_grad(lambda v, direction, e: J(v + e * direction).sum(), argnums=(0, 2))
     )
     direction = jax.random.normal(KEYS[1], flow[..., :2].shape).at[0].set(0)
     v_0 = jnp.stack([jnp.zeros((16, 16, 2)), flow[1, ..., :2], 0.5 * flow[2, ..., :2]])
@@ -232,8 +233,7 @@ def test_the_slope_of_a_flows_cost(flow):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'noise_std': 0.0}, 'noise_std: got 0.0, expected finite and > 0'),
-        ({'noise_std': float('nan')}, 'noise_std: got nan'),
+        ({'std': float('nan')}, 'std: got nan, expected finite and > 0'),
         ({'std': -1.0}, 'std: got -1.0'),
         ({'weight': -0.1}, 'weight: got -0.1, expected finite and >= 0'),
         (
@@ -243,11 +243,10 @@ def test_the_slope_of_a_flows_cost(flow):
     ],
 )
 def test_errors_of_numbers(change, message):
-    numbers = {'noise_std': 0.1, 'mean': 0.0, 'std': 1.0} | change
+    numbers = {'mean': 0.0, 'std': 1.0} | change
+    of_y = likelihood(first_states, jnp.zeros((3, 16, 3, 1)), 0.1)
     with pytest.raises(ValueError, match=message):
-        variational_cost(
-            burgers_rollout(PROBLEM), first_states, jnp.zeros((3, 16, 3, 1)), **numbers
-        )
+        cost(burgers_rollout(PROBLEM), of_y, **numbers)
 
 
 def test_errors_of_shapes_and_of_the_loop():
@@ -257,13 +256,12 @@ def test_errors_of_shapes_and_of_the_loop():
         ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
     ):
         kolmogorov_rollout(FLOW)(jnp.zeros((16, 16, 2)))
-    cost = variational_cost(
-        lambda u: u, first_states, jnp.zeros((3, 4, 2, 1)), 0.1, mean=0.0, std=1.0
-    )
-    with pytest.raises(ValueError, match=r'y: got shape \(3, 4, 2, 1\), expected \(3, 4, 3, 1\)'):
-        cost(jnp.zeros((3, 4, 5, 1)))
+    of_y = likelihood(first_states, jnp.zeros((3, 4, 2, 1)), 0.1)
+    J = cost(lambda u: u, of_y, mean=0.0, std=1.0)
+    with pytest.raises(ValueError, match=r'y: got shape \(3, 4, 2, 1\), expected \(b, 4, 3, 1\)'):
+        J(jnp.zeros((3, 4, 5, 1)))
     with pytest.raises(ValueError, match='iterations: got 0, expected at least 1'):
-        minimise(cost, jnp.zeros((3, 4, 5, 1)), iterations=0)
+        minimise(J, jnp.zeros((3, 4, 5, 1)), iterations=0)
     with pytest.raises(ValueError, match='cost: got a function, expected a jax.tree_util.Partial'):
         minimise(lambda u: u, jnp.zeros(3), iterations=1)
     everything = jax.tree_util.Partial(lambda u: jnp.sum(u))

@@ -1,8 +1,9 @@
-"""Constraints that act while sampling: guidance and projection, as denoisers made of a denoiser.
+"""What acts on a denoiser while it draws: a rule, a projection, a measurement.
 
-Symbols: `D(x, sigma)` a denoiser in data units, `D'` the one returned, `l >= 0` the distance to the
-set M. Every sampler draws with either, and its last act is `D'`: what that satisfies, a sample
-satisfies.
+Symbols: `D(x, sigma)` a denoiser in data units, `J` its Jacobian in x, `D'` the denoiser returned.
+Every sampler draws with either, and its last act is `D'`: what that satisfies, a sample satisfies.
+`l >= 0` is the distance to a set M; `r (b, m)` are the residuals of a measurement, of unit variance
+at the truth, as of `inverse.operators.likelihood`.
 """
 
 import math
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Denoiser, axes, broadcast
-from namm_jax.denoising.denoisers import known
+from namm_jax._arrays import Denoiser, Gain, PerSample, axes, broadcast
+from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
 
 
 def guided(
     denoiser: Denoiser,
-    distance: Callable[[Array], Array],
+    distance: Callable[[Array], PerSample],
     *,
     scale: ArrayLike,
     through: bool = False,
@@ -27,13 +28,13 @@ def guided(
 ) -> Denoiser:
     """Returns the denoiser guided towards M: `D' = D - scale l(D) / (grad l . d) d`.
 
-    The direction `d` is `grad l(D)`, or what guides through the network, `J^T grad l(D)` with `J`
-    the Jacobian of D in x. Diffusion posterior sampling and its kin take
-    `D - w sigma^2 J^T grad l`, with a weight `w` whose unit and size differ by constraint, level
-    and data. Here the length is that at which the linearised distance is 0 (Polyak), so `scale` is
-    the part of the way to M: a pure number, 0 is D itself and 1 goes all the way. Where `l` is
-    convex, `d = grad l` and `0 < scale < 2`, no point of M is farther from D' than from D. Where M
-    is a hyperplane and l proportional to the distance to it, `scale = 1` is
+    The direction `d` is `grad l(D)`, or what guides through the network, `J^T grad l(D)`. Diffusion
+    posterior sampling and its kin take `D - w sigma^2 J^T grad l`, with a weight `w` whose unit and
+    size differ by constraint, level and data. Here the length is that at which the linearised
+    distance is 0 (Polyak), so `scale` is the part of the way to M: a pure number, 0 is D itself and
+    1 goes all the way. Where `l` is convex, `d = grad l` and `0 < scale < 2`, no point of M is
+    farther from D' than from D. Where M is a hyperplane and l proportional to the distance to it,
+    `scale = 1` is
 
     - `through=False`: the nearest point of M, the projection;
     - `through=True` with the exact denoiser of normal data: their exact denoiser given M, since
@@ -44,16 +45,16 @@ def guided(
 
     Args:
         denoiser: D.
-        distance: `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
+        distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
-        through: Whether to guide through the network, which costs each call a backward pass of it
+        through: whether to guide through the network, which costs each call a backward pass of it
             as well. Without, a call costs one gradient of the distance.
-        limit: Largest step before `scale`, as a root mean square over a sample's values, in data
+        limit: largest step before `scale`, as a root mean square over a sample's values, in data
             units; None is none. The standard deviation of the data holds back a distance that is
             nearly flat where it is large.
 
     Raises:
-        ValueError: If `scale` or `limit` is out of its range.
+        ValueError: if `scale` or `limit` is out of its range.
 
     Reference: Chung et al. 2023, arXiv 2209.14687 (through the network); Huang et al. 2024, arXiv
         2406.17763 (residuals of equations); He et al. 2024, arXiv 2311.16424 (at the estimate);
@@ -61,7 +62,7 @@ def guided(
     """
     if limit is not None and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
-    if known(scale):
+    if is_concrete(scale):
         if not 0 <= scale < math.inf:
             raise ValueError(
                 f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the '
@@ -77,9 +78,8 @@ def guided(
             x_0, pull_back = denoiser(x, sigma), lambda slope: (slope,)
         value, slopes = jax.vjp(distance, x_0)
         (slope,) = slopes(jnp.ones_like(value))
-        step = _step_to_zero(
-            value, slope, pull_back(slope)[0], math.inf if limit is None else limit
-        )
+        (direction,) = pull_back(slope)
+        step = _step_to_zero(value, slope, direction, math.inf if limit is None else limit)
         return (x_0 - scale * step).astype(x_0.dtype)
 
     return denoise
@@ -104,11 +104,11 @@ def projected(
         denoiser: D.
         project: `(b, ...) -> (b, ...)`, the identity on M; of a `restore`,
             `lambda x: restore(x)[0]`.
-        below: Only noise levels below this are projected, > 0, data units; at others the projection
+        below: only noise levels below this are projected, > 0, data units; at others the projection
             is not computed. None is all levels.
 
     Raises:
-        ValueError: If `below` is out of its range, or the projection returns something else than
+        ValueError: if `below` is out of its range, or the projection returns something else than
             its argument's like.
 
     Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559.
@@ -135,36 +135,79 @@ def projected(
         if below is None:
             return onto(x_0)
         near = jnp.asarray(sigma) < below
-        return jnp.where(
-            broadcast(near, x_0), jax.lax.cond(jnp.any(near), onto, lambda x_0: x_0, x_0), x_0
-        )
+        nearer = jax.lax.cond(jnp.any(near), onto, lambda x_0: x_0, x_0)
+        return jnp.where(broadcast(near, x_0), nearer, x_0)
 
     return denoise
 
 
-def _step_to_zero(value: Array, slope: Array, direction: Array, limit: float) -> Array:
-    """Returns `value / (slope . direction) direction`, no longer than `limit`; 0 where `value` does
-    not fall that way.
+def measurement_guided(
+    denoiser: Denoiser,
+    residual: Callable[[Array], Array],
+    *,
+    std: ArrayLike,
+    gain: Gain,
+    limit: ArrayLike | None = None,
+) -> Denoiser:
+    """Returns the denoiser given a measurement,
+    `D' = D - sigma^2 grad_x |r(D(x))|^2 / (2 (1 + gain v))`.
+
+    `v = sigma^2 tau^2 / (sigma^2 + tau^2)` is the variance of isotropic normal data given x, held
+    constant in the gradient, so `1 + gain v` is that of a residual: its noise's, and the
+    estimate's. Every sampler draws with it, in few steps. For data `N(mean, tau^2 I)` and residuals
+    `W (y - B x)` with `W B B^T W^T = gain I`, such as white noise and B of orthonormal rows, D' is
+    the exact denoiser of the posterior; else it is an approximation. A call costs one of D, and one
+    product with its transposed Jacobian.
 
     Args:
-        value: `(b,)`, >= 0.
-        slope: its gradient, `(b, ...)`.
-        direction: like the slope, of any scale.
-        limit: root mean square over a sample.
+        denoiser: D.
+        residual: r, `x_0 (b, ...) -> (b, m)`.
+        std: tau, of the data, a positive scalar in their unit.
+        gain: mean squared norm of the rows of r's Jacobian, > 0: `1 / s^2` of selections with white
+            noise of standard deviation s; or a function of sigma, as of `inverse.dps.gain_at`.
+        limit: largest root mean square of `D' - D` over a sample's values, in data units; None is
+            none. The data's standard deviation holds back a network whose Jacobian does not fall as
+            `1 / sigma^2` at large levels.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
+    """
+    if limit is not None and is_concrete(limit) and not limit > 0:
+        raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
+    std = positive_std(std)
+    gain = gain if callable(gain) else positive('gain', gain)
+
+    def denoise(x: Array, sigma: Array) -> Array:
+        x_0, pull_back = jax.vjp(lambda x: denoiser(x, sigma), x)
+        r, transpose = jax.vjp(residual, x_0)
+        (towards,) = pull_back(transpose(-r)[0])
+        level = jnp.asarray(sigma)
+        weight = level**2 / (1 + conditional_variance(level, std, gain))
+        shift = broadcast(weight, x) * towards
+        square = 0 if limit is None else jnp.mean((shift / limit) ** 2, axes(x), keepdims=True)
+        return (x_0 + shift / jnp.sqrt(jnp.maximum(square, 1))).astype(x_0.dtype)
+
+    return denoise
+
+
+def _step_to_zero(value: PerSample, slope: Array, direction: Array, limit: float) -> Array:
+    """Returns `value / (slope . direction) direction` of values >= 0 with gradients `slope`, its
+    root mean square no more than `limit`; 0 where the value does not fall that way.
     """
     # Scaled to a largest entry of 1: in float32 the square of a slope below 1e-22 is 0.
-    (slope, steepness), (direction, _) = _scaled(slope), _scaled(direction)
-    value, rate = (
-        broadcast(value, slope),
-        steepness * jnp.sum(slope * direction, axes(slope), keepdims=True),
-    )
+    slope, steepness = _unit_and_size(slope)
+    direction, _ = _unit_and_size(direction)
+    value = broadcast(value, slope)
+    rate = steepness * jnp.sum(slope * direction, axes(slope), keepdims=True)
     falls = (value > 0) & (rate > 0)
     size = jnp.sqrt(jnp.where(falls, jnp.mean(direction**2, axes(slope), keepdims=True), 1))
     length = jnp.minimum(value / jnp.where(falls, rate, 1), limit / size)
     return jnp.where(falls & jnp.isfinite(length), length * direction, 0)
 
 
-def _scaled(v: Array) -> tuple[Array, Array]:
+def _unit_and_size(v: Array) -> tuple[Array, Array]:
     """Returns `v (b, ...)` over its largest absolute entry, per sample, and that entry."""
     largest = jnp.max(jnp.abs(v), axes(v), keepdims=True)
     return v / jnp.where(largest > 0, largest, 1), largest

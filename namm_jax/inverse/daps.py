@@ -7,19 +7,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from namm_jax._arrays import Denoiser, Key, Measure, PerSample, axes, broadcast, fold_in, normal
-from namm_jax.denoising.denoisers import checked_std, conditional_variance
-from namm_jax.inverse.shared import (
-    Levels,
-    checked,
-    frozen,
-    misfit,
-    prior_start,
-    split_keys,
-)
+from namm_jax._checks import check_keys
+from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive_std
+from namm_jax.inverse.likelihood import Likelihood
+
+Levels = Float[Array, ' n']
 
 
 def daps(
@@ -27,12 +24,10 @@ def daps(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    measure: Measure,
-    y: Array,
-    noise_std: ArrayLike,
+    likelihood: Likelihood,
     levels: Levels,
-    prior_std: ArrayLike,
-    prior_mean: ArrayLike = 0.0,
+    std: ArrayLike,
+    mean: ArrayLike = 0.0,
     ode_steps: int = 1,
     langevin_steps: int = 20,
     step_size: float = 0.5,
@@ -44,58 +39,58 @@ def daps(
 
     At each level: an estimate `x_0'` by `ode_steps` Euler steps of the probability-flow equation
     from x to zero noise; Langevin dynamics of the density
-    `exp(-|x_0 - x_0'|^2 / (2 r^2) - |y - A(x_0)|^2 / (2 s^2))`; and `x_0` with the next level's
-    noise. The cost of a sample is `ode_steps` calls of the network a level, none differentiated,
-    and `langevin_steps` gradients of `measure` (which in mirror space holds f).
+    `exp(-|x_0 - x_0'|^2 / (2 v) - |r(x_0)|^2 / 2)` with r the residuals of the measurement and v
+    `spread^2` times the variance of isotropic normal data given x; and `x_0` with the next level's
+    noise. The cost of a sample is `ode_steps` calls of the network a level, none
+    differentiated, and `langevin_steps` gradients of r (which in mirror space holds f).
 
     Bias. One Euler step is D, the mean of `x_0` given x. With it, isotropic normal data and enough
     Langevin steps, each level is exact; other data have no isotropic normal law given x. Many
-    steps, as published, end at a point that has the spread of the data already, and r adds it a
+    steps, as published, end at a point that has the spread of the data already, and v adds it a
     second time. Without measurement and on many levels, isotropic normal data come out with
     `(1 + spread^2) / 2` of their variance for one step, `1 + spread^2` for many. A `spread` below 1
-    suits data near a thin surface, off which r is too much, and makes the measurement act more
+    suits data near a thin surface, off which v is too much, and makes the measurement act more
     slowly.
 
     The Langevin steps are postprocessed: unlike Euler's, they have no error of the step size where
-    `A` is linear, and one of second order elsewhere. They start in the law of no measurement, where
-    unmeasured directions stay. Of a direction that `A` scales by `a`, `1 - step_size (1 / r^2 + a^2
-    / s^2) / (1 / r^2 + gain / s^2)` is left each step: those with `0 < a^2 << gain` come late, and
-    more steps are for them.
+    r is linear, and one of second order elsewhere. They start in the law of no measurement, where
+    unmeasured directions stay. Of a direction that r scales by `a`,
+    `1 - step_size (1 / v + a^2) / (1 / v + gain)` is left each step: those with `0 < a^2 << gain`
+    come late, and more steps are for them.
 
     Args:
         keys: `(b,)`, one a sample, as of `sample_keys`.
         denoiser: D, of the data.
         shape: of one sample.
-        measure: A, differentiable.
-        y: measurements `(b, *m)`, real.
-        noise_std: s > 0, a scalar in units of y.
+        likelihood: the measurement, as of `likelihood`; `operator.after(f)` in mirror space.
         levels: falling noise levels `(n,)` > 0, data units, as `Sampler.levels` gives them.
-        prior_std: tau > 0, a scalar, data units.
-        prior_mean: mean of the data; broadcasts against a sample.
+        std: of the data, a positive scalar.
+        mean: of the data; broadcasts against a sample.
         ode_steps: >= 1, spaced from the level down to the last level as `edm_grid`.
         langevin_steps: >= 1.
         step_size: in (0, 2), in units of the inverse of the largest curvature; stable below 2 if
             `gain` is a bound.
-        gain: bound of `|J|^2` with `J` the Jacobian of A, a scalar or `(b,)`, in (units of y / data
+        gain: bound of `|J|^2` with `J` the Jacobian of r, a scalar or `(b,)`, in 1 / (data
             units)^2; None measures it at each sample and level by `squared_gain`, for 20 more
-            values and 10 gradients of `measure`.
-        spread: factor of r, > 0; 1 for what is said of exactness.
-        denoise_last: Whether the last `x_0` is denoised, with one more call, at the last level,
+            values and 10 gradients of r.
+        spread: > 0; 1 for what is said of exactness.
+        denoise_last: whether the last `x_0` is denoised, with one more call, at the last level,
             whose noise it has in directions in which the data have less. It moves `x_0` by about
-            that level, so let that be below s.
+            that level, so let that be below the measurement's noise.
 
     Returns:
         Samples in data units. One that is not finite at any level is NaN.
 
     Raises:
-        ValueError: If a number is out of its range, or y is not finite or not of the shape of A's
-            values.
+        ValueError: if a number is out of its range, or the measurement is not of such samples.
 
-    Reference: Zhang et al. 2024, arXiv 2407.01521, algorithm 1 (there `r = sigma`, with Euler's
+    Reference: Zhang et al. 2024, arXiv 2407.01521, algorithm 1 (there `v = sigma^2`, with Euler's
         Langevin steps from `x_0'`); Leimkuhler & Matthews 2013, AMRX 2013(1), and Vilmart 2015,
         SIAM J. Sci. Comput. 37(1) (the steps).
     """
-    levels, tau = checked(keys, shape, measure, y, noise_std, levels), checked_std(prior_std)
+    check_keys(keys)
+    levels = falling_levels(levels)
+    std = positive_std(std)
     if ode_steps < 1 or langevin_steps < 1 or not 0 < step_size < 2:
         raise ValueError(
             f'daps: got ode_steps {ode_steps}, langevin_steps {langevin_steps}, step_size '
@@ -107,30 +102,25 @@ def daps(
         index, sigma, sigma_next = now
         start, langevin, renew, probe = split_keys(fold_in(keys, index), 4)
         estimate = _flow_to_zero(denoiser, x, sigma, levels[-1], ode_steps)
-        r = spread * jnp.sqrt(conditional_variance(sigma, tau))
-        bound = (
-            squared_gain(probe, measure, estimate, step=0.01 * tau)
-            if gain is None
-            else jnp.asarray(gain)
-        )
-        eta = broadcast(step_size / (1 / r**2 + bound / noise_std**2), x)
+        v = spread**2 * conditional_variance(sigma, std)
+        bound = gain
+        if gain is None:
+            bound = squared_gain(probe, likelihood.residual, estimate, step=0.01 * std)
+        eta = broadcast(step_size / (1 / v + jnp.asarray(bound)), x)
 
         def potential(x_0: Array) -> Array:
-            return (
-                jnp.sum((x_0 - estimate) ** 2) / (2 * r**2)
-                + jnp.sum(misfit(measure, y, x_0)) / noise_std**2
-            )
+            misfit = -jnp.sum(likelihood.log_density(x_0))
+            return jnp.sum((x_0 - estimate) ** 2) / (2 * v) + misfit
 
         # The law of `_langevin`'s state, before its postprocessing, where there is no measurement.
-        x_0 = estimate + jnp.sqrt(r**2 - eta / 2) * normal(start, x)
+        x_0 = estimate + jnp.sqrt(v - eta / 2) * normal(start, x)
         x_0 = _langevin(langevin, jax.grad(potential), x_0, eta, langevin_steps)
-        return frozen(x, x_0 + sigma_next * normal(renew, x)), None
+        return finite_or_nan(x, x_0 + sigma_next * normal(renew, x)), None
 
-    x = prior_start(keys, shape, levels, prior_mean, tau)
-    x, _ = jax.lax.scan(
-        level, x, (jnp.arange(1, len(levels) + 1), levels, jnp.append(levels[1:], 0))
-    )
-    return frozen(x, denoiser(x, levels[-1])) if denoise_last else x
+    x = prior_start(keys, shape, levels, mean, std)
+    steps = jnp.arange(1, len(levels) + 1), levels, jnp.append(levels[1:], 0)
+    x, _ = jax.lax.scan(level, x, steps)
+    return finite_or_nan(x, denoiser(x, levels[-1])) if denoise_last else x
 
 
 def squared_gain(
@@ -146,23 +136,56 @@ def squared_gain(
 
     Args:
         keys: `(b,)`, one a sample.
-        measure: A, differentiable.
+        measure: `(b, ...) -> (b, *m)`, differentiable.
         x: `(b, ...)`.
         step: half of the difference, > 0: its root mean square over a sample, in the unit of x.
         iterations: products with J and its transpose.
     """
     _, pull = jax.vjp(measure, x)
+    width = 2 * step * math.prod(x.shape[1:]) ** 0.5
 
     def iterate(direction: Array, _: None) -> tuple[Array, PerSample]:
         size = jnp.sqrt(jnp.mean(direction**2, axes(x), keepdims=True))
         ahead = step * direction / jnp.where(size > 0, size, 1)
-        image = (measure(x + ahead) - measure(x - ahead)) / (
-            2 * step * math.prod(x.shape[1:]) ** 0.5
-        )
+        image = (measure(x + ahead) - measure(x - ahead)) / width
         return pull(image)[0], jnp.sum(image**2, axes(image))
 
     _, gains = jax.lax.scan(iterate, normal(keys, x), None, length=iterations)
     return gains[-1]
+
+
+def falling_levels(levels: ArrayLike) -> Levels:
+    """Returns noise levels as an array; a ValueError unless they are `(n,)`, falling, above 0."""
+    steps = np.diff(np.append(levels, 0)) if is_concrete(levels) else -1
+    if jnp.ndim(levels) != 1 or not np.all(steps < 0):
+        raise ValueError(
+            f'levels: got {levels}, expected falling noise levels (n,) above 0; use '
+            'Sampler.levels()'
+        )
+    return jnp.asarray(levels)
+
+
+def prior_start(
+    keys: Key, shape: tuple[int, ...], levels: Levels, mean: ArrayLike, std: Array
+) -> Array:
+    """Returns `x ~ N(mean, sigma^2 + std^2)` at the first level: what the data give, if normal and
+    isotropic.
+    """
+    noise = normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
+    return jnp.asarray(mean) + jnp.sqrt(levels[0] ** 2 + std**2) * noise
+
+
+def finite_or_nan(x: Array, x_next: Array) -> Array:
+    """Returns `x_next`, NaN in each sample that is not finite there or in x: a network may map NaN
+    to numbers.
+    """
+    finite = jnp.all(jnp.isfinite(x) & jnp.isfinite(x_next), axes(x), keepdims=True)
+    return jnp.where(finite, x_next, jnp.nan).astype(x.dtype)
+
+
+def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
+    """Returns `n` arrays of keys `(b,)`."""
+    return tuple(jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys))
 
 
 def _flow_to_zero(

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Fields
-from namm_jax.inverse.operators.base import Shape, check_shape, checked_shape
+from namm_jax.inverse.operators import Shape, check_shape
+from namm_jax.inverse.operators import field_shape as checked_shape
 
 # what an operation raises that needs the numbers in an array, which a compiled function does not
 # have

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from namm_jax._arrays import Measure, normal
-from namm_jax.inverse import dps as inverse_problems
+from namm_jax.inverse.likelihood import likelihood
 from namm_jax.inverse.operator_checks import check_operator
 from namm_jax.metrics import distance_statistics, posterior_moments, posterior_statistics
 from namm_jax.train.dataset import read_array
@@ -213,9 +213,8 @@ def statistics_of(
     if not valid.any():
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
-    misfit = inverse_problems.misfit_per_value(
-        operator, of_each, experiment.config.assimilate.noise_std
-    )(x)
+    of_y = likelihood(operator, of_each, experiment.config.assimilate.noise_std)
+    misfit = of_y.misfit_per_value(x)
     distance = distance_statistics(experiment.constraint.distance(x))
     return entry | {'distance': distance, 'misfit': float(misfit.mean())}
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Denoiser, Key, Params
-from namm_jax.denoising.sampling import Sampler, make_sampler
+from namm_jax.denoising.samplers import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
 from namm_jax.train.families import make_family
 from namm_jax.train.processes import gather_rows

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from namm_jax._arrays import Constraint, Denoiser, Key, Measure, Params
 from namm_jax._checks import choose
-from namm_jax.denoising.sampling import make_sampler
-from namm_jax.inverse import dps as inverse_problems
+from namm_jax.denoising.guidance import measurement_guided
+from namm_jax.denoising.samplers import make_sampler
+from namm_jax.inverse import dps
 from namm_jax.inverse.daps import daps
-from namm_jax.inverse.dps import Length, Potential
-from namm_jax.inverse.gains import gain_at, measured_gain
-from namm_jax.inverse.tds import smc
+from namm_jax.inverse.likelihood import Likelihood, likelihood
+from namm_jax.inverse.tds import tds
 from namm_jax.train import tasks
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.train.families import make_family
@@ -42,109 +42,65 @@ class Problem(NamedTuple):
 
     Attributes:
         denoiser: of that space.
-        measure: A, of its points.
+        likelihood: of its points, for measurements `y (b, *m)`, one for each sample.
         distance: of its points from the set M, `(b,)`.
-        y: measurements `(b, *m)`, one for each sample.
         mean: of the model's training set.
         std: its standard deviation.
-        gain: sigma -> the variance of a measured estimate over that of isotropic data, per unit of
-            this space.
+        gain: sigma -> the variance of measured estimates over that of isotropic data, in units of
+            the noise's, per unit of this space.
         shape: of one sample.
         section: the config's `assimilate`.
     """
 
     denoiser: Denoiser
-    measure: Measure
+    likelihood: Likelihood
     distance: Callable[[Array], Array]
-    y: Array
     mean: Array
     std: Array
     gain: Callable[[Array], Array]
     shape: tuple[int, ...]
     section: ConfigDict
 
-    @property
-    def misfit(self) -> Potential:
-        """The misfit of a point, in noise units."""
-        return inverse_problems.misfit(self.measure, self.y, self.section.noise_std)
-
-    @property
-    def misfit_and_distance(self) -> Potential:
-        """The misfit and the weighted distance, as of CG-DPS."""
-        return inverse_problems.with_constraint(
-            self.misfit, self.distance, self.section.constraint_weight
-        )
+    def draw(self, sampler: Callable[..., Any], keys: Key, **options: Any) -> Any:
+        """Returns what a posterior sampler makes of it."""
+        own = {'likelihood': self.likelihood, 'mean': self.mean, 'std': self.std}
+        return sampler(keys, self.denoiser, self.shape, **own, **options)
 
 
-def _discrepancy(problem: Problem) -> Length:
-    target = inverse_problems.discrepancy(
-        int(np.prod(problem.y.shape[1:])),
-        noise_std=problem.section.noise_std,
-        # the step is in units of the std
-        gain=lambda r: problem.std**2 * problem.gain(problem.std * r),
-    )
-    return inverse_problems.polyak(target)
-
-
-def _fixed(problem: Problem) -> Length:
-    return inverse_problems.fixed(
-        problem.section.scale / problem.std**2
-    )  # the step is in units of the std
-
-
-STRENGTHS: dict[str, Callable[[Problem], Length]] = {'discrepancy': _discrepancy, 'fixed': _fixed}
-
-
-def _descent(
-    potential: Callable[[Problem], Potential],
-    length: Callable[[Problem], Length],
-    options: dict[str, Any],
-    problem: Problem,
-    keys: Key,
-) -> Array:
-    """Returns samples of an ancestral sampler, each step of which is followed by a descent of the
-    potential.
-    """
-    mean, std, steps = problem.mean, problem.std, problem.section.steps
-    sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **options)
-    of_point = potential(problem)
-    step = inverse_problems.guided_step(
-        sampler.step, sampler.schedule, lambda u: of_point(mean + std * u), length(problem)
-    )
-    return sampler._replace(step=step)(keys, problem.denoiser, problem.shape)
-
-
-def _by_config(problem: Problem) -> Length:
-    return choose('assimilate.strength', problem.section.strength, STRENGTHS)(problem)
-
-
+# Of the descent after each step: to what noise and error of estimates explain, or as published.
+STRENGTHS: dict[str, Callable[[Problem], dps.Length | None]] = {
+    'discrepancy': lambda problem: None,
+    'fixed': lambda problem: dps.fixed(problem.section.scale),
+}
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
-_misfit, _with_rule = (
-    (lambda problem: problem.misfit),
-    (lambda problem: problem.misfit_and_distance),
-)
-dps = functools.partial(_descent, _misfit, _by_config, {})
-cg_dps = functools.partial(_descent, _with_rule, _by_config, {})
-published_dps = functools.partial(_descent, _misfit, _fixed, PUBLISHED)
-published_cg_dps = functools.partial(_descent, _with_rule, _fixed, PUBLISHED)
+
+
+def descent(problem: Problem, keys: Key, *, rule: bool = False, published: bool = False) -> Array:
+    """Returns samples of DPS, of CG-DPS if by the rule too, as configured or as published."""
+    section = problem.section
+    strength = 'fixed' if published else section.strength
+    return problem.draw(
+        dps.dps,
+        keys,
+        steps=section.steps,
+        length=choose('assimilate.strength', strength, STRENGTHS)(problem),
+        gain=problem.gain,
+        distance=problem.distance if rule else None,
+        weight=section.constraint_weight,
+        **(PUBLISHED if published else {}),
+    )
 
 
 def few_steps(problem: Problem, keys: Key) -> Array:
     """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted
     misfit.
     """
-    section = problem.section
-    guided = inverse_problems.weighted_guidance(
-        problem.denoiser,
-        problem.measure,
-        problem.y,
-        noise_std=section.noise_std,
-        prior_std=problem.std,
-        gain=problem.gain,
-        limit=problem.std,
+    std = problem.std
+    guided = measurement_guided(
+        problem.denoiser, problem.likelihood.residual, std=std, gain=problem.gain, limit=std
     )
     sampler = make_sampler(
-        'sde_dpm_solver_pp_2m', steps=section.few_steps, mean=problem.mean, std=problem.std
+        'sde_dpm_solver_pp_2m', steps=problem.section.few_steps, mean=problem.mean, std=std
     )
     return sampler(keys, guided, problem.shape)
 
@@ -157,35 +113,14 @@ def _levels(problem: Problem) -> Array:
 
 def annealed(problem: Problem, keys: Key) -> Array:
     """Returns samples of decoupled annealing."""
-    return daps(
-        keys,
-        problem.denoiser,
-        problem.shape,
-        measure=problem.measure,
-        y=problem.y,
-        levels=_levels(problem),
-        noise_std=problem.section.noise_std,
-        prior_std=problem.std,
-        prior_mean=problem.mean,
-        langevin_steps=problem.section.langevin_steps,
-    )
+    steps = problem.section.langevin_steps
+    return problem.draw(daps, keys, levels=_levels(problem), langevin_steps=steps)
 
 
 def monte_carlo(problem: Problem, keys: Key) -> Array:
-    """Returns the particles of twisted sequential Monte Carlo, one group a measurement."""
-    x, _ = smc(
-        keys,
-        problem.denoiser,
-        problem.shape,
-        particles=problem.section.samples,
-        measure=problem.measure,
-        y=problem.y,
-        noise_std=problem.section.noise_std,
-        levels=_levels(problem),
-        prior_std=problem.std,
-        prior_mean=problem.mean,
-        gain=problem.gain,
-    )
+    """Returns the particles of the twisted diffusion sampler, one group a measurement."""
+    particles = problem.section.samples
+    x, _ = problem.draw(tds, keys, levels=_levels(problem), particles=particles, gain=problem.gain)
     return x
 
 
@@ -253,8 +188,15 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
         x: Array,
         levels: Array,
     ) -> Array:
-        denoiser, measure = _in_space(experiment, score, maps[1], operator, moments)
-        return measured_gain(keys, denoiser, measure, maps[0](x), levels, prior_std=moments[1])
+        return dps.measured_gain(
+            keys,
+            tasks.make_denoiser(experiment.config, score, *moments),
+            operator.after(maps[1]),
+            maps[0](x),
+            levels,
+            std=moments[1],
+            noise_std=experiment.config.assimilate.noise_std,
+        )
 
     return levels, gains(
         score_parameters(experiment, model), maps, operator, moments, keys, x, levels
@@ -283,16 +225,15 @@ def _diffusion(
         keys: Key,
         y: Array,
     ) -> Array:
-        denoiser, measure = _in_space(experiment, score, to_data, operator, moments)
+        section = experiment.config.assimilate
         problem = Problem(
-            denoiser,
-            measure,
+            tasks.make_denoiser(experiment.config, score, *moments),
+            likelihood(operator.after(to_data), y, section.noise_std),
             lambda z: constraint.distance(to_data(z)),
-            y,
             *moments,
-            gain_at(*gain),
+            dps.gain_at(*gain),
             experiment.family.shape,
-            experiment.config.assimilate,
+            section,
         )
         return to_data(sample(problem, keys))
 
@@ -307,13 +248,6 @@ def _moments(experiment: Experiment, model: str) -> Array:
     """Returns mean and standard deviation of a model's training set."""
     record = experiment.run.record(model)
     return jnp.asarray([record['mean'], record['std']], jnp.float32)
-
-
-def _in_space(
-    experiment: Experiment, score: Params, to_data: Partial, operator: Any, moments: Array
-) -> tuple[Denoiser, Measure]:
-    """Returns the denoiser of a model's space, and the measurement of its points."""
-    return tasks.make_denoiser(experiment.config, score, *moments), lambda z: operator(to_data(z))
 
 
 def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
@@ -351,13 +285,15 @@ def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
 
 
 ROWS = {
-    'dps': _long('dm', dps),
-    'cg_dps': _long('dm', cg_dps),
-    'dps_projected': _long('dm', dps, way=projection, draws='dps'),
-    'mirror_dps': _long('mdm', dps),
-    'dps_published': _long('dm', published_dps, noisy='dm'),
-    'cg_dps_published': _long('dm', published_cg_dps, noisy='dm'),
-    'mirror_dps_published': _long('mdm', published_dps, noisy='mdm'),
+    'dps': _long('dm', descent),
+    'cg_dps': _long('dm', functools.partial(descent, rule=True)),
+    'dps_projected': _long('dm', descent, way=projection, draws='dps'),
+    'mirror_dps': _long('mdm', descent),
+    'dps_published': _long('dm', functools.partial(descent, published=True), noisy='dm'),
+    'cg_dps_published': _long(
+        'dm', functools.partial(descent, rule=True, published=True), noisy='dm'
+    ),
+    'mirror_dps_published': _long('mdm', functools.partial(descent, published=True), noisy='mdm'),
     'few_steps': _few('dm', few_steps),
     'mirror_few_steps': _few('mdm', few_steps),
     'mirror_few_steps_polished': _few('mdm', few_steps, way=polish, draws='mirror_few_steps'),

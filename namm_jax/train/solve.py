@@ -105,7 +105,8 @@ def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[
     """
     import jax
 
-    from namm_jax.inverse.operator_checks import check_measurement, check_operator
+    from namm_jax.inverse.likelihood import likelihood
+    from namm_jax.inverse.operator_checks import check_operator
     from namm_jax.train.measurements import make_config_operator, operator_name
     from namm_jax.train.posteriors import check_assimilation
     from namm_jax.train.ranges import check_ranges
@@ -116,9 +117,8 @@ def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[
     if operator_name(config) == 'own':  # a user's function may raise anything
         check_operator(operator, shape)
     one = len(jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), np.float32)).shape) - 1
-    return operator, check_measurement(
-        operator, y[None] if y.ndim == one else y, config.assimilate.noise_std, shape
-    )
+    y = y[None] if y.ndim == one else y
+    return operator, likelihood(operator, y, config.assimilate.noise_std).y
 
 
 def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

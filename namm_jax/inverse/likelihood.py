@@ -1,0 +1,154 @@
+"""What a measurement says of a field, by the residuals of unit variance that its noise's law makes.
+
+Symbols: `y` a measurement, `A` its operator, `r(x) = whiten(y, A(x))` the residuals, independent
+and of unit variance at the truth: `log p(y given x) = -|r(x)|^2 / 2`, but for a constant. Those who
+sample see nothing of a measurement but r, so correlated, periodic and multiplicative errors are
+only other laws. White noise of standard deviation s is `r = (y - A(x)) / s`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from namm_jax._arrays import Measure, Measurement, PerSample, at_least_single
+from namm_jax.denoising.denoisers import is_concrete, positive
+from namm_jax.inverse.operators import Law, Operator, as_pytree, check_shape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """What a measurement says of fields: `log p(y given x) = -|r(x)|^2 / 2`, but for a constant.
+
+    Made by `likelihood`. Another space or unit of x is another `measure`.
+
+    Attributes:
+        measure: A, `x (b, ...) -> (b, *m)`.
+        whiten: the law of its noise, `(y, A(x)) -> r (b, ...)`.
+        y: measurements `(b, *m)`, one a sample, or `(1, *m)`, one for all.
+    """
+
+    measure: Measure
+    whiten: Law
+    y: Measurement
+
+    def residual(self, x: Array) -> Float[Array, 'b r']:
+        """Returns r(x), of unit variance at the truth, flattened.
+
+        Raises:
+            ValueError: if A gives another shape than that of y, or no real numbers.
+        """
+        Ax = self.measure(x)
+        check_shape(self.y.shape, Ax.shape)
+        r = self.whiten(jnp.broadcast_to(self.y, Ax.shape), Ax)
+        for name, values in (('measure', Ax), ('whiten', r)):
+            if not jnp.issubdtype(values.dtype, jnp.floating) or values.shape[:1] != x.shape[:1]:
+                raise ValueError(
+                    f'{name}: got {values.dtype} of shape {values.shape}, expected real '
+                    f'floating-point numbers ({len(x)}, ...): others have no slope'
+                )
+        return r.reshape(len(x), -1)
+
+    def misfit(self, x: Array) -> PerSample:
+        """Returns `||r(x)||_2`: not squared, over all values of a sample's measurement.
+
+        About the square root of their number at the truth. Its gradient is 0 where it is 0.
+
+        Reference: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
+        """
+        return _norm(self.residual(x))
+
+    def misfit_per_value(self, x: Array) -> PerSample:
+        """Returns the root mean square of r(x), about 1 at the truth."""
+        r = self.residual(x)
+        return _norm(r) / r.shape[1] ** 0.5
+
+    def log_density(self, x: Array) -> PerSample:
+        """Returns `-|r(x)|^2 / 2`, the log-likelihood but for a constant."""
+        return -jnp.sum(self.residual(x) ** 2, -1) / 2
+
+    def precision(self) -> Array:
+        """Returns the mean squared slope of r in A(x), there where `A(x) = y`: `1 / s^2` of white
+        noise of standard deviation s. It is the gain (see `dps.discrepancy`) of selections.
+        """
+        signs = jax.random.rademacher(jax.random.key(0), self.y.shape, self.y.dtype)
+        _, slopes = jax.jvp(lambda Ax: self.whiten(self.y, Ax), (self.y,), (signs,))
+        return jnp.mean(slopes**2)
+
+
+def likelihood(operator: Measure, y: ArrayLike, noise_std: ArrayLike | None = None) -> Likelihood:
+    """Returns what a measurement says of fields, after checking that it can be one.
+
+    Args:
+        operator: A, `x (b, ...) -> (b, *m)`, real and differentiable: an `Operator` or any function
+            of x, whose law of noise is its attribute `whiten`, if it has one.
+        y: measurements `(b, *m)`, one a sample, or `(1, *m)`, one for all. Raised to float32; of a
+            traced one, as inside a compiled function, only shape and type are checked.
+        noise_std: s > 0, one number in the unit of y: the noise is white, `r = (y - A(x)) / s`. For
+            operators without a law of their own.
+
+    Raises:
+        ValueError: if y is not finite, not real, or not of A's shape; if noise_std is out of its
+            range, or given and the operator has a law, or neither.
+    """
+    law = getattr(operator, 'whiten', None)
+    if (law is None) == (noise_std is None):
+        got = 'none' if law is None else f'{noise_std} and an operator with a noise law of its own'
+        raise ValueError(
+            f'noise_std: got {got}, expected one of the two; leave noise_std out where the '
+            'operator has an attribute `whiten`, and give it where it has none'
+        )
+    law = white(noise_std) if law is None else as_pytree(law)
+    y = _measurement(y)
+    if isinstance(operator, Operator):
+        x = jax.ShapeDtypeStruct((len(y), *operator.shape), jnp.float32)
+        check_shape(y.shape, jax.eval_shape(operator, x).shape)
+    return Likelihood(as_pytree(operator), law, y)
+
+
+def white(noise_std: ArrayLike) -> Law:
+    """Returns the law of white noise, `(y, Ax) -> (y - Ax) / s`; a ValueError unless s > 0."""
+    remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
+    return Partial(lambda s, y, Ax: (y - Ax) / s, positive('noise_std', noise_std, remedy))
+
+
+def _measurement(y: ArrayLike) -> Measurement:
+    """Returns y as an array, float32 at least, after checking that it is `(b, *m)`, real and
+    finite.
+    """
+    y = y if isinstance(y, jax.Array) else np.asarray(y)
+    if not (jnp.issubdtype(y.dtype, jnp.floating) or jnp.issubdtype(y.dtype, jnp.integer)):
+        raise ValueError(
+            f'y: got {y.dtype}, expected real numbers; of complex ones stack both parts on a last '
+            'axis'
+        )
+    if y.ndim < 2 or not y.size:
+        raise ValueError(
+            f'y: got shape {y.shape}, expected (b, *m), one measurement or more; add the batch '
+            'axis, y[None]'
+        )
+    if isinstance(y, np.ndarray):
+        # JAX takes neither long doubles nor another machine's order of bytes.
+        native = np.float64 if y.dtype.itemsize > 8 else y.dtype.newbyteorder('=')
+        with np.errstate(over='ignore', invalid='ignore'):  # counted below
+            y = y.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(native, jnp.float32)))
+    if is_concrete(y):
+        bad = ~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(1)
+        if bad.any():
+            raise ValueError(
+                f'y: got NaN or infinity in {bad.sum()} of {len(y)} measurements, the first of '
+                f'index {np.argmax(bad)}, expected finite numbers; what was not observed belongs '
+                'out of the operator, as by inpainting'
+            )
+    return at_least_single(y)
+
+
+def _norm(v: Float[Array, 'b m']) -> PerSample:
+    square = jnp.sum(v**2, -1)
+    zero = square == 0  # and not `square > 0`, which would make 0 of NaN
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
