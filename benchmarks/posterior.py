@@ -72,7 +72,7 @@ def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
     record = experiment.run.record('mdm')
     _, f = experiment.mirror.bind(finetuned_parameters(experiment))
     score = score_parameters(experiment, 'mdm')
-    z = jax.random.normal(jax.random.key(0), (samples, *experiment.family.shape))
+    z = jax.random.normal(jax.random.key(0), (samples, *experiment.problem.shape))
 
     @jax.jit
     def denoise(score: Any, z: Any) -> Any:
@@ -93,12 +93,11 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.train.measurements import make_config_operator
-    from namm_jax.train.posteriors import ROWS, measured_gains
+        from namm_jax.train.posteriors import ROWS, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples
-    operator = make_config_operator(experiment.config, experiment.family.shape)
+    operator = make_operator(experiment.config)
     y = operator(jnp.asarray(experiment.split('test')[:1]))
     gains = functools.cache(functools.partial(measured_gains, experiment, operator))
     inputs = jax.device_put((experiment.keys('posterior', 0, samples), jnp.repeat(y, samples, 0)))

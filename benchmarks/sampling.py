@@ -59,7 +59,7 @@ def main() -> None:
         )
         moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
         call = jax.jit(lambda score, z: tasks.make_denoiser(config, score, *moments)(z, sigma))
-        noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.family.shape))
+        noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.problem.shape))
         noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
         alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
         seconds, rows = {}, []

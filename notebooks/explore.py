@@ -73,7 +73,7 @@ with command.open_experiment(RUN) as run:
     x = jnp.asarray(run.split('test')[:64])
     g, f = run.mirror.bind(experiment.finetuned_parameters(run))
     score, moments = experiment.score_parameters(run, 'mdm'), run.run.record('mdm')
-    constraint, residual_map = run.constraint, run.family.residual_map
+    constraint, residual_map = run.constraint, run.problem.residual_map
 
 # %% [markdown]
 # ## Sampling
@@ -163,7 +163,7 @@ print(
 
 # %%
 STEPS = 300
-axes, sigma = run.family.periodic, 0.3
+axes, sigma = run.problem.periodic, 0.3
 own = mirror.neural_mirror_map(ICNN(8, 1, periodic=axes), UNet((16,), periodic=axes, norm='none'))
 adam = optax.chain(
     optax.adam(2e-3), optax.masked(optax.keep_params_nonnegative(), nonnegative_mask)

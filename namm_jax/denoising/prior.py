@@ -91,7 +91,9 @@ class NetworkDenoiser:
     def __call__(self, u: Fields, s: Array) -> Fields:
         """Returns `S(u, s)`."""
         network = lambda u, label: self.network.apply({'params': self.params}, u, label)
-        return make_parameterisation(self.parameterisation, mean=0.0, std=1.0).denoiser(network)(u, s)
+        return make_parameterisation(self.parameterisation, mean=0.0, std=1.0).denoiser(network)(
+            u, s
+        )
 
 
 def prior(
@@ -197,7 +199,9 @@ def sample(
     if n < 1:
         raise ValueError(f'n: got {n}, expected at least 1 sample')
     keys = sample_keys(key, n)
-    draw = functools.partial(_draw, prior, sampler=sampler, steps=steps, options=tuple(options.items()))
+    draw = functools.partial(
+        _draw, prior, sampler=sampler, steps=steps, options=tuple(options.items())
+    )
     return jnp.concatenate([draw(keys[i : i + CHUNK]) for i in range(0, n, CHUNK)])
 
 

@@ -358,7 +358,7 @@ class Sampler(NamedTuple):
 
 
 def make_sampler(
-    step: str | Scheme,
+    step: str | Scheme | Callable[..., Step],
     *,
     steps: int,
     mean: ArrayLike = 0.0,
@@ -373,7 +373,7 @@ def make_sampler(
     """Returns the sampler of a step, on the path and grid where it is at home.
 
     Args:
-        step: a name in `SAMPLERS`, or a `Scheme` of one's own.
+        step: a name in `SAMPLERS`, or one's own: a `Scheme`, or its `(schedule) -> Step` alone.
         steps: grid points, >= 1, the last denoising counted as a step: 18 for `heun` is 35 calls.
         mean: of the data, a scalar or one a channel.
         std: of the data, a positive scalar.
@@ -388,7 +388,8 @@ def make_sampler(
     Raises:
         ValueError: if a name is unknown or a number out of its range.
     """
-    scheme = step if isinstance(step, Scheme) else choose('sampler', step, SAMPLERS)
+    own = Scheme(step) if callable(step) else step
+    scheme = own if isinstance(own, Scheme) else choose('sampler', step, SAMPLERS)
     where = choose('path', path or scheme.path, PATHS)
     t_max = where.t_max if sigma_max is None else float(where.time(sigma_max))
     t_min = where.t_min if sigma_min is None else float(where.time(sigma_min))

@@ -8,6 +8,7 @@ A sample whose state, measurement or gradient is not finite stays not finite to 
 no other.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -22,7 +23,6 @@ from namm_jax._arrays import (
     Denoiser,
     Gain,
     Key,
-    Measure,
     PerSample,
     Schedule,
     Step,
@@ -32,7 +32,7 @@ from namm_jax._arrays import (
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
 from namm_jax.denoising.samplers import Scheme, make_sampler
 from namm_jax.denoising.schedules import estimate
-from namm_jax.inverse.likelihood import Likelihood, likelihood
+from namm_jax.inverse.likelihood import Likelihood
 
 Potential: TypeAlias = Callable[[Array], PerSample]  # x_0 (b, ...) -> (b,)
 
@@ -259,12 +259,11 @@ def dps(
 def measured_gain(
     keys: Key,
     denoiser: Denoiser,
-    measure: Measure,
+    of: Likelihood,
     x: Array,
     levels: Array,
     *,
     std: ArrayLike,
-    noise_std: ArrayLike | None = None,
 ) -> Array:
     """Returns `(n,)`, at each level the mean square over v of the residuals of `y = A(x)` at the
     estimates `D(x + sigma noise, sigma)`.
@@ -278,13 +277,12 @@ def measured_gain(
     Args:
         keys: `(n,)`, one a level.
         denoiser: D, in data units.
-        measure: A; it and `noise_std` are as of `likelihood`.
+        of: gives A and the law of its noise.
         x: data that D was not trained on, `(b, ...)`.
         levels: sigma > 0, `(n,)`.
         std: tau, of the data.
-        noise_std: s.
     """
-    of_truth = likelihood(measure, measure(x), noise_std)
+    of_truth = dataclasses.replace(of, y=of.measure(x))
 
     def at(now: tuple[Key, Array]) -> Array:
         key, sigma = now

@@ -17,19 +17,20 @@ import numpy as np
 from jaxtyping import Array
 
 from namm_jax._arrays import Measure, normal
+from namm_jax._checks import check_operator
 from namm_jax.inverse.likelihood import likelihood
-from namm_jax.inverse.operator_checks import check_operator
 from namm_jax.metrics import distance_statistics, posterior_moments, posterior_statistics
 from namm_jax.train.dataset import read_array
 from namm_jax.train.evaluate import SHOWN, save_arrays, shown
 from namm_jax.train.experiment import Experiment
 from namm_jax.train.files import read_json, write_json
-from namm_jax.train.measurements import make_config_operator, operator_name
 from namm_jax.train.posteriors import (
     ROWS,
     Draw,
     Row,
+    make_operator,
     measured_gains,
+    operator_name,
     rows_of,
     samples_of,
     with_noise_floor,
@@ -50,8 +51,8 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.run.directory / 'assimilate' / name
     from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     truth = experiment.split('test')[: section.measurements]
-    operator = make_config_operator(config, experiment.family.shape)
-    check_operator(operator, experiment.family.shape, x=truth[:3])
+    operator = make_operator(config)
+    check_operator(operator, experiment.problem.shape, x=truth[:3])
     y = operator(jnp.asarray(truth))
     y = y + section.noise_std * normal(experiment.keys('assimilate', 0, len(y)), y)
     rows = rows_of(config)
@@ -94,7 +95,7 @@ def _arrays(
     """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the
     folder holds.
     """
-    image, (_, residual) = experiment.family.image, shown(experiment, truth)
+    image, (_, residual) = experiment.problem.image, shown(experiment, truth)
     _, transposed = jax.vjp(operator, jnp.asarray(truth))
     (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
     (back,) = transposed(y)

@@ -19,10 +19,10 @@ from namm_jax.train import dataset, tasks
 from namm_jax.train.config import steps_of
 from namm_jax.train.drawing import in_batches
 from namm_jax.train.experiment import Experiment, restore, save_array, train
-from namm_jax.training.optimizers import per_network
 from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar
+from namm_jax.training.optimizers import per_network
 
 CHUNK = 500  # images generated at once
 

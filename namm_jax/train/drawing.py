@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from namm_jax._arrays import Denoiser, Key, Params
 from namm_jax.denoising.samplers import Sampler, make_sampler
 from namm_jax.train import dataset, tasks
-from namm_jax.train.families import make_family
+from namm_jax.train.own import load_function
+from namm_jax.train.problem import make_problem
 from namm_jax.train.processes import gather_rows
 from namm_jax.train.sharding import batch_sharding
 
@@ -30,8 +31,13 @@ def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> 
     """Returns a section's sampler, for a diffusion model trained on data of this mean and standard
     deviation.
     """
+    name = section.sampler
     return make_sampler(
-        section.sampler, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last
+        load_function(name) if ':' in name else name,
+        steps=section.steps,
+        mean=mean,
+        std=std,
+        denoise_last=section.denoise_last,
     )
 
 
@@ -41,6 +47,7 @@ def make_draw(
     mean: float,
     std: float,
     around: Around = UNCHANGED,
+    to_data: Callable[[Array], Array] = UNCHANGED,
 ) -> Callable[[Params, Key], Array]:
     """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
 
@@ -51,14 +58,14 @@ def make_draw(
         std: its standard deviation.
         around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing
             unless given.
+        to_data: map of what is drawn; nothing unless given.
     """
-    shape = make_family(config).shape
+    shape = make_problem(config).shape
 
     @jax.jit
     def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
-        return sampler_of(section, mean, std)(
-            keys, around(tasks.make_denoiser(config, params, mean, std)), shape
-        )
+        denoiser = around(tasks.make_denoiser(config, params, mean, std))
+        return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
 
     # Mean and std are arguments, not constants, so that DM and MDM are one program in the
     # compilation cache.

@@ -13,10 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Key, MirrorMap, Params, Task
+from namm_jax._arrays import (
+    Constraint,
+    Key,
+    MirrorMap,
+    Params,
+    Task,
+    from_standard,
+    to_standard,
+)
 from namm_jax.constraints.base import standardised
 from namm_jax.problems.base import Problem
 from namm_jax.train import dataset, tasks
@@ -98,6 +107,14 @@ class Experiment(NamedTuple):
         """The set M; the network that it may hold is that of the finished stage `counter`."""
         return tasks.make_constraint(
             self.config, counter_parameters(self) if tasks.holds_network(self.config) else None
+        )
+
+    @property
+    def unit_maps(self) -> tuple[Partial, Partial]:
+        """The maps from data in their own units to standardised fields and back."""
+        units = dict(zip(('mean', 'scale'), self.problem.units, strict=True))
+        return Partial(functools.partial(to_standard, **units)), Partial(
+            functools.partial(from_standard, **units)
         )
 
     @property

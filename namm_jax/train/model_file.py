@@ -88,7 +88,11 @@ def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = N
     models = {}
     for name, spec in meta['models'].items():
         prefix = f'{name}/'
-        leaves = {k.removeprefix(prefix): jnp.asarray(a) for k, a in arrays.items() if k.startswith(prefix)}
+        leaves = {
+            k.removeprefix(prefix): jnp.asarray(a)
+            for k, a in arrays.items()
+            if k.startswith(prefix)
+        }
         build = choose(f'{path}: kind', spec['kind'], KINDS)[2]
         models[name] = build(spec, unflatten_dict(leaves, sep='/'), networks or {})
     return models[''] if list(models) == [''] else models

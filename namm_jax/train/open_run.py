@@ -33,8 +33,8 @@ from namm_jax.train.experiment import (
     score_parameters,
 )
 from namm_jax.train.files import UserError, local, read_json
-from namm_jax.train.saved import saved_config
 from namm_jax.train.problem import make_problem
+from namm_jax.train.saved import saved_config
 from namm_jax.train.sharding import make_mesh
 
 EXAMPLES = 16  # held-out fields that a prior measures its estimates on

@@ -16,28 +16,30 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Denoiser, Key, Measure, Params
+from namm_jax._arrays import Constraint, Denoiser, Key, Measure, Params, normal
 from namm_jax._checks import choose
 from namm_jax.denoising.guidance import measurement_guided
 from namm_jax.denoising.samplers import make_sampler
-from namm_jax.inverse import dps
+from namm_jax.inverse import dps, fourdvar
 from namm_jax.inverse.daps import daps
 from namm_jax.inverse.likelihood import Likelihood, likelihood
+from namm_jax.inverse.operators import Operator
 from namm_jax.inverse.tds import tds
 from namm_jax.train import tasks
+from namm_jax.train.config import problem_class
 from namm_jax.train.experiment import Experiment, finetuned_parameters, score_parameters
-from namm_jax.train.families import make_family
-from namm_jax.train.measurements import make_config_operator
+from namm_jax.train.files import UserError
+from namm_jax.train.own import load_function
+from namm_jax.train.problem import make_problem
 from namm_jax.train.rows import polish, projection
 from namm_jax.train.sharding import batch_sharding, replicated
-from namm_jax.train.variational import TRAJECTORIES, variational_draw
 
 Draw = Callable[[Key, Array], Array]
 Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`
 GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
 
 
-class Problem(NamedTuple):
+class Posterior(NamedTuple):
     """A posterior in the space of a diffusion model.
 
     Attributes:
@@ -68,59 +70,63 @@ class Problem(NamedTuple):
 
 
 # Of the descent after each step: to what noise and error of estimates explain, or as published.
-STRENGTHS: dict[str, Callable[[Problem], dps.Length | None]] = {
-    'discrepancy': lambda problem: None,
-    'fixed': lambda problem: dps.fixed(problem.section.scale),
+STRENGTHS: dict[str, Callable[[Posterior], dps.Length | None]] = {
+    'discrepancy': lambda posterior: None,
+    'fixed': lambda posterior: dps.fixed(posterior.section.scale),
 }
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
 
 
-def descent(problem: Problem, keys: Key, *, rule: bool = False, published: bool = False) -> Array:
+def descent(
+    posterior: Posterior, keys: Key, *, rule: bool = False, published: bool = False
+) -> Array:
     """Returns samples of DPS, of CG-DPS if by the rule too, as configured or as published."""
-    section = problem.section
+    section = posterior.section
     strength = 'fixed' if published else section.strength
-    return problem.draw(
+    return posterior.draw(
         dps.dps,
         keys,
         steps=section.steps,
-        length=choose('assimilate.strength', strength, STRENGTHS)(problem),
-        gain=problem.gain,
-        distance=problem.distance if rule else None,
+        length=choose('assimilate.strength', strength, STRENGTHS)(posterior),
+        gain=posterior.gain,
+        distance=posterior.distance if rule else None,
         weight=section.constraint_weight,
         **(PUBLISHED if published else {}),
     )
 
 
-def few_steps(problem: Problem, keys: Key) -> Array:
+def few_steps(posterior: Posterior, keys: Key) -> Array:
     """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted
     misfit.
     """
-    std = problem.std
+    std = posterior.std
     guided = measurement_guided(
-        problem.denoiser, problem.likelihood.residual, std=std, gain=problem.gain, limit=std
+        posterior.denoiser, posterior.likelihood.residual, std=std, gain=posterior.gain, limit=std
     )
     sampler = make_sampler(
-        'sde_dpm_solver_pp_2m', steps=problem.section.few_steps, mean=problem.mean, std=std
+        'sde_dpm_solver_pp_2m', steps=posterior.section.few_steps, mean=posterior.mean, std=std
     )
-    return sampler(keys, guided, problem.shape)
+    return sampler(keys, guided, posterior.shape)
 
 
-def _levels(problem: Problem) -> Array:
+def _levels(posterior: Posterior) -> Array:
     return make_sampler(
-        'ddim', steps=problem.section.few_steps, mean=problem.mean, std=problem.std
+        'ddim', steps=posterior.section.few_steps, mean=posterior.mean, std=posterior.std
     ).levels()
 
 
-def annealed(problem: Problem, keys: Key) -> Array:
+def annealed(posterior: Posterior, keys: Key) -> Array:
     """Returns samples of decoupled annealing."""
-    steps = problem.section.langevin_steps
-    return problem.draw(daps, keys, levels=_levels(problem), langevin_steps=steps)
+    steps = posterior.section.langevin_steps
+    return posterior.draw(daps, keys, levels=_levels(posterior), langevin_steps=steps)
 
 
-def monte_carlo(problem: Problem, keys: Key) -> Array:
+def monte_carlo(posterior: Posterior, keys: Key) -> Array:
     """Returns the particles of the twisted diffusion sampler, one group a measurement."""
-    particles = problem.section.samples
-    x, _ = problem.draw(tds, keys, levels=_levels(problem), particles=particles, gain=problem.gain)
+    particles = posterior.section.samples
+    x, _ = posterior.draw(
+        tds, keys, levels=_levels(posterior), particles=particles, gain=posterior.gain
+    )
     return x
 
 
@@ -148,7 +154,7 @@ class Row(NamedTuple):
     noisy: str = ''
 
 
-def _drawn_by(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
+def _drawn_by(model: str, sample: Callable[[Posterior, Key], Array], **details: Any) -> Row:
     """Returns the row of a sampler in the space of a diffusion model, `dm` (data) or `mdm` (mirror
     points).
     """
@@ -156,11 +162,13 @@ def _drawn_by(model: str, sample: Callable[[Problem, Key], Array], **details: An
     return Row(functools.partial(_diffusion, model, sample), applies=applies, **details)
 
 
-def _long(model: str, sample: Callable[[Problem, Key], Array], **details: Any) -> Row:
+def _long(model: str, sample: Callable[[Posterior, Key], Array], **details: Any) -> Row:
     return _drawn_by(model, sample, calls=lambda section: section.steps, long=True, **details)
 
 
-def _few(model: str, sample: Callable[[Problem, Key], Array], more: int = 0, **details: Any) -> Row:
+def _few(
+    model: str, sample: Callable[[Posterior, Key], Array], more: int = 0, **details: Any
+) -> Row:
     return _drawn_by(model, sample, calls=lambda section: section.few_steps + more, **details)
 
 
@@ -168,6 +176,7 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
     """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out
     fields.
     """
+    section = experiment.config.assimilate
     record, maps = experiment.run.record(model), _maps(experiment, model)
     levels = make_sampler(
         'ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std']
@@ -191,11 +200,10 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
         return dps.measured_gain(
             keys,
             tasks.make_denoiser(experiment.config, score, *moments),
-            operator.after(maps[1]),
+            likelihood(operator.after(maps[1]), operator(x), section.noise_std),
             maps[0](x),
             levels,
             std=moments[1],
-            noise_std=experiment.config.assimilate.noise_std,
         )
 
     return levels, gains(
@@ -205,7 +213,7 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
 
 def _diffusion(
     model: str,
-    sample: Callable[[Problem, Key], Array],
+    sample: Callable[[Posterior, Key], Array],
     experiment: Experiment,
     operator: Measure,
     gains: Gains,
@@ -226,16 +234,16 @@ def _diffusion(
         y: Array,
     ) -> Array:
         section = experiment.config.assimilate
-        problem = Problem(
+        posterior = Posterior(
             tasks.make_denoiser(experiment.config, score, *moments),
             likelihood(operator.after(to_data), y, section.noise_std),
             lambda z: constraint.distance(to_data(z)),
             *moments,
             dps.gain_at(*gain),
-            experiment.family.shape,
+            experiment.problem.shape,
             section,
         )
-        return to_data(sample(problem, keys))
+        return to_data(sample(posterior, keys))
 
     _, to_data = _maps(experiment, model)
     score, moments = score_parameters(experiment, model), _moments(experiment, model)
@@ -276,12 +284,35 @@ def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
 
 def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
     """Returns the maps from data to a model's space and back."""
-    same = Partial(lambda x: x)
     maps = {
-        'dm': lambda: (same, same),
+        'dm': lambda: experiment.unit_maps,
         'mdm': lambda: experiment.mirror.bind(finetuned_parameters(experiment)),
     }
     return maps[model]()
+
+
+def variational_draw(experiment: Experiment, operator: Measure) -> Draw:
+    """Returns 4D-Var's compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`.
+
+    Each is the trajectory that best explains the measurement, perturbed by its noise, and a start
+    drawn from the background, which has the mean and the covariance of the training data's first
+    states.
+    """
+    section, problem = experiment.config.assimilate, experiment.problem
+    starts = problem.first_states(jnp.asarray(experiment.split('train')))
+
+    @jax.jit
+    def draw(operator: Any, starts: Array, keys: Key, y: Array) -> Array:
+        noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
+        u_0 = fourdvar.ensemble_background(starts)
+        solve = lambda v: problem.rollout(u_0(v))
+        v_0 = normal(prior, jnp.zeros((len(keys), len(starts))))
+        of_y = likelihood(operator, y, section.noise_std)
+        cost = fourdvar.cost(solve, of_y, mean=v_0, std=1.0, perturbation=normal(noise, y))
+        v, _ = fourdvar.minimise(cost, jnp.zeros_like(v_0), iterations=section.iterations)
+        return solve(v)
+
+    return functools.partial(draw, operator, starts)
 
 
 ROWS = {
@@ -305,7 +336,7 @@ ROWS = {
         lambda experiment, operator, gains: variational_draw(experiment, operator),
         calls=lambda section: 0,
         long=True,  # up to `iterations` times through the solver and back
-        applies=lambda config: config.data.family in TRAJECTORIES,
+        applies=lambda config: problem_class(config.data.problem).rollout is not None,
     ),
 }
 
@@ -325,13 +356,38 @@ def rows_of(config: ConfigDict) -> list[str]:
     return [named] if named else list(rows)
 
 
+NEEDS = {'states': 'indices', 'inpainting': 'occluded'}  # operators of arrays that no config holds
+
+
+def operator_name(config: ConfigDict) -> str:
+    """Returns the name of the measurement operator of a config."""
+    return config.assimilate.operator or make_problem(config).operator
+
+
+def make_operator(config: ConfigDict) -> Operator:
+    """Returns the measurement operator of a config.
+
+    Raises:
+        ValueError: if there is no such operator, or a config cannot make it.
+    """
+    name, options = operator_name(config), {}
+    if name in NEEDS:
+        raise UserError(
+            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a '
+            'config can make; write a function of your own, and take the operator own'
+        )
+    if name == 'own':
+        options = {'function': load_function(config.assimilate.function)}
+    return make_problem(config).measurement(name, **options)
+
+
 def check_assimilation(config: ConfigDict) -> None:
     """Builds what the section `assimilate` names, without data or networks.
 
     Raises:
         ValueError: by the function that takes the bad value.
     """
-    make_config_operator(config, make_family(config).shape)
+    make_operator(config)
     choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
     rows_of(config)
 

@@ -29,7 +29,7 @@ def make_problem(config: ConfigDict) -> Problem:
     Raises:
         ValueError: by the problem, if one is out of its range.
     """
-    cls = problem_class(config.data.family)
+    cls = problem_class(config.data.problem)
     values = {name: _plain(config.data[name]) for name in parameters(cls)}
     if config.constraint.get('distance'):
         values['distance_function'] = load_function(config.constraint.distance)
@@ -81,7 +81,7 @@ def measured(config: ConfigDict) -> ConfigDict:
     All samples but those of `data.validation` and `data.test` are for training where `data.train`
     is 0. Mean and scale, one a channel, are those of the training samples.
     """
-    if problem_class(config.data.family).generated:
+    if problem_class(config.data.problem).generated:
         return config
     config, x = config.copy_and_resolve_references(), read_user_data(config.data.path)
     data = config.data

@@ -183,6 +183,7 @@ def _guidance(experiment: Experiment) -> Around:
         experiment.constraint,
         experiment.keys('probe', 0, 32),
     )
+    standard = experiment.standard_constraint
     path = experiment.run.directory / 'sample' / 'guidance.json'
     guide = functools.partial(
         _guide, experiment.run.record('dm')['std']
@@ -190,14 +191,14 @@ def _guidance(experiment: Experiment) -> Around:
     if not from_first(path.exists):
         medians = []
         for scale in config.sample.guidance_scales:
-            around = Partial(guide, constraint, jnp.float32(scale))
+            around = Partial(guide, standard, jnp.float32(scale))
             x = sampler(experiment, 'dm', config.sample, around)(keys)
             medians.append(float(jnp.median(constraint.distance(x))))
         best = int(np.nanargmin(medians)) if np.isfinite(medians).any() else 0
         scales = dict(zip(map(str, config.sample.guidance_scales), medians, strict=True))
         result = {'scale': config.sample.guidance_scales[best], 'median_distances': scales}
         from_first(lambda: write_json(path, result))
-    return Partial(guide, constraint, jnp.float32(read_json(path)['scale']))
+    return Partial(guide, standard, jnp.float32(read_json(path)['scale']))
 
 
 def _project(
@@ -214,7 +215,8 @@ def _projected_sampling(experiment: Experiment) -> Around:
     exact = lambda constraint: constraint.restore
     project = exact if getattr(experiment.constraint, 'restores', {}) else steps
     return Partial(
-        lambda constraint, denoiser: _project(constraint, project, denoiser), experiment.constraint
+        lambda constraint, denoiser: _project(constraint, project, denoiser),
+        experiment.standard_constraint,
     )
 
 
@@ -238,7 +240,8 @@ def sampler(
         around: as of `make_draw`.
     """
     record = experiment.run.record(model)
-    draw = make_draw(experiment.config, section, record['mean'], record['std'], around)
+    to_data = experiment.unit_maps[1] if model == 'dm' else UNCHANGED
+    draw = make_draw(experiment.config, section, record['mean'], record['std'], around, to_data)
     return functools.partial(draw, score_parameters(experiment, model))
 
 

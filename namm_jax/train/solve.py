@@ -63,7 +63,7 @@ def _solve(arguments: list[str]) -> None:
         config = asked_config(ConfigDict(experiment.config.to_dict()), values)
         posterior, told = _posterior(experiment._replace(config=config), y)
         np.save(
-            out, np.asarray(experiment.family.unpack(posterior), np.float32), allow_pickle=False
+            out, np.asarray(experiment.problem.unpack(posterior), np.float32), allow_pickle=False
         )
     print(json.dumps(told), flush=True)
 
@@ -92,12 +92,11 @@ def asked_config(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
     return config
 
 
-def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[Any, Any]:
-    """Returns a config's operator of fields of a shape, and measurements as `(n, *m)`, float32.
+def checked(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
+    """Returns a config's operator, and measurements as `(n, *m)`, float32.
 
     Args:
         config: the config.
-        shape: `(h, w, c)`.
         y: what a file holds, measurements `(n, *m)` or one `(*m)`.
 
     Raises:
@@ -105,15 +104,15 @@ def checked(config: ConfigDict, shape: tuple[int, ...], y: np.ndarray) -> tuple[
     """
     import jax
 
+    from namm_jax._checks import check_operator
     from namm_jax.inverse.likelihood import likelihood
-    from namm_jax.inverse.operator_checks import check_operator
-    from namm_jax.train.measurements import make_config_operator, operator_name
-    from namm_jax.train.posteriors import check_assimilation
+    from namm_jax.train.posteriors import check_assimilation, make_operator, operator_name
     from namm_jax.train.ranges import check_ranges
 
     check_ranges(config)
     check_assimilation(config)
-    operator = make_config_operator(config, shape)
+    operator = make_operator(config)
+    shape = operator.shape
     if operator_name(config) == 'own':  # a user's function may raise anything
         check_operator(operator, shape)
     one = len(jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), np.float32)).shape) - 1
@@ -126,12 +125,11 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     them.
     """
     from namm_jax.train.assimilate import statistics_of
-    from namm_jax.train.measurements import operator_name
-    from namm_jax.train.posteriors import ROWS, measured_gains, samples_of
+    from namm_jax.train.posteriors import ROWS, measured_gains, operator_name, samples_of
     from namm_jax.train.progress import Bar
 
     config, section = experiment.config, experiment.config.assimilate
-    operator, y = checked(config, experiment.family.shape, y)
+    operator, y = checked(config, y)
     row = choose('sampler', section.sampler, ROWS)
     draw = row.draw(experiment, operator, functools.partial(measured_gains, experiment, operator))
     way, parts = row.way(experiment) if row.way else lambda x: x, []

@@ -20,13 +20,13 @@ from namm_jax.train.counter import train_counters
 from namm_jax.train.drawing import in_batches, make_draw
 from namm_jax.train.evaluate import SHOWN, evaluate, shown
 from namm_jax.train.experiment import Experiment, mirror_parameters, restore, train
-from namm_jax.training.optimizers import moments_of
 from namm_jax.train.posteriors import check_assimilation
 from namm_jax.train.problem import fields_of
 from namm_jax.train.processes import from_first
 from namm_jax.train.progress import Bar, say
 from namm_jax.train.rows import DRAWS, drawn, rows_of, sampler, timed
 from namm_jax.train.tune import tune
+from namm_jax.training.optimizers import moments_of
 
 
 class Stage(NamedTuple):

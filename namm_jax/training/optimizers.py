@@ -164,7 +164,9 @@ def continued(
     def init(params: Params) -> PyTree:
         state = optimizer.init(params)
         left = list(moments)
-        got, expected = ([type(each).__name__ for each in part] for part in (left, moments_of(state)))
+        got, expected = (
+            [type(each).__name__ for each in part] for part in (left, moments_of(state))
+        )
         if got != expected:
             raise ValueError(
                 f'got moments {got}, expected {expected}: go on with the same optimizer.name'

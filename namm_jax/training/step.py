@@ -40,7 +40,9 @@ def ema_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., tuple[tuple[Array, Metrics], Params]]:
+def gradient_in_parts(
+    loss: Loss, parts: int
+) -> Callable[..., tuple[tuple[Array, Metrics], Params]]:
     """Returns `(params, frozen, key, batch) -> ((loss, terms), gradient)`, means over the parts.
 
     No part waits for another, so XLA:CPU, whose convolutions use one thread each, runs the parts
