@@ -22,6 +22,7 @@ Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffus
 Constrained and Watermarked Generation", NeurIPS 2023, arXiv 2310.01236 (closed forms).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,7 @@ from namm_jax._checks import choose
 from namm_jax.networks.icnn import gradient_map
 
 _PIXELS = (1, 2, 3)
+CHUNK = 256  # samples mapped at once by `Mirror`
 
 # From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part,
 # which a network of normalised features can only approximate. `centred` does so but for each
@@ -365,3 +367,62 @@ def robustness(
         }
 
     return jax.lax.map(measure, sigma)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mirror:
+    """A learned mirror map with its parameters, from and to data in their own units; a pytree.
+
+    Attributes:
+        params: `{'forward': ..., 'inverse': ...}`, the leaves.
+        forward_network: the input-convex network of g. Static, as is all that follows.
+        inverse_network: the network of f.
+        strong_convexity: a of g.
+        output: a key of `OUTPUTS`.
+        units: mean and scale of the data, a number or a tuple of one a channel each.
+    """
+
+    params: Params
+    forward_network: Any = dataclasses.field(metadata={'static': True})
+    inverse_network: Any = dataclasses.field(metadata={'static': True})
+    strong_convexity: float = dataclasses.field(default=0.9, metadata={'static': True})
+    output: str = dataclasses.field(default='residual', metadata={'static': True})
+    units: tuple[Any, Any] = dataclasses.field(default=(0.0, 1.0), metadata={'static': True})
+
+    @property
+    def map(self) -> MirrorMap:
+        """The map of standardised fields."""
+        networks = self.forward_network, self.inverse_network
+        settings = dict(strong_convexity=self.strong_convexity, output=self.output)
+        return neural_mirror_map(*networks, **settings)
+
+    def forward(self, x: Fields) -> Fields:
+        """Returns the mirror points `z = g(x)` of data `(b, h, w, c)`."""
+        return _in_chunks(_forward, self, x)
+
+    def inverse(self, z: Fields) -> Fields:
+        """Returns the data `x = f(z)` of mirror points `(b, h, w, c)`."""
+        return _in_chunks(_inverse, self, z)
+
+    def project(self, x: Fields) -> Fields:
+        """Returns `f(g(x))`, which takes samples of any model towards the rule."""
+        return self.inverse(self.forward(x))
+
+
+@jax.jit
+def _forward(mirror: Mirror, x: Fields) -> Fields:
+    return standardised(mirror.map, *mirror.units).forward(mirror.params, x)
+
+
+@jax.jit
+def _inverse(mirror: Mirror, z: Fields) -> Fields:
+    return standardised(mirror.map, *mirror.units).inverse(mirror.params, z)
+
+
+def _in_chunks(function: Callable[..., Fields], mirror: Mirror, x: Fields) -> Fields:
+    """Returns `function(mirror, x)`, some samples at a time: all at once would not fit."""
+    if isinstance(x, jax.core.Tracer) or len(x) <= CHUNK:
+        return function(mirror, x)
+    starts = range(0, len(x), CHUNK)
+    return jnp.concatenate([function(mirror, x[i : i + CHUNK]) for i in starts])

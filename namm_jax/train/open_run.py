@@ -88,10 +88,11 @@ class OpenRun:
         Raises:
             ValueError: if the run's map is not a learned one; `g` and `f` are there for all.
         """
-        if not tasks.learns_map(self.config):
+        section = self.config.mirror
+        if not tasks.learns_map(self.config) or section.forward in tasks.FORWARD_MAPS:
             raise UserError(
-                f'mirror: got mirror.map = {self.config.mirror.map!r}, expected a learned one; g and '
-                'f are there for all'
+                f'mirror: got map {section.map!r} with forward {section.forward!r}, expected namm '
+                'with icnn; g and f are there for all'
             )
         return tasks.fitted_mirror(self.config, self._parameters)
 

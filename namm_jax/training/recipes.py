@@ -4,6 +4,7 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 `fit` returns, are in the user's units.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -279,7 +280,7 @@ def finetune(
         )
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
-        return fitted.replace(fitted.params | params)
+        return dataclasses.replace(fitted, params=fitted.params | params)
 
     return Recipe(task, result, problem.shape, batch_size, ema, {'z': z})
 
