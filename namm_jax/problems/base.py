@@ -201,7 +201,7 @@ def check_fields(problem: Problem, x: Array) -> Fields:
 
 
 def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for item in np.ravel(value) if 'least' in limits or 'above' in limits else ():
+    for item in np.ravel(value) if {'least', 'above', 'most'} & set(limits) else ():
         least, above = limits.get('least', -math.inf), limits.get('above', -math.inf)
         if not (item >= least and (item > above or above == -math.inf)):
             expected = f'at least {least}' if least > -math.inf else f'more than {above}'
