@@ -52,7 +52,6 @@ def _matern_factor(points: int) -> np.ndarray:
     return np.linalg.cholesky((1 + r) * np.exp(-r) + JITTER * np.eye(points))
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Burgers(Problem):
     """Trajectories of Burgers' equation as images `(b, points, states, 1)`.
@@ -193,6 +192,6 @@ class Burgers(Problem):
 
         return {'burgers': burgers}
 
-    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b h w']:
+    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""
         return self.from_states(constraint.residual(x))[..., 0]

@@ -108,7 +108,6 @@ def project(v: Array) -> Velocity:
     return _apply(lambda v: _unwrap(cfd.pressure.projection(v)), v, 'h,w,c')
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Kolmogorov(Problem):
     """Trajectories of Kolmogorov flow, as channels `(b, points, points, 2 states)` or as mosaics.
@@ -217,7 +216,7 @@ class Kolmogorov(Problem):
         """Returns mosaics `(b, *file_shape)`, the inverse of `pack`."""
         return mosaics.states_to_tiled(self.to_states(x))
 
-    def seamless(self, x: Fields) -> Fields:
+    def seamless(self, x: Fields) -> Float[Array, 'b n n k']:
         """Returns the states as channels, `(b, points, points, 2 states)`."""
         return mosaics.states_to_packed(self.to_states(x))
 
