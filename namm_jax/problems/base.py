@@ -200,7 +200,8 @@ def check_fields(problem: Problem, x: Array) -> Fields:
     if x.ndim != 4 or x.shape[1:] != problem.shape:
         raise ValueError(
             f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): build '
-            'the constraint from the problem that the data were made with.'
+            'the constraint from the problem that the data were made with; fields of files go '
+            'through `pack` first.'
         )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -1,8 +1,8 @@
 """Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other
 module imports it.
 
-    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density, div v =
-    0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
+    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density,
+    div v = 0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
 
 on [0, 2 pi]^2. A velocity `v` is an array `(h, w, 2)`: rows are x, columns y, component 0 is along
 x and component 1 along y. The grid is staggered: point `(i, j)` has component 0 at
@@ -131,9 +131,7 @@ class Kolmogorov(Problem):
     peak_wavenumber: float = parameter(4.0, "that of the start's largest amplitudes", above=0)
     forcing: float = parameter(1.0, 'amplitude of the constant force')
     forcing_wavenumber: int = parameter(4, 'periods of the constant force along y', least=1)
-    drag: float = parameter(
-        -0.1, 'of the force drag * v; were it > 0, flows would run away', most=0
-    )
+    drag: float = parameter(-0.1, 'of the force drag v, by which > 0 flows would run away', most=0)
     burn_in: float = parameter(3.0, 'time of the first stored state, a multiple of dt', least=0)
     layout: str = parameter('packed', 'packed (a channel a component and state) or tiled')
 
@@ -163,8 +161,7 @@ class Kolmogorov(Problem):
         burn_in = self.burn_in / self.dt
         if not (math.isfinite(burn_in) and abs(burn_in - round(burn_in)) < 1e-6):
             raise ValueError(
-                f'Got burn_in = {self.burn_in}, expected a whole number of time steps, dt = '
-                f'{self.dt}.'
+                f'Got burn_in = {self.burn_in}, expected a whole number of time steps {self.dt}.'
             )
 
     @property
@@ -291,8 +288,8 @@ class Kolmogorov(Problem):
         return _unwrap(noise).astype(jnp.float32)
 
     def fields(self, keys: Key) -> Fields:
-        """Returns flows `(n, *shape)`, float32, which ran for the time `burn_in` first, until the
-        force had shaped them; speeds are of the order of `max_velocity`.
+        """Returns flows `(n, *shape)`, float32, from random starts that run freely for the time
+        `burn_in` first, until the force has shaped them; speeds are of the order of `max_velocity`.
 
         Args:
             keys: typed PRNG keys `(n,)`; field i depends on key i alone.
@@ -350,16 +347,8 @@ def _solver(problem: Kolmogorov) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]
     """Returns jax-cfd's step over one `dt`, on its own variables."""
     grid = _grid(problem.points, problem.points)
     forcing = cfd.forcings.simple_turbulence_forcing(
-        grid,
-        constant_magnitude=problem.forcing,
-        constant_wavenumber=problem.forcing_wavenumber,
-        linear_coefficient=problem.drag,
-        forcing_type='kolmogorov',
+        grid, problem.forcing, problem.forcing_wavenumber, problem.drag, 'kolmogorov'
     )
     return cfd.equations.semi_implicit_navier_stokes(
-        density=problem.density,
-        viscosity=problem.viscosity,
-        dt=problem.dt,
-        grid=grid,
-        forcing=forcing,
+        problem.density, problem.viscosity, problem.dt, grid, forcing=forcing
     )
