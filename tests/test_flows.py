@@ -1,5 +1,5 @@
 """Kolmogorov flow: its discrete operators, the solver against exact solutions, layouts, data and
-both constraints.
+both rules.
 """
 
 import dataclasses
@@ -12,32 +12,32 @@ import numpy as np
 import pytest
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.flow import divergence, kolmogorov
-from namm_jax.problems import flow_layout, layout
 from namm_jax.problems import kolmogorov_flow as flows
-from namm_jax.problems.kolmogorov_data import sample_kolmogorov
-from namm_jax.problems.kolmogorov_flow import FlowProblem
+from namm_jax.problems import mosaics
+from namm_jax.problems.kolmogorov_flow import Kolmogorov
 
-SMALL = FlowProblem(points=16, states=4, inner_steps=3, dt=0.02, viscosity=0.01, burn_in=0.12)
+SMALL = Kolmogorov(points=16, states=4, inner_steps=3, dt=0.02, reynolds=100.0, burn_in=0.12)
 TILED = dataclasses.replace(SMALL, layout='tiled')
+DIVERGENCE, TRAJECTORIES = SMALL.constraint('divergence'), SMALL.constraint('kolmogorov')
+TILED_DIVERGENCE = TILED.constraint('divergence')
 KEYS = jax.random.split(jax.random.key(0), 2)
 
 # Compiled once each, for the shapes of two samples.
-SAMPLE = jax.jit(functools.partial(sample_kolmogorov, problem=SMALL))
-START = jax.jit(jax.vmap(functools.partial(flows.start, problem=SMALL)))
+SAMPLE = jax.jit(SMALL.fields)
+START = jax.jit(jax.vmap(SMALL.start))
 INTERVAL = jax.jit(lambda v: SMALL.interval()(v))
 PROJECT = jax.jit(flows.project)
 DISTANCE = jax.jit(lambda constraint, x: constraint.distance(x))
 
 
 @pytest.fixture(scope='module')
-def fields():
+def packed():
     return SAMPLE(KEYS)
 
 
 @pytest.fixture(scope='module')
-def packed(fields):
-    return flow_layout.pack(SMALL, fields)
+def tiled(packed):
+    return SMALL.unpack(packed)
 
 
 def _normal(seed, *shape):
@@ -171,7 +171,7 @@ def test_the_step_against_laminar_flow_and_the_momentum_law():
 
 
 def test_taylor_green_vortices_decay_at_the_viscous_rate():
-    problem = FlowProblem(points=16, states=1, inner_steps=20, viscosity=0.5, forcing=0.0, drag=0.0)
+    problem = Kolmogorov(points=16, states=1, reynolds=2.0, forcing=0.0, drag=0.0)
     # Small, so that what the advection scheme diffuses of its own does not count.
     v = 1e-3 * _taylor_green(16)
     decay = np.exp(-2 * 0.5 * 20 * 0.01)
@@ -190,11 +190,11 @@ def test_the_step_keeps_its_dtype():
 @pytest.mark.parametrize('k', [1, 3, 4, 8])
 def test_layouts_round_trip(k):
     states = jnp.arange(2.0 * k * 3 * 5 * 2).reshape(2, k, 3, 5, 2)
-    tiled, packed = layout.states_to_tiled(states), layout.states_to_packed(states)
+    tiled, packed = mosaics.states_to_tiled(states), mosaics.states_to_packed(states)
     chex.assert_shape(tiled, (2, 3 * (2 if k == 8 else 1), 5 * min(k, 4), 2))
     chex.assert_shape(packed, (2, 3, 5, 2 * k))
-    chex.assert_trees_all_equal(layout.tiled_to_states(tiled, k), states)
-    chex.assert_trees_all_equal(layout.packed_to_states(packed, k), states)
+    chex.assert_trees_all_equal(mosaics.tiled_to_states(tiled, k), states)
+    chex.assert_trees_all_equal(mosaics.packed_to_states(packed, k), states)
     last = k - 1
     row, column = last // 4, last % 4
     chex.assert_trees_all_equal(
@@ -205,87 +205,111 @@ def test_layouts_round_trip(k):
 
 def test_layout_errors():
     with pytest.raises(ValueError, match='Got 6 states, expected 1, 2, 3 or a multiple of 4'):
-        layout.states_to_tiled(jnp.zeros((1, 6, 3, 5, 2)))
+        mosaics.states_to_tiled(jnp.zeros((1, 6, 3, 5, 2)))
     with pytest.raises(
         ValueError, match=r'Got x of shape \(1, 5, 8, 2\), expected \(b, 2 h, 4 w, c\) for 8 states'
     ):
-        layout.tiled_to_states(jnp.zeros((1, 5, 8, 2)), 8)
-    with pytest.raises(
-        ValueError, match=r'Got x of shape \(1, 4, 4, 6\), expected \(b, h, w, 8\) for 4 states'
-    ):
-        layout.packed_to_states(jnp.zeros((1, 4, 4, 6)), 4)
-    with pytest.raises(ValueError, match=r'expected \(b, k, h, w, 2\)'):
-        layout.states_to_packed(jnp.zeros((1, 4, 4, 4, 3)))
+        mosaics.tiled_to_states(jnp.zeros((1, 5, 8, 2)), 8)
 
 
-def test_problem_shapes_and_packing(fields, packed):
-    assert (SMALL.tiled, SMALL.shape, TILED.shape) == ((16, 64, 2), (16, 16, 8), (16, 64, 2))
-    assert (FlowProblem().tiled, FlowProblem().shape) == ((128, 256, 2), (64, 64, 16))
-    chex.assert_shape(packed, (2, 16, 16, 8))
-    chex.assert_trees_all_equal(flow_layout.unpack(SMALL, packed), fields)
-    chex.assert_trees_all_equal(flow_layout.pack(TILED, fields), fields)
+def test_problem_shapes_and_packing(tiled, packed):
+    assert (SMALL.file_shape, SMALL.shape, TILED.shape) == ((16, 64, 2), (16, 16, 8), (16, 64, 2))
+    assert (Kolmogorov().file_shape, Kolmogorov().shape) == ((128, 256, 2), (64, 64, 16))
+    assert SMALL.cell == (1, 4) and TILED.cell == (1, 64)
+    chex.assert_shape((packed, tiled), ((2, 16, 16, 8), (2, 16, 64, 2)))
+    chex.assert_trees_all_equal(SMALL.pack(tiled), packed)
+    chex.assert_trees_all_equal(TILED.pack(tiled), tiled)
+    chex.assert_trees_all_equal(TILED.unpack(tiled), tiled)
+    for problem, x in ((SMALL, packed), (TILED, tiled)):
+        chex.assert_trees_all_equal(problem.from_states(problem.to_states(x)), x)
+        chex.assert_trees_all_equal(problem.seamless(x), packed)
+        chex.assert_trees_all_equal(problem.first_states(x), packed[..., :2])
 
 
-def test_mosaics_put_each_image_on_its_state(fields, packed):
-    images = flow_layout.vorticity_mosaic(SMALL, packed)
+def test_mosaics_put_each_image_on_its_state(tiled, packed):
+    images = SMALL.image(packed)
     chex.assert_shape(images, (2, 16, 64))
-    np.testing.assert_allclose(images[:, :, 48:], flows.vorticity(fields[:, :, 48:]), atol=1e-4)
+    np.testing.assert_allclose(images[:, :, 48:], flows.vorticity(tiled[:, :, 48:]), atol=1e-4)
     # Pairs of states have one image fewer: the first state follows from none.
-    lengths = flow_layout.mosaic(SMALL, jnp.ones((2, 3, 16, 16, 2)))
+    lengths = mosaics.mosaic(jnp.ones((2, 3, 16, 16, 2)), 4)
     np.testing.assert_allclose(lengths[:, :, :16], 0)
     np.testing.assert_allclose(lengths[:, :, 16:], np.sqrt(2), rtol=1e-6)
 
 
-def test_data_start_after_the_burn_in_and_depend_on_their_keys_alone(fields):
-    chex.assert_shape(fields, (2, 16, 64, 2))
-    assert fields.dtype == jnp.float32
-    np.testing.assert_allclose(fields[:, :, :16], INTERVAL(INTERVAL(START(KEYS))), atol=5e-5)
-    np.testing.assert_allclose(SAMPLE(KEYS[::-1]), fields[::-1], atol=5e-5)
+def test_the_residual_map_of_a_sum_is_the_sum_of_the_maps(packed):
+    both, noisy = SMALL.constraint('divergence+kolmogorov'), packed + 0.1 * _normal(5, 2, 16, 16, 8)
+    maps = [SMALL.residual_map(rule, noisy) for rule in (both, DIVERGENCE, TRAJECTORIES)]
+    chex.assert_shape(maps, (2, 16, 64))
+    np.testing.assert_allclose(maps[0], maps[1] + maps[2], atol=1e-5)
+    absolute = jnp.abs(DIVERGENCE.residual(noisy))
+    np.testing.assert_allclose(maps[1][:, :, 16:32], absolute[:, 1], atol=1e-5)
 
 
-def test_data_satisfy_both_constraints(fields, packed):
+def test_data_start_after_the_burn_in_and_depend_on_their_keys_alone(packed):
+    chex.assert_shape(packed, (2, 16, 16, 8))
+    assert packed.dtype == jnp.float32
+    np.testing.assert_allclose(packed[..., :2], INTERVAL(INTERVAL(START(KEYS))), atol=5e-5)
+    np.testing.assert_allclose(SAMPLE(KEYS[::-1]), packed[::-1], atol=5e-5)
+
+
+def test_data_satisfy_both_constraints(tiled, packed):
     for constraint, x in (
-        (divergence(SMALL), packed),
-        (divergence(TILED), fields),
-        (kolmogorov(SMALL), packed),
+        (DIVERGENCE, packed),
+        (TILED_DIVERGENCE, tiled),
+        (TRAJECTORIES, packed),
     ):
         assert isinstance(constraint, Constraint)
         assert jax.tree.leaves(constraint) == []
         chex.assert_shape(DISTANCE(constraint, x), (2,))
         assert float(DISTANCE(constraint, x).max()) < 1e-5
-    backwards = flow_layout.from_states(SMALL, flow_layout.to_states(SMALL, packed)[:, ::-1])
-    assert float(DISTANCE(divergence(SMALL), backwards).max()) < 1e-5
-    assert float(DISTANCE(kolmogorov(SMALL), backwards).min()) > 0.01
+    backwards = SMALL.from_states(SMALL.to_states(packed)[:, ::-1])
+    assert float(DISTANCE(DIVERGENCE, backwards).max()) < 1e-5
+    assert float(DISTANCE(TRAJECTORIES, backwards).min()) > 0.01
 
 
 def test_the_solver_is_invariant_along_the_force_and_by_its_period_across(packed):
-    distance = functools.partial(DISTANCE, kolmogorov(SMALL))
+    distance = functools.partial(DISTANCE, TRAJECTORIES)
     assert float(distance(jnp.roll(packed, 1, 1)).max()) < 1e-5
     assert float(distance(jnp.roll(packed, 4, 2)).max()) < 1e-5
     assert float(distance(jnp.roll(packed, 1, 2)).min()) > 0.01
-    assert float(DISTANCE(divergence(SMALL), jnp.roll(packed, (1, 1), (1, 2))).max()) < 1e-5
+    assert float(DISTANCE(DIVERGENCE, jnp.roll(packed, (1, 1), (1, 2))).max()) < 1e-5
 
 
-def test_projection_restores_every_state_of_either_layout(fields, packed):
-    assert list(divergence(SMALL).restores) == ['projection']
-    noisy = fields + 0.1 * _normal(4, *fields.shape)
-    assert float(DISTANCE(divergence(TILED), noisy).min()) > 0.1
-    restored, info = jax.jit(divergence(TILED).restore)(jnp.concatenate([noisy, fields]))
+def test_projection_restores_every_state_of_either_layout(tiled):
+    assert list(DIVERGENCE.restores) == ['projection']
+    noisy = tiled + 0.1 * _normal(4, *tiled.shape)
+    assert float(DISTANCE(TILED_DIVERGENCE, noisy).min()) > 0.1
+    restored, info = jax.jit(TILED_DIVERGENCE.restore)(jnp.concatenate([noisy, tiled]))
     assert info == {}
-    assert float(DISTANCE(divergence(TILED), restored[:2]).max()) < 1e-5
-    np.testing.assert_allclose(restored[2:], fields, atol=1e-5)
+    assert float(DISTANCE(TILED_DIVERGENCE, restored[:2]).max()) < 1e-5
+    np.testing.assert_allclose(restored[2:], tiled, atol=1e-5)
     # The divergence-free fields are half of all: half of the noise's energy goes.
-    ratio = ((restored[:2] - fields) ** 2).sum() / ((noisy - fields) ** 2).sum()
+    ratio = ((restored[:2] - tiled) ** 2).sum() / ((noisy - tiled) ** 2).sum()
     assert float(ratio) == pytest.approx(0.5, rel=0.1)
 
 
 def test_resolving_keeps_the_first_state_and_the_data(packed):
-    assert list(kolmogorov(SMALL).restores) == ['resolve']
+    assert list(TRAJECTORIES.restores) == ['resolve']
     noisy = packed.at[..., 2:].add(0.1)
-    restored, info = jax.jit(kolmogorov(SMALL).restore)(noisy)
+    restored, info = jax.jit(TRAJECTORIES.restore)(noisy)
     assert info == {}
     np.testing.assert_allclose(restored, packed, atol=5e-5)
     chex.assert_trees_all_equal(restored[..., :2], packed[..., :2])
+
+
+def test_the_first_states_of_a_flow_give_the_flow(packed):
+    rolled = jax.jit(SMALL.rollout)(SMALL.first_states(packed))
+    np.testing.assert_allclose(rolled, packed, atol=5e-5)
+    first = jax.ShapeDtypeStruct((3, 16, 16, 2), jnp.float32)
+    assert jax.eval_shape(TILED.rollout, first).shape == (3, *TILED.shape)
+
+
+def test_any_first_states_give_a_flow_without_divergence():
+    v = _normal(6, 2, 16, 16, 2)
+    x = jax.jit(SMALL.rollout)(v)
+    for constraint in (DIVERGENCE, TRAJECTORIES):
+        assert float(DISTANCE(constraint, x).max()) < 1e-5
+    np.testing.assert_allclose(SMALL.first_states(x), PROJECT(v), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -294,10 +318,11 @@ def test_resolving_keeps_the_first_state_and_the_data(packed):
         ({'points': 2}, 'points = 2, expected at least 4'),
         ({'states': 6}, 'multiple of 4'),
         ({'inner_steps': 0}, 'inner_steps = 0, expected at least 1'),
-        ({'dt': 0.0}, 'dt = 0.0, expected a positive number'),
+        ({'dt': 0.0}, 'dt = 0.0, expected more than 0'),
         ({'dt': 0.1}, 'take a smaller dt'),
-        ({'viscosity': 1.0}, 'take a smaller dt'),
-        ({'viscosity': float('nan')}, 'viscosity = nan'),
+        ({'reynolds': 1.0}, 'take a smaller dt'),
+        ({'reynolds': 0.0}, 'reynolds = 0.0, expected more than 0'),
+        ({'reynolds': float('nan')}, 'reynolds = nan'),
         ({'drag': 0.1}, 'drag = 0.1, expected at most 0'),
         ({'forcing_wavenumber': 40}, 'does not resolve the force'),
         ({'burn_in': 0.015}, 'whole number of time steps'),
@@ -309,7 +334,7 @@ def test_resolving_keeps_the_first_state_and_the_data(packed):
 )
 def test_problem_errors(change, message):
     with pytest.raises(ValueError, match=message):
-        FlowProblem(**change)
+        Kolmogorov(**change)
 
 
 def test_errors_of_arrays_keys_and_constraints():
@@ -322,10 +347,14 @@ def test_errors_of_arrays_keys_and_constraints():
     ):
         SMALL.interval()(jnp.zeros((8, 8, 2)))
     with pytest.raises(
-        ValueError, match=r"Got x of shape \(2, 16, 64, 2\), expected \(b, 16, 16, 8\).*'packed'"
+        ValueError, match=r'Got x of shape \(2, 16, 64, 2\), expected \(b, 16, 16, 8\)'
     ):
-        divergence(SMALL).distance(jnp.zeros((2, 16, 64, 2)))
+        DIVERGENCE.distance(jnp.zeros((2, 16, 64, 2)))
+    with pytest.raises(
+        ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
+    ):
+        SMALL.rollout(jnp.zeros((16, 16, 2)))
     with pytest.raises(ValueError, match=r'Got states = 1, expected at least 2'):
-        kolmogorov(dataclasses.replace(SMALL, states=1))
-    with pytest.raises(ValueError, match='expected a vector of typed keys'):
-        sample_kolmogorov(jax.random.key(0), problem=SMALL)
+        dataclasses.replace(SMALL, states=1).constraint('kolmogorov')
+    with pytest.raises(ValueError, match='expected one typed key a sample'):
+        SMALL.fields(jax.random.key(0))

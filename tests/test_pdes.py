@@ -1,4 +1,4 @@
-"""Burgers' equation and its steppers against exact solutions, orders of convergence and dense
+"""Steppers, on Burgers' equation, against exact solutions, orders of convergence and dense
 linear algebra.
 """
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from namm_jax.problems import steppers as pdes
+from namm_jax.problems import steppers
+from namm_jax.problems.burgers_equation import Burgers, burgers_rhs
 
 PERIOD = 10.0
 
@@ -21,8 +22,9 @@ def _smooth(n: int, mean: float = 0.5) -> np.ndarray:
     return mean + 0.4 * np.sin(2 * np.pi * x / PERIOD)
 
 
-def _stepper(name: str, n: int, dt: float) -> pdes.Stepper:
-    return pdes.burgers_stepper(name, mu=1.0, nu=0.05, dx=PERIOD / n, dt=dt)
+def _stepper(name: str, n: int, dt: float) -> steppers.Stepper:
+    rhs = functools.partial(burgers_rhs, mu=1.0, nu=0.05, dx=PERIOD / n)
+    return steppers.STEPPERS[name](rhs, dt)
 
 
 def _cole_hopf(n: int, t: float, mean: float = 0.5, nu: float = 0.05) -> np.ndarray:
@@ -43,7 +45,7 @@ def _cole_hopf(n: int, t: float, mean: float = 0.5, nu: float = 0.05) -> np.ndar
 def test_order_in_time(name, order):
     with jax.enable_x64(True):
         states = jax.jit(
-            lambda dt: pdes.trajectory(_stepper(name, 16, dt), 80)(jnp.asarray(_smooth(16)))
+            lambda dt: steppers.trajectory(_stepper(name, 16, dt), 80)(jnp.asarray(_smooth(16)))
         )
         coarse, middle, fine = (states(1 / steps)[steps - 1] for steps in (20, 40, 80))
         ratio = jnp.max(jnp.abs(coarse - middle)) / jnp.max(jnp.abs(middle - fine))
@@ -54,7 +56,7 @@ def test_cole_hopf_order_in_space():
     with jax.enable_x64(True):
 
         def error(n):
-            u = jax.jit(pdes.repeated(_stepper('crank_nicolson', n, 0.025), 80))(
+            u = jax.jit(steppers.repeated(_stepper('crank_nicolson', n, 0.025), 80))(
                 jnp.asarray(_smooth(n))
             )
             return float(jnp.max(jnp.abs(u - _cole_hopf(n, 2.0))))
@@ -65,17 +67,17 @@ def test_cole_hopf_order_in_space():
     assert coarse / fine == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize('name', sorted(pdes.STEPPERS))
+@pytest.mark.parametrize('name', sorted(steppers.STEPPERS))
 def test_mean_is_conserved(name):
     u = jax.random.uniform(jax.random.key(0), (3, 32))
-    after = jax.jit(pdes.repeated(_stepper(name, 32, 0.025), 20))(u)
+    after = jax.jit(steppers.repeated(_stepper(name, 32, 0.025), 20))(u)
     np.testing.assert_allclose(after.mean(-1), u.mean(-1), atol=1e-6)
     assert float(jnp.abs(after - u).max()) > 0.1
 
 
 def test_a_constant_is_a_fixed_point():
     u = jnp.full((2, 8), 0.7)
-    for name in pdes.STEPPERS:
+    for name in steppers.STEPPERS:
         np.testing.assert_allclose(jax.jit(_stepper(name, 8, 0.1))(u), u, atol=1e-6)
 
 
@@ -91,7 +93,7 @@ def test_cyclic_solve_against_dense(n):
     for band, j in ((lower, i - 1), (diagonal, i), (upper, (i + 1) % n)):
         dense[:, i, j] += band
     expected = np.linalg.solve(dense, rhs[..., None])[..., 0]
-    x = pdes.cyclic_tridiagonal_solve(
+    x = steppers.cyclic_tridiagonal_solve(
         *(jnp.asarray(v, jnp.float32) for v in (lower, diagonal, upper, rhs))
     )
     np.testing.assert_allclose(x, expected, atol=2e-5 * np.abs(expected).max())
@@ -103,7 +105,7 @@ def test_cyclic_solve_is_differentiable_in_bands_and_right_side():
         lower, upper, rhs = jnp.asarray(rng.normal(size=(3, 2, 6)))
         diagonal = jnp.abs(lower) + jnp.abs(upper) + 1
         check_grads(
-            jax.jit(pdes.cyclic_tridiagonal_solve),
+            jax.jit(steppers.cyclic_tridiagonal_solve),
             (lower, diagonal, upper, rhs),
             order=1,
             modes=('fwd', 'rev'),
@@ -112,7 +114,7 @@ def test_cyclic_solve_is_differentiable_in_bands_and_right_side():
 
 def test_cyclic_solve_needs_three_points():
     with pytest.raises(ValueError, match='Got n = 2 points, expected at least 3'):
-        pdes.cyclic_tridiagonal_solve(*jnp.ones((4, 2)))
+        steppers.cyclic_tridiagonal_solve(*jnp.ones((4, 2)))
 
 
 def test_crank_nicolson_derivatives_against_finite_differences():
@@ -135,7 +137,7 @@ def test_crank_nicolson_derivatives_against_finite_differences():
 def test_crank_nicolson_transpose_under_vmap_and_scan():
     with jax.enable_x64(True):
         u, v, w = jax.random.normal(jax.random.key(2), (3, 4, 9), float)
-        step = pdes.repeated(_stepper('crank_nicolson', 9, 0.2), 3)
+        step = steppers.repeated(_stepper('crank_nicolson', 9, 0.2), 3)
 
         def products(u, v, w):
             linear = jax.linearize(step, u)[1]
@@ -165,23 +167,36 @@ def test_a_row_does_not_depend_on_its_batch():
     chex.assert_trees_all_equal(step(jnp.stack([calm, rough]))[0], step(jnp.stack([calm, calm]))[0])
 
 
-def test_trajectory_and_repeated_agree():
+def test_trajectory_rollout_and_repeated_agree():
     step = _stepper('forward_euler', 16, 0.1)
     u = jnp.asarray(_smooth(16), jnp.float32)
-    states = pdes.trajectory(step, 3)(u)
+    states = steppers.trajectory(step, 3)(u)
     chex.assert_shape(states, (3, 16))
     chex.assert_trees_all_close(states[0], step(u))
-    chex.assert_trees_all_close(states[-1], pdes.repeated(step, 3)(u))
-    chex.assert_trees_all_equal(pdes.repeated(step, 0)(u), u)
+    chex.assert_trees_all_close(states[-1], steppers.repeated(step, 3)(u))
+    chex.assert_trees_all_equal(steppers.repeated(step, 0)(u), u)
+    rolled = steppers.rollout(step, 4, (16,))(u[None])
+    chex.assert_trees_all_equal(rolled[:, 0], u[None])
+    chex.assert_trees_all_close(rolled[0, 1:], states)
+
+
+def test_a_rollout_has_the_derivatives_of_its_steps():
+    # Reverse mode takes the steps again; the derivative is that of the chain, to round-off.
+    with jax.enable_x64(True):
+        u = jnp.asarray(_smooth(9))[None]
+        step = _stepper('forward_euler', 9, 0.2)
+        chain = lambda u: sum((v**2).sum() for v in (u, step(u), step(step(u))))
+        rolled = lambda u: (steppers.rollout(step, 3, (9,))(u) ** 2).sum()
+        np.testing.assert_allclose(jax.grad(rolled)(u), jax.grad(chain)(u), rtol=1e-12)
 
 
 def test_problem_grid_and_interval():
-    problem = pdes.BurgersProblem(points=33, length=8.0, stepper='forward_euler', inner_steps=2)
+    problem = Burgers(points=33, length=8.0, stepper='forward_euler', inner_steps=2)
     assert problem.dx == 0.25
     u = jnp.asarray(_smooth(33), jnp.float32)
     chex.assert_trees_all_close(problem.interval()(u), problem.step()(problem.step()(u)))
     assert hash(problem) == hash(
-        pdes.BurgersProblem(points=33, length=8.0, stepper='forward_euler', inner_steps=2)
+        Burgers(points=33, length=8.0, stepper='forward_euler', inner_steps=2)
     )
 
 
@@ -198,10 +213,10 @@ def test_problem_grid_and_interval():
 )
 def test_problem_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        pdes.BurgersProblem(**arguments)
+        Burgers(**arguments)
 
 
 def test_crank_nicolson_errors():
-    rhs = functools.partial(pdes.burgers_rhs, mu=1.0, nu=0.05, dx=0.1)
+    rhs = functools.partial(burgers_rhs, mu=1.0, nu=0.05, dx=0.1)
     with pytest.raises(ValueError, match='Got max_iterations = 0'):
-        pdes.crank_nicolson(rhs, 0.1, max_iterations=0)
+        steppers.crank_nicolson(rhs, 0.1, max_iterations=0)

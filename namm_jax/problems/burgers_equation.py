@@ -1,24 +1,47 @@
-"""Burgers data: trajectories of `u_t + mu u u_x = nu u_xx` from random starts, as images of space
-against time.
+"""Burgers' equation, `u_t + mu u u_x = nu u_xx`, periodic: trajectories from random starts.
 
-The start is a Gaussian process with the Matern 3/2 covariance
-`k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on [-1, 1], scaled per sample to [0, 1]. The
-process is not periodic, so the start jumps where the grid wraps.
+Symbols: `u` a state `(..., n)` on points `dx` apart, `S` the step from one stored state to the
+next, `x` a field: the image of a trajectory, space against time. Columns are time, forward from
+left to right; rows are space, *upside down*: the first row is the last grid point. Flip back before
+stepping in time, or the waves run the wrong way.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key
-from namm_jax.problems import checked_keys, layout
-from namm_jax.problems.steppers import BurgersProblem, trajectory
+from namm_jax._arrays import Constraint, Fields, Key, Metrics
+from namm_jax._checks import check_keys, choose
+from namm_jax.constraints.base import Rule, rule
+from namm_jax.problems import steppers
+from namm_jax.problems.base import Problem, View, check_fields, parameter
+from namm_jax.problems.steppers import State, Stepper
 
 CORRELATION_LENGTH = 0.2  # of the grid's half width
 JITTER = 1e-10  # added to the unit variance; enough in float64, and invisible in the sample
+
+
+def burgers_rhs(u: State, *, mu: float, nu: float, dx: float) -> State:
+    """Returns the right-hand side of Burgers' equation by central differences,
+
+        F(u)_i = -mu u_i (u_{i+1} - u_{i-1}) / (2 dx) + nu (u_{i+1} - 2 u_i + u_{i-1}) / dx^2,
+
+    second order in space. Its sum over the period is zero, so every stepper conserves the mean.
+
+    Args:
+        u: states `(..., n)`, periodic.
+        mu: strength of advection.
+        nu: viscosity, >= 0.
+        dx: grid spacing, > 0.
+    """
+    right, left = jnp.roll(u, -1, -1), jnp.roll(u, 1, -1)
+    return -mu * u * (right - left) / (2 * dx) + nu * (right - 2 * u + left) / dx**2
 
 
 @functools.cache
@@ -29,42 +52,146 @@ def _matern_factor(points: int) -> np.ndarray:
     return np.linalg.cholesky((1 + r) * np.exp(-r) + JITTER * np.eye(points))
 
 
-def sample_starts(keys: Key, *, problem: BurgersProblem) -> Float[Array, 'n points']:
-    """Returns random starts in [0, 1], before any time step.
+@dataclasses.dataclass(frozen=True)
+class Burgers(Problem):
+    """Trajectories of Burgers' equation as images `(b, points, states, 1)`.
 
-    Args:
-        keys: Typed PRNG keys `(n,)`, one a sample.
-        problem: The grid.
-
-    Returns:
-        Starts `(n, points)`, float32, the smallest value of each exactly 0 and the largest 1.
-    """
-    draw = functools.partial(jax.random.normal, shape=(problem.points,), dtype=jnp.float32)
-    factor = jnp.asarray(_matern_factor(problem.points), jnp.float32)
-    # Full precision: accelerators would otherwise round the factor to 10 bits or fewer.
-    u = jnp.matmul(jax.vmap(draw)(keys), factor.T, precision=jax.lax.Precision.HIGHEST)
-    low, high = u.min(-1, keepdims=True), u.max(-1, keepdims=True)
-    return (u - low) / (high - low)
-
-
-def sample_burgers(keys: Key, *, problem: BurgersProblem) -> Fields:
-    """Returns Burgers trajectories as images; the first stored state is one stored interval after
-    the start.
-
-    Field i depends on `keys[i]` alone, so a set can be drawn in chunks, on any number of hosts, and
-    extended.
-
-    Args:
-        keys: Typed PRNG keys `(n,)`, one a sample.
-        problem: Grid, time steps and coefficients. Draw with the problem that the constraint gets.
-
-    Returns:
-        Fields `(n, points, states, 1)`, float32, within [0, 1] up to a few per cent of overshoot.
+    Their rule, `burgers`, is that each stored state is the previous one stepped on by the solver,
+    `x_{t+1} = S(x_t)`. The starts are not periodic, so that data jump where the grid wraps.
 
     Raises:
-        ValueError: If `keys` is not a vector of typed keys.
+        ValueError: if a number is out of its range or the stepper is unknown.
     """
-    states = trajectory(problem.interval(), problem.states)(
-        sample_starts(checked_keys(keys), problem=problem)
-    )
-    return layout.states_to_image(jnp.swapaxes(states, 0, 1))
+
+    # the implicit stepper is slow where no small number >= 3 divides the points
+    points: int = parameter(64, "grid points in space, the image's height", least=3)
+    states: int = parameter(64, "stored times, the image's width", least=2)
+    inner_steps: int = parameter(5, 'time steps between stored times', least=1)
+    dt: float = parameter(0.025, 'time step', above=0)
+    length: float = parameter(10.0, 'distance between the first and last grid point', above=0)
+    mu: float = parameter(1.0, 'advection coefficient')
+    nu: float = parameter(0.05, 'viscosity', least=0)
+    stepper: str = parameter('crank_nicolson', 'time stepper: crank_nicolson or forward_euler')
+
+    name = 'burgers'
+    operator = 'first_states'
+    periodic = (True, False)
+    spatial_axes = (1,)
+    view = View(('u', '|residual|'), ('space', 'time'))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose('stepper', self.stepper, steppers.STEPPERS)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(points, states, 1)`."""
+        return self.points, self.states, 1
+
+    @property
+    def dx(self) -> float:
+        """Grid spacing, `length / (points - 1)`; the period is one more than the length."""
+        return self.length / (self.points - 1)
+
+    def step(self) -> Stepper:
+        """Returns the step over one `dt`, `(..., points)` to the same."""
+        rhs = functools.partial(burgers_rhs, mu=self.mu, nu=self.nu, dx=self.dx)
+        return steppers.STEPPERS[self.stepper](rhs, self.dt)
+
+    def interval(self) -> Stepper:
+        """Returns `S`, the step from one stored state to the next, `inner_steps` times `dt`."""
+        return steppers.repeated(self.step(), self.inner_steps)
+
+    def to_states(self, x: Fields) -> Float[Array, 'b t n']:
+        """Returns the trajectories that images show: `u[b, t, i] = x[b, n - 1 - i, t, 0]`, half
+        precision raised to float32.
+
+        Raises:
+            ValueError: if x is not `(b, points, states, 1)`.
+        """
+        return jnp.swapaxes(check_fields(self, x)[:, ::-1, :, 0], 1, 2)
+
+    def from_states(self, u: Float[Array, 'b t n']) -> Fields:
+        """Returns images of trajectories of any length, the inverse of `to_states`."""
+        return jnp.swapaxes(u, 1, 2)[:, ::-1, :, None]
+
+    def starts(self, keys: Key) -> Float[Array, 'n points']:
+        """Returns random starts, before any time step: a Gaussian process with the Matern 3/2
+        covariance `k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on a grid over [-1, 1].
+
+        Args:
+            keys: typed PRNG keys `(n,)`, one a sample.
+
+        Returns:
+            Starts `(n, points)`, float32, each scaled: its smallest value is exactly 0, its largest
+            1.
+        """
+        normal = functools.partial(jax.random.normal, shape=(self.points,), dtype=jnp.float32)
+        factor = jnp.asarray(_matern_factor(self.points), jnp.float32)
+        # Full precision: accelerators would otherwise round the factor to 10 bits or fewer.
+        u = jnp.matmul(jax.vmap(normal)(keys), factor.T, precision=jax.lax.Precision.HIGHEST)
+        low, high = u.min(-1, keepdims=True), u.max(-1, keepdims=True)
+        return (u - low) / (high - low)
+
+    def fields(self, keys: Key) -> Fields:
+        """Returns fields `(n, points, states, 1)`, float32, within [0, 1] up to a few per cent of
+        overshoot; the first state is one stored interval after the start.
+
+        Args:
+            keys: typed PRNG keys `(n,)`; field i depends on key i alone.
+
+        Raises:
+            ValueError: if `keys` is not a vector of typed keys.
+        """
+        check_keys(keys)
+        u = steppers.trajectory(self.interval(), self.states)(self.starts(keys))
+        return self.from_states(jnp.swapaxes(u, 0, 1))
+
+    def rollout(self, u_0: Array) -> Fields:
+        """Returns the trajectories from first states `(b, points)`, space increasing; the first
+        column is `u_0` itself, upside down. Differentiable in both modes.
+
+        Raises:
+            ValueError: if `u_0` is not on the problem's grid.
+        """
+        return self.from_states(steppers.rollout(self.interval(), self.states, (self.points,))(u_0))
+
+    def first_states(self, x: Fields) -> Float[Array, 'b n']:
+        """Returns the first states of fields, `(b, points)`, from which `rollout` starts."""
+        return self.to_states(x)[:, 0]
+
+    def residual(self, x: Fields) -> Float[Array, 'b steps n']:
+        """Returns `x_{t+1} - S(x_t)` for every pair of stored states, all pairs at once.
+
+        Args:
+            x: fields `(b, points, states, 1)`. Half precision is raised to float32, float64 kept.
+
+        Returns:
+            Residuals `(b, states - 1, points)`, space increasing along the last axis.
+
+        Raises:
+            ValueError: if the shape of x is not that of the problem.
+        """
+        u = self.to_states(x)
+        return u[:, 1:] - self.interval()(u[:, :-1])
+
+    def resolve(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the trajectory from the first state of x, all other states thrown away, and no
+        further information: feasible, not nearest.
+        """
+        return self.rollout(self.first_states(x)), {}
+
+    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
+        """Returns `burgers`, whose distance is the mean over time and space of `|x_{t+1} - S(x_t)|`
+        and whose `resolve` keeps the first state and solves again.
+        """
+
+        def burgers() -> Rule:
+            restores = {'resolve': Partial(Burgers.resolve, self)}
+            return rule('burgers', Partial(Burgers.residual, self), restores=restores)
+
+        return {'burgers': burgers}
+
+    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
+        """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""
+        return self.from_states(constraint.residual(x))[..., 0]

@@ -1,8 +1,8 @@
 """Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other
 module imports it.
 
-    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density, div v =
-    0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
+    dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density,
+    div v = 0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
 
 on [0, 2 pi]^2. A velocity `v` is an array `(h, w, 2)`: rows are x, columns y, component 0 is along
 x and component 1 along y. The grid is staggered: point `(i, j)` has component 0 at
@@ -11,7 +11,8 @@ at the centre of its cell, `((i + 1/2) dx, (j + 1/2) dx)`, and vorticity at its 
 `((i + 1) dx, (j + 1) dx)`. Functions of `v` take any number of axes before these three.
 
 A step adds the van Leer advection, the viscosity and the force, each at the old velocity, and
-projects onto the divergence-free fields.
+projects onto the divergence-free fields. `S` is the step from one stored state to the next; a field
+`x` holds the stored states `v_0, ..., v_{k-1}`, as `mosaics` says.
 
 Reference: Kochkov et al., "Machine learning-accelerated computational fluid dynamics", PNAS
 118(21), 2021.
@@ -19,18 +20,21 @@ Reference: Kochkov et al., "Machine learning-accelerated computational fluid dyn
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax_cfd.base as cfd
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Key
-from namm_jax._checks import choose
-from namm_jax.problems import layout
-from namm_jax.problems.steppers import Stepper, repeated, trajectory
+from namm_jax._arrays import Constraint, Fields, Key, Metrics
+from namm_jax._checks import check_keys, choose
+from namm_jax.constraints.base import Rule, rule
+from namm_jax.problems import mosaics, steppers
+from namm_jax.problems.base import Problem, View, check_fields, parameter
+from namm_jax.problems.steppers import Stepper
 
 # jax-cfd 0.2.1 calls jax.tree_map here, which JAX has removed; its forcings look this function up
 # when they are called.
@@ -38,10 +42,7 @@ cfd.equations.sum_fields = lambda *fields: jax.tree.map(lambda *terms: sum(terms
 
 Velocity = Float[Array, '... h w 2']
 Scalar = Float[Array, '... h w']
-States = Float[Array, '... k h w 2']
-
-LEAST = {'points': 4, 'inner_steps': 1, 'viscosity': 0, 'forcing_wavenumber': 1, 'burn_in': 0}
-POSITIVE = 'dt', 'density', 'max_velocity', 'peak_wavenumber'
+States = Float[Array, 'b k n n 2']
 
 
 def _grid(h: int, w: int) -> Any:
@@ -51,9 +52,8 @@ def _grid(h: int, w: int) -> Any:
 def _wrap(v: Float[Array, 'h w 2']) -> tuple[Any, ...]:
     """Returns the velocity as jax-cfd's variables, one a component."""
     grid, periodic = _grid(*v.shape[:2]), cfd.boundaries.periodic_boundary_conditions(2)
-    arrays = (
-        cfd.grids.GridArray(v[..., i], offset, grid) for i, offset in enumerate(grid.cell_faces)
-    )
+    components = zip(jnp.moveaxis(v, -1, 0), grid.cell_faces, strict=True)
+    arrays = (cfd.grids.GridArray(u, offset, grid) for u, offset in components)
     return tuple(cfd.grids.GridVariable(array, periodic) for array in arrays)
 
 
@@ -61,7 +61,7 @@ def _unwrap(variables: tuple[Any, ...]) -> Float[Array, 'h w 2']:
     return jnp.stack([u.data for u in variables], -1)
 
 
-def _apply(function: Callable[[tuple[Any, ...]], Array], v: Velocity, result: str) -> Array:
+def _apply(function: Callable[[tuple[Any, ...]], Array], v: Array, result: str) -> Array:
     """Returns `function` of jax-cfd's variables, `result` the axes of what it returns, over all
     leading axes of v.
     """
@@ -73,118 +73,78 @@ def _apply(function: Callable[[tuple[Any, ...]], Array], v: Velocity, result: st
     return jnp.vectorize(lambda v: function(_wrap(v)), signature=f'(h,w,c)->({result})')(v)
 
 
-def divergence(v: Velocity) -> Scalar:
-    """Returns the divergence that jax-cfd's solver keeps at zero, by backward differences.
+def divergence(v: Array) -> Scalar:
+    """Returns the divergence that jax-cfd's solver keeps at zero, by backward differences,
+    `(..., h, w)` at the centres of cells.
 
     `(u_{i,j} - u_{i-1,j}) / dx + (v_{i,j} - v_{i,j-1}) / dx` for components u along rows and v
     along columns.
 
     Args:
-        v: Velocities `(..., h, w, 2)`.
-
-    Returns:
-        Divergences `(..., h, w)`, at the centres of cells.
+        v: velocities `(..., h, w, 2)`.
 
     Raises:
-        ValueError: If `v` has fewer than three axes or not two components.
+        ValueError: if v has fewer than three axes or not two components.
     """
     return _apply(lambda v: cfd.finite_differences.divergence(v).data, v, 'h,w')
 
 
-def vorticity(v: Velocity) -> Scalar:
+def vorticity(v: Array) -> Scalar:
     """Returns the vorticity `dv/dx - du/dy` by forward differences, counterclockwise positive with
-    x to the right.
-
-    Args:
-        v: Velocities `(..., h, w, 2)`.
-
-    Returns:
-        Vorticities `(..., h, w)`, at the corners of cells.
-
-    Raises:
-        ValueError: If `v` has fewer than three axes or not two components.
+    x to the right, `(..., h, w)` at the corners of cells; Args and Raises as of `divergence`.
     """
     return _apply(lambda v: cfd.finite_differences.curl_2d(v).data, v, 'h,w')
 
 
-def project(v: Velocity) -> Velocity:
-    """Returns the divergence-free field nearest to `v`, by jax-cfd's pressure projection.
+def project(v: Array) -> Velocity:
+    """Returns the divergence-free field nearest to v, of the same mean, by jax-cfd's pressure
+    projection; Args and Raises as of `divergence`.
 
     `v - grad q` with `div grad q = div v`: gradient and divergence are minus each other's
     transposes, so what is taken away is orthogonal to all divergence-free fields. The divergence
     falls to round-off, about 3e-7 of what it was in float32; a Poisson equation with the symbol of
     another discrete operator would not do that.
-
-    Args:
-        v: Velocities `(..., h, w, 2)`.
-
-    Returns:
-        Velocities `(..., h, w, 2)`, of the same mean.
-
-    Raises:
-        ValueError: If `v` has fewer than three axes or not two components.
     """
     return _apply(lambda v: _unwrap(cfd.pressure.projection(v)), v, 'h,w,c')
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowProblem:
-    """The numbers that flow data and the flow constraints share. Lengths are radians: the square's
-    side is 2 pi.
+class Kolmogorov(Problem):
+    """Trajectories of Kolmogorov flow, as channels `(b, points, points, 2 states)` or as mosaics.
 
-    Attributes:
-        points: Grid points a side, >= 4.
-        states: Stored states of a trajectory: 1, 2, 3, or a multiple of 4.
-        inner_steps: Time steps between stored states, >= 1.
-        dt: Time step, > 0. The solver is explicit: `max_velocity dt / dx` and
-            `4 viscosity / density dt / dx^2` are at most 1. Forced flows become faster than their
-            start, so leave a margin of two or three.
-        viscosity: Inverse of the Reynolds number, >= 0.
-        density: Density, > 0.
-        max_velocity: Largest speed of the random start, > 0.
-        peak_wavenumber: Wavenumber of the random start's largest amplitudes, > 0.
-        forcing: Amplitude of the constant force.
-        forcing_wavenumber: Periods of the constant force along y, >= 1 and at most `points / 2`.
-        drag: Coefficient of the force proportional to velocity, <= 0.
-        burn_in: Time of the first stored state after the random start, >= 0, a whole number of
-            `dt`.
-        layout: How networks and constraints see a trajectory, a key of `layout.FLOW_LAYOUTS`.
+    Two rules: `divergence`, that every state has none, `div v_j = 0` in the discrete sense of the
+    solver, a linear subspace; and `kolmogorov`, `v_{j+1} = S(v_j)` from any first state. Their sum
+    asks for a trajectory from a divergence-free start. Lengths are radians.
 
     Raises:
-        ValueError: If a number is out of its range or the layout is unknown.
+        ValueError: if a number is out of its range, the grid too coarse for dt or the force, or the
+            layout unknown.
     """
 
-    points: int = 64
-    states: int = 8
-    inner_steps: int = 20
-    dt: float = 0.01
-    viscosity: float = 1e-3
-    density: float = 1.0
-    max_velocity: float = 3.0
-    peak_wavenumber: float = 4.0
-    forcing: float = 1.0
-    forcing_wavenumber: int = 4
-    drag: float = -0.1
-    burn_in: float = 3.0
-    layout: str = 'packed'
+    points: int = parameter(64, 'grid points a side, on [0, 2 pi]^2', least=4)
+    states: int = parameter(8, 'stored times: 1, 2, 3, or a multiple of 4')
+    inner_steps: int = parameter(20, 'time steps between stored times', least=1)
+    dt: float = parameter(0.01, 'time step; forced flows become 2 or 3 times as fast', above=0)
+    reynolds: float = parameter(1000.0, 'inverse of the viscosity', above=0)
+    density: float = parameter(1.0, 'density', above=0)
+    max_velocity: float = parameter(3.0, 'largest speed of the random start', above=0)
+    peak_wavenumber: float = parameter(4.0, "that of the start's largest amplitudes", above=0)
+    forcing: float = parameter(1.0, 'amplitude of the constant force')
+    forcing_wavenumber: int = parameter(4, 'periods of the constant force along y', least=1)
+    drag: float = parameter(-0.1, 'of the force drag v, by which > 0 flows would run away', most=0)
+    burn_in: float = parameter(3.0, 'time of the first stored state, a multiple of dt', least=0)
+    layout: str = parameter('packed', 'packed (a channel a component and state) or tiled')
+
+    name = 'kolmogorov'
+    operator = 'first_last'
+    operator_options = {'channels_per_state': 2}
+    periodic = (True, True)
+    view = View(('vorticity', '|residual|'), ('x', 'y'), 'RdBu_r', centred=True)
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f'Got {name} = {getattr(self, name)}, expected at least {least}.')
-        for name in POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ValueError(f'Got {name} = {getattr(self, name)}, expected a positive number.')
-        if not self.drag <= 0:
-            raise ValueError(
-                f'Got drag = {self.drag}, expected at most 0: a positive one drives the flow to '
-                'infinity.'
-            )
-        self._check_resolution()
-        layout.tile_grid(self.states)
-        choose('layout', self.layout, layout.FLOW_LAYOUTS)
-
-    def _check_resolution(self) -> None:
+        super().__post_init__()
+        mosaics.tile_grid(self.states)
+        choose('layout', self.layout, mosaics.LAYOUTS)
         if 2 * self.forcing_wavenumber > self.points:
             raise ValueError(
                 f'Got forcing_wavenumber = {self.forcing_wavenumber}, expected at most points / 2 '
@@ -198,14 +158,16 @@ class FlowProblem:
                 f'and 4 viscosity / density dt / dx^2 = {diffusion:.3g}, expected at most 1 each: '
                 'take a smaller dt.'
             )
-        if (
-            not math.isfinite(self.burn_in / self.dt)
-            or abs(self.burn_in - self.burn_in_steps * self.dt) > 1e-6 * self.dt
-        ):
+        burn_in = self.burn_in / self.dt
+        if not (math.isfinite(burn_in) and abs(burn_in - round(burn_in)) < 1e-6):
             raise ValueError(
-                f'Got burn_in = {self.burn_in}, expected a whole number of time steps, dt = '
-                f'{self.dt}.'
+                f'Got burn_in = {self.burn_in}, expected a whole number of time steps {self.dt}.'
             )
+
+    @property
+    def viscosity(self) -> float:
+        """`1 / reynolds`."""
+        return 1 / self.reynolds
 
     @property
     def dx(self) -> float:
@@ -213,34 +175,65 @@ class FlowProblem:
         return 2 * math.pi / self.points
 
     @property
-    def burn_in_steps(self) -> int:
-        """Time steps from the random start to the first stored state."""
-        return round(self.burn_in / self.dt)
-
-    @property
-    def tiled(self) -> tuple[int, int, int]:
-        """Shape `(h, w, c)` of a trajectory in files, a mosaic of states."""
-        return self._shape('tiled')
+    def file_shape(self) -> tuple[int, int, int]:
+        """Of a mosaic of states, `(rows points, columns points, 2)`."""
+        rows, columns = mosaics.tile_grid(self.states)
+        return rows * self.points, columns * self.points, 2
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape `(h, w, c)` of a trajectory in the layout."""
-        return self._shape(self.layout)
+        """`(points, points, 2 states)`, or `file_shape` where the layout is tiled."""
+        packed = self.points, self.points, 2 * self.states
+        return packed if self.layout == 'packed' else self.file_shape
 
-    def _shape(self, name: str) -> tuple[int, int, int]:
-        states = jax.ShapeDtypeStruct((1, self.states, self.points, self.points, 2), jnp.float32)
-        return jax.eval_shape(layout.STATES_TO_LAYOUT[name], states).shape[1:]
+    @property
+    def cell(self) -> tuple[int, int]:
+        """The force is the same along rows, and a sine of a few periods along columns; states roll
+        together along an axis, unless they lie side by side along it.
+        """
+        period = self.points // math.gcd(self.points, self.forcing_wavenumber)
+        sides = zip(self.shape[:2], (1, period), strict=True)
+        return tuple(cell if side == self.points else side for side, cell in sides)
+
+    def to_states(self, x: Fields) -> States:
+        """Returns the states `(b, states, points, points, 2)` of fields, in float32 or better;
+        raises a ValueError if x is not `(b, *shape)`.
+        """
+        return mosaics.LAYOUTS[self.layout][0](check_fields(self, x), self.states)
+
+    def from_states(self, states: States) -> Fields:
+        """Returns fields `(b, *shape)`, the inverse of `to_states`."""
+        return mosaics.LAYOUTS[self.layout][1](states)
+
+    def pack(self, x: Float[Array, 'b H W 2']) -> Fields:
+        """Returns fields in the problem's layout, of mosaics `(b, *file_shape)`."""
+        return self.from_states(mosaics.tiled_to_states(x, self.states))
+
+    def unpack(self, x: Fields) -> Float[Array, 'b H W 2']:
+        """Returns mosaics `(b, *file_shape)`, the inverse of `pack`."""
+        return mosaics.states_to_tiled(self.to_states(x))
+
+    def seamless(self, x: Fields) -> Float[Array, 'b n n k']:
+        """Returns the states as channels, `(b, points, points, 2 states)`."""
+        return mosaics.states_to_packed(self.to_states(x))
+
+    def image(self, x: Fields) -> Float[Array, 'b H W']:
+        """Returns the vorticity of every state, a mosaic."""
+        return mosaics.mosaic(vorticity(self.to_states(x)), self.states)
+
+    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
+        """Returns mosaics of the size of the residual, for a sum of rules the sum of all sizes."""
+        parts = getattr(constraint, 'parts', ())  # those of a single rule are functions
+        parts = [part for part in parts if isinstance(part, Constraint)] or [constraint]
+        return sum(jnp.abs(mosaics.mosaic(part.residual(x), self.states)) for part in parts)
 
     def steps(self, n: int) -> Stepper:
-        """Returns the step over `n` time steps, `(..., points, points, 2)` to the same, by
+        """Returns the step over `n >= 0` time steps, `(..., points, points, 2)` to the same, by
         jax-cfd's solver.
 
         It keeps the dtype, is differentiable in both modes, and commutes with rolling along rows,
         and along columns by whole periods of the force. The mean velocity is multiplied by
         `1 + drag dt / density` in each time step.
-
-        Args:
-            n: Number of time steps, >= 0.
         """
         solver = _solver(self)
 
@@ -251,70 +244,111 @@ class FlowProblem:
 
         # Backward, a step is taken again rather than its intermediates kept: on a CPU 1.5 times
         # faster, too.
-        advance = repeated(jax.checkpoint(step), n)
+        advance = steppers.repeated(jax.checkpoint(step), n)
 
-        def advance_arrays(v: Velocity) -> Velocity:
-            if v.shape[-3:] != (expected := (self.points, self.points, 2)):
+        def advance_arrays(v: Array) -> Velocity:
+            if v.shape[-3:] != (self.points, self.points, 2):
                 raise ValueError(
-                    f'Got v of shape {v.shape}, expected (..., {", ".join(map(str, expected))}): '
-                    'step velocities on '
-                    "the problem's own grid."
+                    f'Got v of shape {v.shape}, expected (..., {self.points}, {self.points}, 2): '
+                    "step velocities on the problem's own grid."
                 )
             return _apply(lambda v: _unwrap(advance(v)), v, 'h,w,c')
 
         return advance_arrays
 
     def interval(self) -> Stepper:
-        """Returns the step from one stored state to the next, `inner_steps` times `dt`."""
+        """Returns `S`, the step from one stored state to the next, `inner_steps` times `dt`."""
         return self.steps(self.inner_steps)
 
-    def solve(self, v: Velocity) -> States:
-        """Returns all stored states of the trajectory whose first stored state is `v`.
+    def solve(self, u_0: Array) -> Fields:
+        """Returns the flows whose first states are `u_0 (b, points, points, 2)`, to the bit; raises
+        a ValueError if they are not on the problem's grid. Differentiable in both modes.
+        """
+        grid = self.points, self.points, 2
+        return self.from_states(steppers.rollout(self.interval(), self.states, grid)(u_0))
+
+    def rollout(self, u_0: Array) -> Fields:
+        """Returns `solve` of first states projected onto those without divergence: so every `u_0`
+        is admissible.
+        """
+        return self.solve(project(u_0))
+
+    def first_states(self, x: Fields) -> Float[Array, 'b n n 2']:
+        """Returns the first states of fields, from which `rollout` starts."""
+        return self.to_states(x)[:, 0]
+
+    def start(self, key: Key) -> Velocity:
+        """Returns a random divergence-free velocity `(points, points, 2)`, before any time step:
+        jax-cfd's filtered noise, float32, of mean 0 and largest speed `max_velocity`.
+        """
+        grid = _grid(self.points, self.points)
+        noise = cfd.initial_conditions.filtered_velocity_field(
+            key, grid, self.max_velocity, self.peak_wavenumber
+        )
+        return _unwrap(noise).astype(jnp.float32)
+
+    def fields(self, keys: Key) -> Fields:
+        """Returns flows `(n, *shape)`, float32, from random starts that run freely for the time
+        `burn_in` first, until the force has shaped them; speeds are of the order of `max_velocity`.
 
         Args:
-            v: First states `(..., points, points, 2)`.
+            keys: typed PRNG keys `(n,)`; field i depends on key i alone.
+        """
+        check_keys(keys)
+        burn_in = self.steps(round(self.burn_in / self.dt))
+        return self.solve(burn_in(jax.vmap(self.start)(keys)))
 
-        Returns:
-            States `(..., states, points, points, 2)`; the first is `v` itself, to the bit.
+    def divergence(self, x: Fields) -> Float[Array, 'b k n n']:
+        """Returns the divergence of every state, at the centres of cells."""
+        return divergence(self.to_states(x))
+
+    def project(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the nearest fields without divergence, and no further information."""
+        return self.from_states(project(self.to_states(x))), {}
+
+    def residual(self, x: Fields) -> Float[Array, 'b steps n n 2']:
+        """Returns `v_{j+1} - S(v_j)` for every pair of stored states, all pairs at once."""
+        states = self.to_states(x)
+        return states[:, 1:] - self.interval()(states[:, :-1])
+
+    def resolve(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the trajectory from the first state of x, and no further information: feasible,
+        not nearest. The first state is kept as it is: `project` x before, to satisfy both rules.
+        """
+        return self.solve(self.first_states(x)), {}
+
+    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
+        """Returns `divergence`, the mean over states and pixels of `|div v|`, and `kolmogorov`, the
+        mean over pairs, pixels and components of `|v_{j+1} - S(v_j)|`.
+
+        Symmetries: of the first, rolling and permuting states, each on its own; of the second,
+        rolling all together by `cell`.
 
         Raises:
-            ValueError: If `v` is not on the problem's grid.
+            ValueError: by `kolmogorov`, if there is a single state.
         """
-        later = trajectory(self.interval(), self.states - 1)(v)
-        return jnp.moveaxis(jnp.concatenate([v[None], later]), 0, -4)
+
+        def divergence_rule() -> Rule:
+            restores = {'projection': Partial(Kolmogorov.project, self)}
+            return rule('divergence', Partial(Kolmogorov.divergence, self), restores=restores)
+
+        def trajectory_rule() -> Rule:
+            if self.states < 2:
+                raise ValueError(
+                    f'Got states = {self.states}, expected at least 2: the residual compares pairs.'
+                )
+            restores = {'resolve': Partial(Kolmogorov.resolve, self)}
+            return rule('kolmogorov', Partial(Kolmogorov.residual, self), restores=restores)
+
+        return {'divergence': divergence_rule, 'kolmogorov': trajectory_rule}
 
 
-def _solver(problem: FlowProblem) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+def _solver(problem: Kolmogorov) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     """Returns jax-cfd's step over one `dt`, on its own variables."""
     grid = _grid(problem.points, problem.points)
     forcing = cfd.forcings.simple_turbulence_forcing(
-        grid,
-        constant_magnitude=problem.forcing,
-        constant_wavenumber=problem.forcing_wavenumber,
-        linear_coefficient=problem.drag,
-        forcing_type='kolmogorov',
+        grid, problem.forcing, problem.forcing_wavenumber, problem.drag, 'kolmogorov'
     )
     return cfd.equations.semi_implicit_navier_stokes(
-        density=problem.density,
-        viscosity=problem.viscosity,
-        dt=problem.dt,
-        grid=grid,
-        forcing=forcing,
+        problem.density, problem.viscosity, problem.dt, grid, forcing=forcing
     )
-
-
-def start(key: Key, *, problem: FlowProblem) -> Velocity:
-    """Returns a random divergence-free velocity, before any time step: jax-cfd's filtered noise.
-
-    Args:
-        key: A typed PRNG key.
-        problem: Grid, largest speed and peak wavenumber.
-
-    Returns:
-        A velocity `(points, points, 2)`, float32, of mean 0 and largest speed `max_velocity`.
-    """
-    grid = _grid(problem.points, problem.points)
-    noise = cfd.initial_conditions.filtered_velocity_field(
-        key, grid, problem.max_velocity, problem.peak_wavenumber
-    )
-    return _unwrap(noise).astype(jnp.float32)
