@@ -93,7 +93,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-        from namm_jax.train.posteriors import ROWS, measured_gains
+    from namm_jax.train.posteriors import ROWS, make_operator, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples

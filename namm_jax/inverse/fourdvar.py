@@ -26,10 +26,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from namm_jax._arrays import Fields, Metrics, PerSample, axes
 from namm_jax.inverse.likelihood import Likelihood
-from namm_jax.problems import flow_layout, layout
-from namm_jax.problems import kolmogorov_flow as flows
-from namm_jax.problems.kolmogorov_flow import FlowProblem
-from namm_jax.problems.steppers import BurgersProblem, Stepper, trajectory
 
 # u_0 (b, ...) -> x, a trajectory in the data's layout
 Rollout: TypeAlias = Callable[[Array], Fields]
@@ -236,64 +232,3 @@ def _check_numbers(
     # NumPy, which also computes while JAX traces; what is traced itself has no value to check.
     if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value) & holds(value, 0)):
         raise ValueError(f'{name}: got {value}, expected {expected}')
-
-
-def burgers_rollout(problem: BurgersProblem) -> Rollout:
-    """Returns `S`, from first stored states `(b, points)` to Burgers images.
-
-    Args:
-        problem: Grid, time steps and coefficients of the data.
-
-    Returns:
-        A function from `u_0 (b, points)`, space increasing along the last axis, to fields
-        `(b, points, states, 1)`, whose first column is `u_0` itself, upside down. Differentiable in
-        both modes.
-    """
-    solve = _solver(problem.interval(), problem.states)
-
-    def rollout(u_0: Float[Array, 'b n']) -> Fields:
-        _check_start(u_0, (problem.points,))
-        return layout.states_to_image(jnp.swapaxes(solve(u_0), 0, 1))
-
-    return rollout
-
-
-def kolmogorov_rollout(problem: FlowProblem) -> Rollout:
-    """Returns `S`, from first stored states `(b, points, points, 2)` to Kolmogorov flows.
-
-    The start is projected onto the fields without divergence, so every `u_0` is admissible: the
-    cost does not see what the projection removes, but for its background term.
-
-    Args:
-        problem: Grid, time steps, force and layout of the data.
-
-    Returns:
-        A function from velocities `u_0 (b, points, points, 2)` to fields `(b, *problem.shape)`,
-        whose first state is `flows.project(u_0)`. Differentiable in both modes.
-    """
-    solve = _solver(problem.interval(), problem.states)
-
-    def rollout(u_0: Float[Array, 'b n n 2']) -> Fields:
-        _check_start(u_0, (problem.points, problem.points, 2))
-        return flow_layout.from_states(problem, jnp.swapaxes(solve(flows.project(u_0)), 0, 1))
-
-    return rollout
-
-
-def _solver(interval: Stepper, states: int) -> Callable[[Array], Array]:
-    """Returns the function from first states to all stored states, `(b, ...)` to
-    `(states, b, ...)`.
-    """
-    # Reverse mode would keep what every time step computes; so it keeps the stored states, and
-    # computes the rest again.
-    later = trajectory(jax.checkpoint(interval), states - 1)
-    return lambda u: jnp.concatenate([u[None], later(u)])
-
-
-def _check_start(u_0: Array, expected: tuple[int, ...]) -> None:
-    if u_0.shape[1:] != expected or u_0.ndim != len(expected) + 1:
-        raise ValueError(
-            f'u_0: got shape {u_0.shape}, expected (b, {", ".join(map(str, expected))}): pass a '
-            'batch of initial '
-            "states on the problem's own grid"
-        )

@@ -74,6 +74,7 @@ class Burgers(Problem):
     stepper: str = parameter('crank_nicolson', 'time stepper: crank_nicolson or forward_euler')
 
     name = 'burgers'
+    rule_name = 'burgers'
     operator = 'first_states'
     periodic = (True, False)
     spatial_axes = (1,)

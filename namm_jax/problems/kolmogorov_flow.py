@@ -136,6 +136,7 @@ class Kolmogorov(Problem):
     layout: str = parameter('packed', 'packed (a channel a component and state) or tiled')
 
     name = 'kolmogorov'
+    rule_name = 'divergence'
     operator = 'first_last'
     operator_options = {'channels_per_state': 2}
     periodic = (True, True)
