@@ -58,6 +58,8 @@ def parameter(default: Any, meaning: str, **limits: float) -> Any:
 class Problem:
     """What all problems share; a problem is a frozen dataclass that derives from it.
 
+    It is a pytree without leaves: static under `jax.jit`, compared by value.
+
     Attributes:
         name: what configs and folders call it.
         operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
@@ -84,6 +86,9 @@ class Problem:
     view: ClassVar[View] = View()
     rollout: Callable[[Array], Fields] | None = None
     first_states: Callable[[Fields], Array] | None = None
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_static(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
