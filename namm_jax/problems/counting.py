@@ -10,10 +10,9 @@ Reference: Bertin & Arnouts, "SExtractor", A&AS 117 (1996), for separating blend
 ladder of thresholds.
 """
 
-from types import ModuleType
-
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import ndimage
 
 CLIP = 3.0  # pixels farther than this many standard deviations from the median are no background
 # an image is taken to have at least 1/50 of its range as noise; galaxy images have 1/20 to 1/6
@@ -27,34 +26,27 @@ def classical_count(
     threshold: float = 4.0,
     prominence: float = 0.5,
 ) -> Int[np.ndarray, ' n']:
-    """Returns the number of peaks in each image that stand out of its noise and of each other.
+    """Returns the number of peaks `(n,)` in each image that stand out of its noise and each other.
 
     The image is smoothed; background and noise are median and standard deviation of its pixels,
     those farther than 3 standard deviations from the median left out until none is. Counted are
     maxima at least `threshold` above the background, each separated from every higher one by a
     saddle: always where that is 2 `prominence` deep, never where it is less than `prominence` deep,
-    and in between depending on where the levels fall. Neighbours are the 8 pixels around one. An
-    image without noise is given 1/50 of its range, and a constant image has no peaks.
-
-    The defaults are for galaxy images, whose sources have peaks of at least 5.62 standard
-    deviations of the noise. Sources with one common maximum, or with a shallow saddle between
-    theirs, count as one. The scale of x makes no difference, nor does a constant added to it.
+    and in between depending on where the levels fall. Neighbours are the 8 pixels around one.
+    Sources with one common maximum, or a shallow saddle between theirs, count as one. The scale of
+    x makes no difference, nor does a constant added to it; a constant image has no peaks.
 
     Args:
-        x: Images `(n, h, w, 1)`, brighter at sources.
-        smoothing: Standard deviation in pixels of the Gaussian that smooths the image, >= 0; about
-            1 pixel against noise from pixel to pixel, and less than a source's own, about 1.2 at
-            least.
-        threshold: Least height of a peak, in standard deviations of the noise, > `prominence`.
-        prominence: Spacing of the levels, in standard deviations of the noise, > 0.
-
-    Returns:
-        Numbers of peaks `(n,)`, int64.
+        x: images, brighter at sources, which have peaks of 5.62 standard deviations of the noise or
+            more for the defaults to fit.
+        smoothing: standard deviation in pixels of the Gaussian that smooths the image, >= 0; about
+            1 pixel against noise from pixel to pixel, and less than a source's own.
+        threshold: least height of a peak, in standard deviations of the noise, > `prominence`.
+        prominence: spacing of the levels, in standard deviations of the noise, > 0.
 
     Raises:
-        ValueError: If `x` has another shape or a value that is not finite, or a setting is out of
-            its range.
-        ImportError: If SciPy is not installed.
+        ValueError: if x has another shape or a value that is not finite, or a setting is out of its
+            range.
     """
     x = np.asarray(x)
     if x.ndim != 4 or x.shape[-1] != 1 or not x.size:
@@ -72,40 +64,23 @@ def classical_count(
         raise ValueError(
             f'Got {bad} of {len(x)} images with values that are not finite: leave those out.'
         )
-    ndimage = _import_ndimage()
     smooth = [ndimage.gaussian_filter(image, smoothing) for image in images]
-    return np.array(
-        [_count_peaks(image, threshold, prominence, ndimage) for image in smooth], np.int64
-    )
-
-
-def _import_ndimage() -> ModuleType:
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise ImportError(
-            'Counting peaks needs SciPy, which is not installed: pip install scipy.'
-        ) from error
-    return ndimage
+    return np.array([_peaks(image, threshold, prominence) for image in smooth], np.int64)
 
 
 def _background(image: np.ndarray) -> tuple[float, float]:
-    """Returns median and standard deviation of the pixels that are within 3 standard deviations of
-    the median.
-    """
-    kept = image.ravel()
+    """Returns median and standard deviation of the pixels within 3 of those of the median."""
+    pixels = image.ravel()
     while True:
-        median, std = np.median(kept), np.std(kept)
-        inside = kept[np.abs(kept - median) <= CLIP * std]
+        median, std = np.median(pixels), np.std(pixels)
+        inside = pixels[np.abs(pixels - median) <= CLIP * std]
         # None inside means that the rest is constant up to round-off.
-        if len(inside) in (0, len(kept)):
+        if len(inside) in (0, len(pixels)):
             return float(median), float(std)
-        kept = inside
+        pixels = inside
 
 
-def _count_peaks(
-    image: np.ndarray, threshold: float, prominence: float, ndimage: ModuleType
-) -> int:
+def _peaks(image: np.ndarray, threshold: float, prominence: float) -> int:
     """Returns the number of peaks of one smoothed image."""
     background, noise = _background(image)
     unit = max(noise, (image.max() - background) / DYNAMIC_RANGE)

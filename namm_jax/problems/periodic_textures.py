@@ -1,9 +1,11 @@
-"""Periodic textures: a random binary tile, repeated along both axes.
+"""Periodic textures: a random binary tile, repeated along both axes. The rule: all tiles are equal.
 
 Symbols: `m` pixels along a tile, at `linspace(0, 1, m)`, whose end point repeats the first; `Z`
 standard normal. The tile before its threshold is a Gaussian process with the separable periodic
 covariance `E (tile[i, k] - 1/2)(tile[j, l] - 1/2) = C[i, j] C[k, l]`,
-`C[i, j] = std exp(-2 sin^2(pi |d_ij|) / correlation^2)`, drawn as `1/2 + A Z A^T` with `A A^T = C`.
+`C[i, j] = std exp(-2 sin^2(pi |d_ij|) / correlation^2)`, sampled as `1/2 + A Z A^T` with
+`A A^T = C`. `k` tiles along each axis are `K = k^2` in all, `q_1, ..., q_K`; `tile(q)` is the image
+that repeats q.
 
 Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
 Models", ICLR 2025, arXiv 2406.12816.
@@ -11,64 +13,147 @@ Models", ICLR 2025, arXiv 2406.12816.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key
-from namm_jax.problems import checked_keys
+from namm_jax._arrays import Constraint, Fields, Key, Metrics, PerSample
+from namm_jax._checks import check_keys
+from namm_jax.constraints.base import Rule, rule
+from namm_jax.problems.base import Problem, View, check_fields, parameter
+
+_Tiles = Float[Array, 'b K m']  # the pixels of each tile in one row
+_Tile = Float[Array, 'b m']
 
 
 @dataclasses.dataclass(frozen=True)
-class TextureProblem:
-    """The sizes and the covariance of periodic textures.
-
-    Attributes:
-        points: Pixels along each axis of the image, a multiple of `tiles`.
-        tiles: Copies of the tile along each axis, >= 2.
-        correlation: Length scale of the covariance, > 0; where small, `correlation / (2 pi)` of the
-            tile's side is the length of a Gaussian covariance.
-        std: Standard deviation of the process before its threshold, > 0. The threshold is the mean,
-            so it does not matter to the binary field.
+class Textures(Problem):
+    """Binary images `(points, points, 1)` of equal tiles.
 
     Raises:
-        ValueError: If a number is out of its range or `tiles` does not divide `points`.
+        ValueError: if a number is out of its range or `tiles` does not divide `points`.
     """
 
-    points: int = 64
-    tiles: int = 2
-    correlation: float = 0.7
-    std: float = 0.49
+    points: int = parameter(64, 'pixels along each axis, whole tiles of 3 or more', least=6)
+    tiles: int = parameter(2, 'copies of the tile along each axis', least=2)
+    # Where small, correlation / (2 pi) of the tile's side is the length of a Gaussian covariance.
+    correlation: float = parameter(0.7, 'length scale of the covariance, in tiles', above=0)
+    # The threshold is the mean, so that this does not matter to the binary field.
+    std: float = parameter(0.49, 'of the process before its threshold', above=0)
+
+    name = 'textures'
+    operator = 'occluded_box'
+    periodic = (True, True)
+    view = View(('x', '|x − nearest texture|'), colours='cividis')
 
     def __post_init__(self) -> None:
-        if self.tiles < 2:
-            raise ValueError(
-                f'Got tiles = {self.tiles}, expected at least 2: one copy is no repetition.'
-            )
+        super().__post_init__()
         if self.points % self.tiles or self.points < 3 * self.tiles:
             raise ValueError(
                 f'Got points = {self.points} and tiles = {self.tiles}, expected a multiple of '
                 f'{self.tiles}, at least {3 * self.tiles}: an image is made of whole tiles.'
             )
-        if not (self.correlation > 0 and self.std > 0):
-            raise ValueError(
-                f'Got correlation = {self.correlation} and std = {self.std}, expected positive '
-                'numbers.'
-            )
 
     @property
-    def tile(self) -> int:
+    def shape(self) -> tuple[int, int, int]:
+        """`(points, points, 1)`."""
+        return self.points, self.points, 1
+
+    @property
+    def cell(self) -> tuple[int, int]:
         """Pixels along each axis of a tile."""
-        return self.points // self.tiles
+        return self.points // self.tiles, self.points // self.tiles
+
+    def gaussian_tiles(self, keys: Key) -> Float[Array, 'n m m']:
+        """Returns the tiles `(n, *cell)` of the textures of `fields` before their threshold,
+        float32, mean 1/2; the last row and column equal the first to the bit.
+        """
+        check_keys(keys)
+        distinct = self.cell[0] - 1
+        draw = functools.partial(jax.random.normal, shape=(distinct, distinct), dtype=jnp.float32)
+        root = jnp.asarray(_covariance_root(distinct, self.correlation, self.std), jnp.float32)
+        # Full precision: accelerators would otherwise round the root to 10 bits or fewer.
+        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        tiles = 0.5 + product('ij,njk,kl->nil', root, jax.vmap(draw)(keys), root)
+        return jnp.pad(tiles, [(0, 0), (0, 1), (0, 1)], mode='wrap')
+
+    def fields(self, keys: Key) -> Fields:
+        """Returns textures `(n, points, points, 1)`, float32: 1 where the process is at least 1/2,
+        0 elsewhere.
+        """
+        binary = (self.gaussian_tiles(keys) >= 0.5).astype(jnp.float32)
+        return jnp.tile(binary, (1, self.tiles, self.tiles))[..., None]
+
+    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
+        return {'periodic': self.equal_tiles}
+
+    def equal_tiles(self) -> Rule:
+        """Returns the rule `q_1 = ... = q_K`."""
+        ways = {'mean': self.mean_tile, 'median': self.median_tile, 'copy': self.first_tile}
+        return rule('periodic', self.difference, self.tile_distance, restores=ways)
+
+    def difference(self, x: Fields) -> Fields:
+        """Returns `x - tile(mean_q q)`, linear in x, exactly 0 where all tiles are equal."""
+        x = check_fields(self, x)
+        return x - self._repeat(_mean(self._split(x)))
+
+    def tile_distance(self, x: Fields) -> PerSample:
+        """Returns `sum_q mean|x - tile(q)|`, shape `(b,)`: 2/K of the sum over pairs of tiles of
+        `mean|q_i - q_j|`.
+        """
+        tiles = self._split(check_fields(self, x))
+        gaps = jnp.abs(tiles[:, :, None] - tiles[:, None])
+        return tiles.shape[1] * jnp.mean(gaps, (1, 2, 3))
+
+    def mean_tile(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the mean of the tiles repeated, and nothing to report: the nearest point in L2,
+        but a binary texture turns grey where its tiles differ.
+        """
+        return self._repeat(_mean(self._split(check_fields(self, x)))), {}
+
+    def median_tile(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the median of each pixel over the tiles repeated, and nothing to report.
+
+        The midpoint of the middle two: a nearest point in L1, and still binary where a majority of
+        the tiles agree.
+        """
+        tiles = jnp.sort(self._split(check_fields(self, x)), 1)
+        count = tiles.shape[1]
+        return self._repeat((tiles[:, (count - 1) // 2] + tiles[:, count // 2]) / 2), {}
+
+    def first_tile(self, x: Fields) -> tuple[Fields, Metrics]:
+        """Returns the first tile repeated, and nothing to report: in general nearest in no norm,
+        but what holds within a tile (binarity) is kept.
+        """
+        return self._repeat(self._split(check_fields(self, x))[:, 0]), {}
+
+    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
+        """Returns what the nearest texture changes, x less it."""
+        return (x - constraint.restore(x)[0])[..., 0]
+
+    def _split(self, x: Fields) -> _Tiles:
+        """Returns the tiles of x, row by row of tiles."""
+        b, k, side = x.shape[0], self.tiles, self.cell[0]
+        return x.reshape(b, k, side, k, side).swapaxes(2, 3).reshape(b, k * k, side * side)
+
+    def _repeat(self, tile: _Tile) -> Fields:
+        """Returns `tile(q)`."""
+        side = self.cell[0]
+        return jnp.tile(tile.reshape(-1, side, side, 1), (1, self.tiles, self.tiles, 1))
+
+
+def _mean(tiles: _Tiles) -> _Tile:
+    # Written around the first tile, so that the mean of equal tiles is that tile to the bit.
+    first = tiles[:, 0]
+    return first + jnp.mean(tiles - first[:, None], 1)
 
 
 @functools.cache
 def _covariance_root(distinct: int, correlation: float, std: float) -> np.ndarray:
-    """Returns the symmetric A with `A A = C` on the `distinct` points that do not repeat another,
-    in float64.
-    """
+    """Returns the symmetric A with `A A = C` on the points that do not repeat another, float64."""
     grid = np.arange(distinct) / distinct
     sine = np.sin(np.pi * (grid[:, None] - grid))
     values, vectors = np.linalg.eigh(std * np.exp(-2 * sine**2 / correlation**2))
@@ -76,45 +161,3 @@ def _covariance_root(distinct: int, correlation: float, std: float) -> np.ndarra
     # does not depend on the choice of eigenvectors, so that a key gives the same texture with every
     # linear algebra library.
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
-def sample_tiles(keys: Key, *, problem: TextureProblem) -> Float[Array, 'n m m']:
-    """Returns tiles of the Gaussian process `1/2 + A Z A^T`, before their threshold.
-
-    Args:
-        keys: Typed PRNG keys `(n,)`, one a sample.
-        problem: The sizes and the covariance.
-
-    Returns:
-        Tiles `(n, tile, tile)`, float32, mean 1/2; the last row and column equal the first to the
-        bit.
-    """
-    distinct = problem.tile - 1
-    draw = functools.partial(jax.random.normal, shape=(distinct, distinct), dtype=jnp.float32)
-    root = jnp.asarray(_covariance_root(distinct, problem.correlation, problem.std), jnp.float32)
-    # Full precision: accelerators would otherwise round the root to 10 bits or fewer.
-    tiles = 0.5 + jnp.einsum(
-        'ij,njk,kl->nil', root, jax.vmap(draw)(keys), root, precision=jax.lax.Precision.HIGHEST
-    )
-    return jnp.pad(tiles, [(0, 0), (0, 1), (0, 1)], mode='wrap')
-
-
-def sample_textures(keys: Key, *, problem: TextureProblem) -> Fields:
-    """Returns binary textures, 1 where the process of `sample_tiles` is at least 1/2 and 0
-    elsewhere, repeated.
-
-    Field i depends on `keys[i]` alone, so a set can be drawn in chunks, on any number of hosts, and
-    extended.
-
-    Args:
-        keys: Typed PRNG keys `(n,)`, one a sample.
-        problem: The sizes and the covariance. Draw with the problem that the constraint gets.
-
-    Returns:
-        Fields `(n, points, points, 1)`, float32, every value 0 or 1.
-
-    Raises:
-        ValueError: If `keys` is not a vector of typed keys.
-    """
-    binary = (sample_tiles(checked_keys(keys), problem=problem) >= 0.5).astype(jnp.float32)
-    return jnp.tile(binary, (1, problem.tiles, problem.tiles))[..., None]

@@ -1,0 +1,172 @@
+"""Arrays of a user's own, with a rule of their own: `problem(x, distance=f)`.
+
+The rule is a plain JAX function of fields `(b, h, w, c)`: a distance `(b,)`, 0 where the rule holds
+and positive elsewhere, or a residual `(b, ...)`, whose mean size is the distance.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from namm_jax._arrays import Constraint, Fields, Key
+from namm_jax.constraints.own import check_distance as check_rule
+from namm_jax.problems.base import Problem, parameter
+
+SAMPLES = 64  # of the data, at most, on which a rule is checked
+NOISE = 0.1, 1.0, 10.0  # in scales: an inequality may leave room for the smaller ones
+LARGEST = float(jnp.finfo(jnp.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays(Problem):
+    """Fields `(height, width, channels)` of a user's own, in their own units.
+
+    Attributes:
+        distance_function: `x (b, h, w, c) -> (b,)`, or None.
+        residual_function: `x (b, h, w, c) -> (b, ...)`, or None; one of the two is given.
+        name: of the rule.
+
+    Raises:
+        ValueError: if a number is out of its range, or mean and scale are not one a channel.
+    """
+
+    height: int = parameter(0, 'pixels; 0: any', least=0)
+    width: int = parameter(0, 'pixels; 0: any', least=0)
+    channels: int = parameter(0, '0: any', least=0)
+    periodic: tuple[bool, bool] = parameter((False, False), 'which of the two spatial axes wrap')
+    mean: float | tuple[float, ...] = parameter((), 'of the data, one a channel; (): 0')
+    scale: float | tuple[float, ...] = parameter(
+        (), 'standard deviation of the data, one a channel; (): 1', above=0
+    )
+    unit: float = parameter(1.0, 'the distance where data take noise of one scale', above=0)
+    distance_function: Callable[..., Any] | None = None
+    residual_function: Callable[..., Any] | None = None
+    name: str = 'own'
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, default in (('mean', 0.0), ('scale', 1.0)):
+            value = getattr(self, name)
+            if value == ():
+                object.__setattr__(self, name, default)
+            elif self.channels and np.ndim(value) and len(value) != self.channels:
+                raise ValueError(f'Got {name} = {value}, expected {self.channels}, one a channel.')
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        return self.height, self.width, self.channels
+
+    def fields(self, keys: Key) -> Fields:
+        """Raises a ValueError: there is no law to sample from."""
+        raise ValueError(
+            'fields: got keys for arrays of your own, which are not generated; take your arrays '
+            'themselves.'
+        )
+
+    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
+        return {self.name: self.function_rule}
+
+    def function_rule(self) -> Constraint:
+        """Returns the rule that the functions say.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.distance_function is None and self.residual_function is None:
+            raise ValueError(
+                f'the rule {self.name!r}: got no function, expected distance= or residual= of '
+                'fields (b, h, w, c); in an experiment, set constraint.distance.'
+            )
+        shape = self.shape if all(self.shape) else None
+        return function_rule(
+            self.distance_function, self.residual_function, name=self.name, shape=shape
+        )
+
+
+def problem(
+    x: ArrayLike,
+    *,
+    distance: Callable[..., Any] | None = None,
+    residual: Callable[..., Any] | None = None,
+    periodic: tuple[bool, bool] = (False, False),
+    name: str = 'own',
+) -> Arrays:
+    """Returns arrays and their rule as a problem, after checking both.
+
+    Args:
+        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2; their mean and scale a
+            channel are those of the problem, and its rule is checked on up to 64 of them.
+        distance: `x -> (b,)`, 0 where the rule holds, positive elsewhere; the mean of `|residual|`
+            unless given.
+        residual: `x -> (b, ...)`, 0 where the rule holds; the distance unless given.
+        periodic: which of the two spatial axes wrap.
+        name: of the rule, in logs and errors.
+
+    Raises:
+        ValueError: if x is no such array or constant, or the rule cannot be trained with: what was
+            got, what was expected, what to do.
+    """
+    x = np.asarray(x)
+    _check_data(x)
+    mean = x.mean((0, 1, 2), dtype=np.float64)
+    varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
+    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1.0)
+    own = Arrays(
+        *x.shape[1:],
+        periodic=tuple(periodic),
+        mean=tuple(mean.tolist()),
+        scale=tuple(scale.tolist()),
+        distance_function=distance,
+        residual_function=residual,
+        name=name,
+    )
+    few = x[np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)]
+    few = jnp.asarray(few, jnp.float32)
+    key_check, key_unit = jax.random.split(jax.random.key(0))
+    constraint = own.constraint()
+    check_rule(constraint, few, key_check)
+    noise = jnp.float32(own.scale) * jax.random.normal(key_unit, few.shape)
+    return dataclasses.replace(own, unit=_unit(constraint, few, noise))
+
+
+def _check_data(x: np.ndarray) -> None:
+    kinds = (np.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+        raise ValueError(f'x: got values of type {x.dtype}, expected real numbers.')
+    if x.ndim != 4 or len(x) < 2 or not x.size:
+        raise ValueError(
+            f'x: got shape {x.shape}, expected (n, h, w, c) with two samples or more; add an axis '
+            'for one channel, x[..., None].'
+        )
+    if bad := np.count_nonzero(~(np.abs(x) <= LARGEST)):
+        raise ValueError(
+            f'x: got {bad} of {x.size} values NaN or infinite in float32, expected finite numbers; '
+            'leave those samples out.'
+        )
+    if x.min() == x.max():
+        raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary.')
+
+
+def _unit(constraint: Constraint, x: Fields, noise: Fields) -> float:
+    """Returns the distance of data with noise, over the noise's size; 1 if there is no distance."""
+    distance = jax.jit(constraint.distance)
+    for size in NOISE:
+        unit = float(distance(x + size * noise).mean()) / size
+        if 0 < unit < np.inf:
+            return unit
+    return 1.0
+
+
+def function_rule(distance, residual=None, *, name='own', shape=None):
+    # Until constraints/base.py has it.
+    from namm_jax.constraints.base import _mean_absolute
+    from namm_jax.constraints.own import OwnProblem, own
+
+    distance = distance or jax.tree_util.Partial(_mean_absolute, residual)
+    return own(distance, name, residual=residual, problem=OwnProblem(shape) if shape else None)
