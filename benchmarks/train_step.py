@@ -170,9 +170,7 @@ def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     )
     half = lambda u: u[:, : shape[0] // 2]
     misfit = likelihood(half, half(x), 0.2).misfit
-    guided = sampler._replace(
-        step=guided_step(sampler.step, sampler.schedule, misfit, fixed(1e-3))
-    )
+    guided = sampler._replace(step=guided_step(sampler.step, sampler.schedule, misfit, fixed(1e-3)))
     keys = jax.random.split(jax.random.key(1), len(x))
     denoiser = lambda params: tasks.make_denoiser(config, params, *moments)
     call = lambda params, x: denoiser(params)(x, jnp.float32(moments[1]))

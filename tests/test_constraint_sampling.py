@@ -81,11 +81,11 @@ def test_through_the_network_scale_one_is_the_conditional_denoiser():
     denoiser = lambda x, sigma: mean + (x - mean) @ posterior.T
     distance = lambda x: jnp.abs(x @ normal - level)
     close(
-        guided(denoiser, distance, scale=1.0, through=True)(jnp.asarray(x), sigma),
+        guided(denoiser, distance, scale=1.0, through=True)(jnp.asarray(x), sigma * ONE),
         expected,
         atol=1e-4,
     )
-    at_estimate = guided(denoiser, distance, scale=1.0)(jnp.asarray(x), sigma)
+    at_estimate = guided(denoiser, distance, scale=1.0)(jnp.asarray(x), sigma * ONE)
     assert float(distance(at_estimate).max()) < 1e-5
     assert float(jnp.abs(at_estimate - expected).max()) > 0.01, (
         'on the plane, but at the nearest point'

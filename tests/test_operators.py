@@ -338,8 +338,7 @@ def test_check_operator_takes_data():
         (
             lambda y: y[0],
             0.2,
-            r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; '
-            'add the batch axis',
+            r'y: got shape \(8, 2, 1\), expected \(b, 8, 2, 1\), b measurements; add the batch',
         ),
         (lambda y: y[:, :-1], 0.2, r'y: got shape \(3, 7, 2, 1\), expected \(b, 8, 2, 1\)'),
         (lambda y: y[:0], 0.2, r'y: got shape \(0, 8, 2, 1\)'),
@@ -431,3 +430,84 @@ def test_shapes_that_do_not_match_are_refused():
         operator.adjoint(jnp.ones((3, 8, 3, 1)))
     with pytest.raises(ValueError, match='interval: got 0'):
         interferometry.eht_coverage(interval=0.0)
+
+
+WAVES = make_operator('gridded_sensors', IMAGE)
+PERIOD = np.float32(2 * np.pi)
+
+
+def wrapped(y, Ax):
+    """Phases in radians, noise of 0.1: neither y nor the prediction is told but up to turns."""
+    principal = lambda angle: angle - PERIOD * jnp.round(angle / PERIOD)
+    return principal(principal(y) - principal(Ax)) / 0.1
+
+
+def test_white_noise_is_the_law_of_an_operator_without_one():
+    x, y = jnp.asarray(fields(IMAGE)), jnp.asarray(fields((2, 4, 1), seed=5))
+    of_y = likelihood(WAVES, y, 0.3)
+    np.testing.assert_array_equal(of_y.residual(x), ((y - WAVES(x)) / 0.3).reshape(3, -1))
+    close(of_y.log_density(x), -(of_y.misfit(x) ** 2) / 2)
+    close(of_y.misfit_per_value(x), of_y.misfit(x) / np.sqrt(8))
+    close(of_y.precision(), 1 / 0.3**2)
+    for_all = likelihood(WAVES, y[:1], 0.3)
+    np.testing.assert_array_equal(for_all.residual(x)[0], of_y.residual(x)[0])
+
+
+def test_a_law_of_ones_own_is_a_leaf_of_the_operator_and_stays_after_a_map():
+    factor = jnp.asarray([[2.0, 0.0], [1.0, 3.0]])
+    law = jax.tree_util.Partial(lambda factor, y, Ax: (y - Ax) @ factor, factor)
+    operator = make_operator('own', IMAGE, function=lambda x: x.sum((1, 2)) ** 2, whiten=law)
+    pair = make_operator('own', IMAGE, function=lambda x: x[:, 0, :2, 0], whiten=law)
+    assert len(jax.tree.leaves(operator)) == 1
+    x, y = jnp.asarray(fields(IMAGE)), jnp.asarray([[0.3, -0.4]])
+    direct = jax.jit(lambda pair, x: likelihood(pair, y).residual(x))(pair, x)
+    close(direct, (y - x[:, 0, :2, 0]) @ factor)
+    f = jax.tree_util.Partial(jnp.multiply, jnp.float32(0.5))
+    composed = jax.jit(lambda measure, z: likelihood(measure, y).residual(z))(pair.after(f), 2 * x)
+    close(composed, direct)
+    close(likelihood(pair.after(f), y).precision(), (4 + 1 + 9) / 2, rtol=0.3)
+
+
+def test_a_periodic_law_does_not_see_whole_turns():
+    operator = make_operator('own', IMAGE, function=lambda x: x[:, 1, 3:7, 0], whiten=wrapped)
+    x = jnp.asarray(3 * fields(IMAGE))
+    # Multiples of 2^-21, the spacing of floats at 2 pi: adding a turn rounds nothing.
+    y = np.round(np.asarray([[1.5, -1.25, 0.1, -0.7]]) * 2**21) / 2**21
+    once, turned = (likelihood(operator, y + turn, None) for turn in (0, float(PERIOD)))
+    assert float(jnp.abs(once.y - turned.y).min()) > 6
+    np.testing.assert_array_equal(once.residual(x), turned.residual(x))
+    gradient = lambda of_y: jax.grad(lambda x: of_y.misfit(x).sum())(x)
+    np.testing.assert_array_equal(gradient(once), gradient(turned))
+    assert float(jnp.abs(once.residual(x)).max()) <= np.pi / 0.1 + 1e-3
+
+
+def test_a_multiplicative_law_does_not_see_the_unit():
+    operator = make_operator(
+        'own', IMAGE, function=jnp.exp, whiten=lambda y, Ax: (y - Ax) / (0.1 * Ax)
+    )
+    x = jnp.asarray(fields(IMAGE))
+    y = operator(x) * (1 + 0.1 * jnp.asarray(fields(IMAGE, seed=2)))
+    close(likelihood(operator, y).residual(x), fields(IMAGE, seed=2).reshape(3, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('operator', 'noise_std', 'message'),
+    [
+        (WAVES, None, 'noise_std: got none, expected one of the two; .*give it where it has none'),
+        (
+            make_operator('own', IMAGE, function=lambda x: x, whiten=wrapped),
+            0.1,
+            'noise_std: got 0.1 and an operator with a noise law of its own, .*leave noise_std out',
+        ),
+        (lambda x: x, None, 'noise_std: got none'),
+    ],
+)
+def test_a_noise_is_told_once(operator, noise_std, message):
+    with pytest.raises(ValueError, match=message):
+        likelihood(operator, jnp.zeros((1, 2, 4, 1)), noise_std)
+
+
+def test_a_law_that_mixes_samples_is_refused():
+    operator = make_operator('own', IMAGE, function=lambda x: x, whiten=lambda y, Ax: (y - Ax)[0])
+    with pytest.raises(ValueError, match=r'whiten: got float32 of shape \(8, 16, 1\), expected'):
+        likelihood(operator, jnp.zeros((3, *IMAGE))).residual(jnp.zeros((3, *IMAGE)))

@@ -1,5 +1,6 @@
 """Posterior samplers on normal data and linear measurements, where the posterior is known."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from namm_jax.denoising.denoisers import gaussian_denoiser
-from namm_jax.denoising.sampling import edm_grid, sample_keys
-from namm_jax.inverse.daps import daps
-from namm_jax.inverse.tds import _systematic, smc, squared_gain
+from namm_jax.denoising.samplers import edm_grid, sample_keys
+from namm_jax.inverse.daps import daps, squared_gain
+from namm_jax.inverse.likelihood import likelihood
+from namm_jax.inverse.tds import _systematic, tds
 
 MEAN = np.asarray([1.0, -2.0, 0.5])
 FACTOR = np.asarray([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.4, 0.2]])
@@ -26,7 +28,7 @@ FULL = np.asarray([[1.0, 0.3, 0.0], [0.0, 0.8, 0.2], [0.1, 0.0, 0.9]])
 Y = np.asarray([2.0, 0.4, -0.7])
 LEVELS, FINE = edm_grid(40, 20.0, 0.01), edm_grid(80, 20.0, 0.01)
 N = 1_000
-PRIOR = {'prior_std': STD, 'prior_mean': MEAN}
+PRIOR = {'std': STD, 'mean': MEAN}
 
 
 def correlated(x, sigma):
@@ -45,9 +47,9 @@ def posterior(covariance, matrix, y, noise_std):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def run(sampler, denoiser, options, keys, matrix, numbers):
-    measure = lambda x: x @ matrix.T
-    return sampler(keys, denoiser, (3,), measure=measure, **PRIOR, **dict(options), **numbers)
+def run(sampler, denoiser, options, keys, matrix, y, noise_std, numbers):
+    of_y = likelihood(lambda x: x @ matrix.T, y, noise_std)
+    return sampler(keys, denoiser, (3,), likelihood=of_y, **PRIOR, **dict(options), **numbers)
 
 
 def draw(
@@ -56,19 +58,15 @@ def draw(
     """Returns n samples given `matrix x = y`, y `(m,)` or one a sample; compiled once for all
     numbers of a kind.
     """
-    numbers = {
-        'levels': levels,
-        'noise_std': noise_std,
-        'y': jnp.broadcast_to(jnp.asarray(y, jnp.float32), (n, 3)),
-    }
+    y = jnp.broadcast_to(jnp.asarray(y, jnp.float32), (n, 3))
+    numbers = {'levels': levels}
     numbers |= {'spread': 1.0} if sampler is daps else {'guidance': 1.0}
     numbers |= {
         name: options.pop(name) for name in ('gain', 'guidance', 'spread') if name in options
     }
     keys = sample_keys(jax.random.key(0), n, start)
-    return run(
-        sampler, denoiser, tuple(options.items()), keys, jnp.asarray(matrix, jnp.float32), numbers
-    )
+    matrix = jnp.asarray(matrix, jnp.float32)
+    return run(sampler, denoiser, tuple(options.items()), keys, matrix, y, noise_std, numbers)
 
 
 def close(a, b, rtol=1e-5, atol=1e-5):
@@ -104,7 +102,7 @@ def test_langevin_steps_have_no_error_of_their_size(step_size):
     mean, covariance = posterior(STD**2 * np.eye(3), MASK, Y, 0.5)
     options = {
         'step_size': step_size,
-        'gain': 1.0,
+        'gain': 1 / 0.5**2,
         'denoise_last': False,
         'levels': jnp.asarray([1e4]),
     }
@@ -126,9 +124,9 @@ def test_daps_without_measurement_has_the_stated_variance(options, factor):
 
 
 @pytest.mark.parametrize('guidance', [1.0, 0.0])
-def test_smc_is_exact_whatever_the_twist(guidance):
+def test_tds_is_exact_whatever_the_twist(guidance):
     mean, covariance = posterior(COVARIANCE, MASK, Y, 0.3)
-    x, info = draw(smc, correlated, N, levels=FINE, particles=N, guidance=guidance)
+    x, info = draw(tds, correlated, N, levels=FINE, particles=N, guidance=guidance)
     assert_law(x, mean, covariance, atol=0.05)
     assert info['effective'].shape == (1, 80) and float(info['effective'].min()) > 100
     assert int(info['lost'][0]) == 0
@@ -136,19 +134,52 @@ def test_smc_is_exact_whatever_the_twist(guidance):
 
 def test_the_twist_alone_is_biased():
     mean, covariance = posterior(COVARIANCE, MASK, Y, 0.3)
-    x, info = draw(smc, correlated, N, levels=FINE, particles=1)
+    x, info = draw(tds, correlated, N, levels=FINE, particles=1)
     assert errors(x, mean, covariance)[0] > 0.3
     close(info['effective'], 1)
 
 
-def test_smc_without_measurement_gives_the_data():
+def test_tds_without_measurement_gives_the_data():
     options = {'levels': FINE, 'particles': N, 'guidance': 1.0}
-    x, info = draw(smc, correlated, N, noise_std=1e6, **options)
+    x, info = draw(tds, correlated, N, noise_std=1e6, **options)
     assert_law(x, MEAN, COVARIANCE, atol=0.03)
     close(info['effective'], N, rtol=1e-3)
 
 
-@pytest.mark.parametrize('sampler', [daps, smc])
+LAW = np.asarray([[0.4, 0.0, 0.0], [0.3, 0.2, 0.0], [-0.1, 0.1, 0.3]])  # a factor of C
+
+
+@dataclasses.dataclass
+class Correlated:
+    """A user's own operator: all three values, with noise of covariance `C = LAW LAW^T`."""
+
+    def __call__(self, x):
+        return x @ MIX.T
+
+    def whiten(self, y, Ax):
+        return (y - Ax) @ np.linalg.inv(LAW).T.astype(np.float32)
+
+
+@pytest.mark.parametrize('sampler', [daps, tds])
+def test_correlated_noise_has_the_posterior_of_linear_algebra(sampler):
+    prior = STD**2 * np.eye(3) if sampler is daps else COVARIANCE
+    gain = prior @ MIX.T @ np.linalg.inv(MIX @ prior @ MIX.T + LAW @ LAW.T)
+    mean, covariance = MEAN + gain @ (Y - MIX @ MEAN), prior - gain @ MIX @ prior
+    of_y = likelihood(Correlated(), Y[None])
+    white = posterior(prior, MIX, Y, np.sqrt(np.trace(LAW @ LAW.T) / 3))
+    options = {'likelihood': of_y, 'std': STD, 'mean': MEAN}
+    if sampler is daps:
+        more = options | {'levels': LEVELS, 'langevin_steps': 20}
+        run = jax.jit(lambda keys: daps(keys, ISOTROPIC, (3,), **more))
+    else:
+        more = options | {'levels': FINE, 'particles': 4 * N}
+        run = jax.jit(lambda keys: tds(keys, correlated, (3,), **more)[0])
+    x = run(sample_keys(jax.random.key(0), N if sampler is daps else 4 * N))
+    assert_law(x, mean, covariance, atol=0.08)
+    assert max(errors(x, *white)) > 0.3, 'white noise of the same size has another posterior'
+
+
+@pytest.mark.parametrize('sampler', [daps, tds])
 def test_a_full_measurement_of_little_noise_gives_the_truth(sampler):
     truth = np.asarray([1.7, -1.1, 0.2])
     spreads = []
@@ -157,14 +188,14 @@ def test_a_full_measurement_of_little_noise_gives_the_truth(sampler):
         if sampler is daps:
             x = draw(daps, ISOTROPIC, N, langevin_steps=10, **problem)
         else:
-            x, _ = draw(smc, correlated, N, levels=edm_grid(80, 20.0, 5e-4), particles=N, **problem)
+            x, _ = draw(tds, correlated, N, levels=edm_grid(80, 20.0, 5e-4), particles=N, **problem)
         close(x.mean(0), truth, rtol=0, atol=1e-2)
         spreads.append(x.std(0))
     close(spreads[1] / spreads[0], 4, rtol=0.25)
 
 
 @pytest.mark.parametrize(
-    ('sampler', 'options'), [(daps, {'langevin_steps': 2}), (smc, {'particles': 4})]
+    ('sampler', 'options'), [(daps, {'langevin_steps': 2}), (tds, {'particles': 4})]
 )
 def test_samples_depend_on_their_keys_alone(sampler, options):
     """Numbers 4 to 11, two groups of particles, among others before and among others after them."""
@@ -207,7 +238,7 @@ def test_what_fails_stays_failed_and_touches_nothing_else():
 
 def test_a_failing_particle_has_no_descendants_and_a_failing_group_is_nan():
     (x, info), (expected, _) = (
-        draw(smc, denoiser, 12, particles=4) for denoiser in (failing, ISOTROPIC)
+        draw(tds, denoiser, 12, particles=4) for denoiser in (failing, ISOTROPIC)
     )
     assert info['lost'].tolist() == [1, 4, 0]
     assert jnp.isfinite(x[:4]).all() and jnp.isnan(x[4:8]).all()
@@ -237,15 +268,16 @@ def test_squared_gain_is_the_largest_eigenvalue():
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ({'y': jnp.zeros((4, 2))}, r'y: got float32\[4, 2\], expected real .* \[4, 3\]'),
-        ({'y': jnp.full((4, 3), jnp.nan)}, 'y: got 12 values that are not finite'),
+        ({'y': jnp.zeros((4, 2))}, r'y: got shape \(4, 2\), expected \(b, 3\)'),
+        ({'y': jnp.zeros((3, 3))}, r'y: got shape \(3, 3\), .*one for each of the 4 fields'),
+        ({'y': jnp.full((4, 3), jnp.nan)}, 'y: got NaN or infinity in 4 of 4'),
         ({'y': jnp.zeros((4, 3), complex)}, 'y: got complex64'),
         ({'noise_std': 0.0}, 'noise_std: got 0.0'),
-        ({'noise_std': jnp.ones(4)}, 'noise_std: got .* one positive'),
+        ({'noise_std': jnp.ones(4)}, 'noise_std: got .* one finite number > 0'),
         ({'levels': jnp.asarray([1.0, 2.0])}, 'levels: got .* falling'),
         ({'levels': jnp.asarray([1.0, 0.0])}, 'levels: got .* above 0'),
-        ({'prior_std': -1.0}, 'std: got -1.0'),
-        ({'keys': jax.random.key(0)}, 'keys: got .*use sample_keys'),
+        ({'std': -1.0}, 'std: got -1.0'),
+        ({'keys': jax.random.key(0)}, 'keys: got .*one typed key a sample'),
         ({'step_size': 2.0}, 'step_size 2.0'),
         ({'ode_steps': 0}, 'ode_steps 0'),
         ({'particles': 3}, 'particles 3'),
@@ -253,13 +285,10 @@ def test_squared_gain_is_the_largest_eigenvalue():
     ],
 )
 def test_mistakes_are_named(options, words):
-    sampler = smc if 'particles' in options else daps
-    valid = {
-        'keys': sample_keys(jax.random.key(0), 4),
-        'y': jnp.zeros((4, 3)),
-        'noise_std': 0.1,
-        'levels': LEVELS,
-    }
-    arguments = valid | {'prior_std': 1.0} | options
+    sampler = tds if 'particles' in options else daps
+    keys = sample_keys(jax.random.key(0), 4)
+    valid = {'keys': keys, 'y': jnp.zeros((4, 3)), 'noise_std': 0.1, 'levels': LEVELS, 'std': 1.0}
+    arguments = valid | options
     with pytest.raises(ValueError, match=words):
-        sampler(arguments.pop('keys'), ISOTROPIC, (3,), measure=lambda x: x, **arguments)
+        of_y = likelihood(lambda x: x, arguments.pop('y'), arguments.pop('noise_std'))
+        sampler(arguments.pop('keys'), ISOTROPIC, (3,), likelihood=of_y, **arguments)

@@ -188,10 +188,7 @@ def test_calls_are_those_that_are_made(name):
         sampler = samplers.make_sampler(name, steps=5, denoise_last=denoise_last)
         draw(sampler, denoiser, 2, (1,)).block_until_ready()
         jax.effects_barrier()
-        assert (
-            len(made)
-            == sampler.calls
-        )
+        assert len(made) == sampler.calls
     assert samplers.make_sampler('heun', steps=18).calls == 35  # as published for EDM
 
 
@@ -243,6 +240,25 @@ def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
     u = (states - 1) / 0.5  # of variance alpha^2 + sigma^2, data and noise
     close(estimates, 1 + 0.5 * alpha * u / (alpha**2 + sigma**2), atol=1e-4)
     close(sampler.levels(), 0.5 * (sigma / alpha)[:, 0, 0])
+
+
+def test_a_step_of_ones_own_is_a_function_of_a_schedule():
+    """One that goes the part `share` of the way to the estimate, and remembers how often."""
+
+    def towards(schedule, *, share):
+        def step(denoiser, keys, x, memory, t, s):
+            (count,) = memory or (jnp.zeros(()),)
+            return x + share * (schedules.estimate(schedule, denoiser, x, t) - x), (count + 1,)
+
+        return step
+
+    scheme = samplers.Scheme(towards, grid='log')
+    sampler = samplers.make_sampler(scheme, steps=4, share=0.5, denoise_last=False)
+    assert sampler.calls == 3
+    start = draw(samplers.make_sampler(scheme, steps=1, share=0.5, denoise_last=False), None, 2)
+    close(draw(sampler, lambda x, sigma: jnp.ones_like(x), 2), 1 + (start - 1) / 8)
+    with pytest.raises(ValueError, match='eta: got 2'):
+        samplers.make_sampler(samplers.Scheme(samplers.ddim), steps=4, eta=2.0)
 
 
 @pytest.mark.parametrize('name', samplers.GRIDS)

@@ -102,8 +102,8 @@ def test_quadratics_reach_their_minimum():
     """Each sample has its own centre, and a condition number of its own up to 1e3."""
     centre = jax.random.normal(KEYS[0], (4, 6))
     scales = jnp.logspace(0, jnp.arange(4.0), 6).T
-    parabola = jax.tree_util.Partial(lambda c, s, u: 3 + jnp.sum(s * (u - c) ** 2, 1), centre, scales)
-    u, info = jax.jit(functools.partial(minimise, iterations=60))(parabola, jnp.zeros((4, 6)))
+    bowl = jax.tree_util.Partial(lambda c, s, u: 3 + jnp.sum(s * (u - c) ** 2, 1), centre, scales)
+    u, info = jax.jit(functools.partial(minimise, iterations=60))(bowl, jnp.zeros((4, 6)))
     np.testing.assert_allclose(u, centre, atol=2e-3)
     np.testing.assert_allclose(info['cost'], 3, rtol=1e-6)
     assert int(info['iterations'].max()) < 60 and (info['evaluations'] > info['iterations']).all()

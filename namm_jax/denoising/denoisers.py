@@ -239,10 +239,8 @@ def positive(name: str, value: ArrayLike, remedy: str = '') -> Array:
         ValueError: if it is not one finite number > 0.
     """
     if jnp.ndim(value) or (is_concrete(value) and not 0 < float(value) < math.inf):
-        raise ValueError(
-            f'{name}: got {value} of shape {jnp.shape(value)}, expected one finite number > 0'
-            f'{remedy}'
-        )
+        got = f'{value} of shape {jnp.shape(value)}' if jnp.ndim(value) else value
+        raise ValueError(f'{name}: got {got}, expected one finite number > 0{remedy}')
     return jnp.asarray(value)
 
 
