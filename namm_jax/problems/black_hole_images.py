@@ -103,6 +103,7 @@ class BlackHoles(Problem):
     )
 
     name = 'black_holes'
+    rule_name = 'total_brightness'
     operator = 'sparse_fourier'
     view = View(('brightness', '|x − nearest of that total|'), colours='inferno')
 

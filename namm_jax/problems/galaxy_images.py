@@ -89,6 +89,7 @@ class Galaxies(Problem):
     )
 
     name = 'galaxies'
+    rule_name = 'count'
     operator = 'downsampling'
     view = View(('brightness', '|d count / dx|'), colours='gray')
 

@@ -14,7 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from namm_jax._arrays import Constraint, Fields, Key
-from namm_jax.constraints.own import check_distance as check_rule
+from namm_jax._checks import check_rule
+from namm_jax.constraints.base import function_rule
 from namm_jax.problems.base import Problem, parameter
 
 SAMPLES = 64  # of the data, at most, on which a rule is checked
@@ -27,6 +28,7 @@ class Arrays(Problem):
     """Fields `(height, width, channels)` of a user's own, in their own units.
 
     Attributes:
+        unit: the distance where data take noise of one scale.
         distance_function: `x (b, h, w, c) -> (b,)`, or None.
         residual_function: `x (b, h, w, c) -> (b, ...)`, or None; one of the two is given.
         name: of the rule.
@@ -43,10 +45,13 @@ class Arrays(Problem):
     scale: float | tuple[float, ...] = parameter(
         (), 'standard deviation of the data, one a channel; (): 1', above=0
     )
-    unit: float = parameter(1.0, 'the distance where data take noise of one scale', above=0)
+    unit: float = 1.0
     distance_function: Callable[..., Any] | None = None
     residual_function: Callable[..., Any] | None = None
     name: str = 'own'
+
+    rule_name = 'own'
+    generated = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +75,7 @@ class Arrays(Problem):
         )
 
     def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {self.name: self.function_rule}
+        return {'own': self.function_rule}
 
     def function_rule(self) -> Constraint:
         """Returns the rule that the functions say.
@@ -114,14 +119,12 @@ def problem(
     """
     x = np.asarray(x)
     _check_data(x)
-    mean = x.mean((0, 1, 2), dtype=np.float64)
-    varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
-    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1.0)
+    mean, scale = units(x)
     own = Arrays(
         *x.shape[1:],
         periodic=tuple(periodic),
-        mean=tuple(mean.tolist()),
-        scale=tuple(scale.tolist()),
+        mean=mean,
+        scale=scale,
         distance_function=distance,
         residual_function=residual,
         name=name,
@@ -131,8 +134,17 @@ def problem(
     key_check, key_unit = jax.random.split(jax.random.key(0))
     constraint = own.constraint()
     check_rule(constraint, few, key_check)
-    noise = jnp.float32(own.scale) * jax.random.normal(key_unit, few.shape)
-    return dataclasses.replace(own, unit=_unit(constraint, few, noise))
+    return dataclasses.replace(own, unit=rule_unit(constraint, few, scale, key_unit))
+
+
+def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of data `(n, h, w, c)`, one a channel; 1 of a channel
+    that is constant.
+    """
+    mean = x.mean((0, 1, 2), dtype=np.float64)
+    varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
+    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1.0)
+    return tuple(mean.tolist()), tuple(scale.tolist())
 
 
 def _check_data(x: np.ndarray) -> None:
@@ -153,20 +165,22 @@ def _check_data(x: np.ndarray) -> None:
         raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary.')
 
 
-def _unit(constraint: Constraint, x: Fields, noise: Fields) -> float:
-    """Returns the distance of data with noise, over the noise's size; 1 if there is no distance."""
+def rule_unit(constraint: Constraint, x: Fields, scale: ArrayLike, key: Key) -> float:
+    """Returns what the distance is when data take noise of one scale, by a tenth of it.
+
+    More noise, of 1 and 10 scales, is tried where an inequality leaves room for the less; 1 is
+    returned if there is no distance even then.
+
+    Args:
+        constraint: the rule.
+        x: data `(b, h, w, c)`.
+        scale: of the noise, a number or one a channel.
+        key: a PRNG key.
+    """
+    noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
     distance = jax.jit(constraint.distance)
     for size in NOISE:
         unit = float(distance(x + size * noise).mean()) / size
         if 0 < unit < np.inf:
             return unit
     return 1.0
-
-
-def function_rule(distance, residual=None, *, name='own', shape=None):
-    # Until constraints/base.py has it.
-    from namm_jax.constraints.base import _mean_absolute
-    from namm_jax.constraints.own import OwnProblem, own
-
-    distance = distance or jax.tree_util.Partial(_mean_absolute, residual)
-    return own(distance, name, residual=residual, problem=OwnProblem(shape) if shape else None)

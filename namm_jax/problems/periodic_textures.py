@@ -45,6 +45,7 @@ class Textures(Problem):
     std: float = parameter(0.49, 'of the process before its threshold', above=0)
 
     name = 'textures'
+    rule_name = 'periodic'
     operator = 'occluded_box'
     periodic = (True, True)
     view = View(('x', '|x − nearest texture|'), colours='cividis')
