@@ -4,6 +4,7 @@ One is the constraint's. Another, of another architecture, counts generated imag
 does a classical method, so that samples which fool the first are seen.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -116,12 +117,8 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     config, folder = experiment.config, experiment.run.directory / 'counter'
     section, paths = config.counter, [folder / 'images.npy', folder / 'centres.npy']
     if not from_first(lambda: all(path.exists() for path in paths)):
-        problem = GalaxyProblem(points=config.data.points, count=(0, section.most))
-        draw = lambda keys: (
-            sample_galaxies(keys, problem=problem),
-            sample_sources(keys, problem=problem)[0],
-        )
-        sample = jax.jit(draw)
+        problem = dataclasses.replace(experiment.problem, count=(0, section.most))
+        sample = jax.jit(lambda keys: (problem.fields(keys), problem.sources(keys)[0]))
         parts, n = [], section.samples + section.held_out
         with Bar('counter: images', n, unit='image') as bar:
             for start in range(0, n, CHUNK):

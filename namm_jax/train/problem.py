@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax import problems
 from namm_jax.problems.base import Problem, parameters
+from namm_jax.problems.own_arrays import units
 from namm_jax.train.config import problem_class
 from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function, read_user_data
@@ -90,5 +90,5 @@ def measured(config: ConfigDict) -> ConfigDict:
         data.train = data.train or max(0, len(x) - data.validation - data.test)
         training = x[_order(config, len(x))[: data.train]]
         if len(training) and not data.mean:
-            data.mean, data.scale = problems.own_arrays.units(training)
+            data.mean, data.scale = units(training)
     return config
