@@ -9,25 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax import problems
 from namm_jax._arrays import Constraint
-from namm_jax.constraints import CONSTRAINTS, inequalities, make_constraint
-from namm_jax.constraints.composition import reference, weighted_sum
+from namm_jax.constraints import sets
+from namm_jax.constraints.base import function_rule, reference
 from namm_jax.networks.counter import Counter
-from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
-from namm_jax.problems.burgers_equation import sample_burgers
-from namm_jax.problems.flow_layout import pack
-from namm_jax.problems.galaxy_images import GalaxyProblem
-from namm_jax.problems.kolmogorov_data import sample_kolmogorov
-from namm_jax.problems.kolmogorov_flow import FlowProblem
-from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
-from namm_jax.problems.steppers import BurgersProblem
+from namm_jax.problems import PROBLEMS
 
 N = 3
-BURGERS = BurgersProblem(points=16, states=4, inner_steps=2, stepper='forward_euler')
-FLOW = FlowProblem(points=16, states=4, inner_steps=1, burn_in=0.02)
-HOLES = BlackHoleProblem(points=16, total=20.0)
-TEXTURES = TextureProblem(points=16)
-GALAXIES = GalaxyProblem(points=16, count=1)
+BURGERS = problems.burgers(points=16, states=4, inner_steps=2, stepper='forward_euler')
+FLOW = problems.kolmogorov(points=16, states=4, inner_steps=1, burn_in=0.02)
+HOLES = problems.black_holes(points=16, total=20.0)
+TEXTURES = problems.textures(points=16)
+GALAXIES = problems.galaxies(points=16, count=1)
 
 
 def keys(n=N):
@@ -36,11 +30,11 @@ def keys(n=N):
 
 @functools.cache
 def flow():
-    return pack(FLOW, sample_kolmogorov(keys(), problem=FLOW))
+    return FLOW.fields(keys())
 
 
 def texture_fields():
-    return sample_textures(keys(), problem=TEXTURES)
+    return TEXTURES.fields(keys())
 
 
 def counting():
@@ -49,12 +43,9 @@ def counting():
     params = network.init(jax.random.key(1), x)['params']
     off = 1 - network.apply({'params': params}, x)[0]
     last = params['Dense_1']
-    return make_constraint(
-        'count',
-        problem=GALAXIES,
-        network=network,
-        params=params | {'Dense_1': last | {'bias': last['bias'] + off}},
-    )
+    params = params | {'Dense_1': last | {'bias': last['bias'] + off}}
+    apply = lambda params, x: network.apply({'params': params}, x)
+    return GALAXIES.constraint(counter=jax.tree_util.Partial(apply, params))
 
 
 def counted_images():
@@ -66,8 +57,7 @@ def row_means(x):
 
 
 def both_flows():
-    parts = {name: make_constraint(name, problem=FLOW) for name in ('divergence', 'kolmogorov')}
-    return weighted_sum(parts, {'divergence': 0.5, 'kolmogorov': 2.0})
+    return FLOW.constraint('divergence+kolmogorov', (0.5, 2.0))
 
 
 def anywhere(x):
@@ -104,41 +94,41 @@ def noise(scale=1.0, shape=(N, 16, 16, 1)):
 
 CASES = {
     'burgers': Case(
-        lambda: make_constraint('burgers', problem=BURGERS),
-        lambda: sample_burgers(keys(), problem=BURGERS),
+        lambda: BURGERS.constraint(),
+        lambda: BURGERS.fields(keys()),
         (roll(1, 3),),
         restores=('resolve',),
     ),
     'divergence': Case(
-        lambda: make_constraint('divergence', problem=FLOW),
+        lambda: FLOW.constraint('divergence'),
         flow,
         (roll(1, 3), roll(2, 5), lambda x: -x),
         2e-5,
         ('projection',),
     ),
     'kolmogorov': Case(
-        lambda: make_constraint('kolmogorov', problem=FLOW),
+        lambda: FLOW.constraint('kolmogorov'),
         flow,
         (roll(1, 3), roll(2, 4)),
         restores=('resolve',),
     ),
     'divergence+kolmogorov': Case(both_flows, flow, (roll(1, 3), roll(2, 4)), 2e-5),
     'total_brightness': Case(
-        lambda: make_constraint('total_brightness', problem=HOLES),
-        lambda: sample_black_holes(keys(), problem=HOLES),
+        lambda: HOLES.constraint(),
+        lambda: HOLES.fields(keys()),
         (roll(1, 3), lambda x: jnp.swapaxes(x, 1, 2), lambda x: x[:, ::-1]),
         1e-4,
         ('simplex', 'shift', 'rescale'),
     ),
     'periodic': Case(
-        lambda: make_constraint('periodic', problem=TEXTURES),
+        lambda: TEXTURES.constraint(),
         texture_fields,
         (roll(1, 8), roll(2, 8), roll(1, 3), lambda x: 1 - x, lambda x: x[:, ::-1]),
         restores=('mean', 'median', 'copy'),
     ),
     'count': Case(counting, counted_images, (), 2e-6),
     'own': Case(
-        lambda: make_constraint('own', distance=row_means),
+        lambda: function_rule(row_means),
         lambda: noise() - noise().mean(2, keepdims=True),
         (lambda x: -x, roll(1, 3)),
     ),
@@ -148,20 +138,20 @@ CASES = {
         (),
     ),
     'box': Case(
-        lambda: inequalities.box(-0.5, 0.5),
+        lambda: sets.box(-0.5, 0.5),
         lambda: 0.5 * jnp.sign(noise()),
         (lambda x: -x, roll(1, 3)),
         restores=('nearest',),
     ),
     'ball': Case(
-        lambda: inequalities.ball(2.0),
+        lambda: sets.ball(2.0),
         lambda: 2 * noise() / jnp.linalg.norm(noise(), axis=(1, 2), keepdims=True),
         (lambda x: -x, roll(1, 3)),
         restores=('nearest',),
         outward=lambda x: x,
     ),
     'simplex': Case(
-        lambda: inequalities.simplex(5.0),
+        lambda: sets.simplex(5.0),
         lambda: 5 * jnp.exp(noise()) / jnp.exp(noise()).sum((1, 2), keepdims=True),
         (roll(1, 3),),
         1e-5,
@@ -169,13 +159,13 @@ CASES = {
         jnp.ones_like,
     ),
     'half_spaces': Case(
-        lambda: inequalities.half_spaces(noise()[:2], jnp.array([0.0, 1.0])),
+        lambda: sets.half_spaces(noise()[:2], jnp.array([0.0, 1.0])),
         lambda: jnp.zeros((N, 16, 16, 1)),
         (),
         outward=lambda x: noise()[:1] + jnp.zeros_like(x),
     ),
     'mass_below': Case(
-        lambda: inequalities.mass_below(0.0),
+        lambda: sets.mass_below(0.0),
         lambda: noise() - noise().mean((1, 2), keepdims=True),
         (roll(1, 3),),
         1e-4,
@@ -200,7 +190,9 @@ def measure(name):
 
 
 def test_every_constraint_of_the_dictionary_is_in_the_table():
-    assert set(CONSTRAINTS) <= set(CASES)
+    generated = [getattr(problems, name) for name in PROBLEMS]
+    rules = {problem.rule_name for problem in generated}
+    assert rules | {'kolmogorov'} <= set(CASES)
 
 
 @EVERY
