@@ -17,6 +17,7 @@ Key: TypeAlias = jax.Array  # a typed PRNG key, or a batch of them
 Params: TypeAlias = PyTree
 Metrics: TypeAlias = dict[str, Array]
 Fields: TypeAlias = Float[Array, 'b h w c']  # data, mirror points, or images of any kind
+Unit: TypeAlias = ArrayLike | tuple[float, ...]  # a mean or a scale: a number, or one a channel
 PerSample: TypeAlias = Float[Array, ' b']
 
 # (x, sigma) -> E[x_0 | x_0 + sigma noise = x], in data units; sigma a scalar or `(b,)`.
@@ -134,12 +135,12 @@ def normal(keys: Key, x: Array) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
-def to_standard(x: Array, mean: ArrayLike, scale: ArrayLike) -> Array:
+def to_standard(x: Array, mean: Unit, scale: Unit) -> Array:
     """Returns `(x - mean) / scale`, numbers or one a channel; x itself for 0 and 1."""
     return x if (mean, scale) == (0.0, 1.0) else (x - jnp.asarray(mean)) / jnp.asarray(scale)
 
 
-def from_standard(u: Array, mean: ArrayLike, scale: ArrayLike) -> Array:
+def from_standard(u: Array, mean: Unit, scale: Unit) -> Array:
     """Returns `mean + scale u`, the inverse of `to_standard`."""
     return u if (mean, scale) == (0.0, 1.0) else jnp.asarray(mean) + jnp.asarray(scale) * u
 

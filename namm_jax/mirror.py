@@ -30,10 +30,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample
+from namm_jax._arrays import (
+    Constraint,
+    Fields,
+    Key,
+    Metrics,
+    MirrorMap,
+    Params,
+    PerSample,
+    Unit,
+)
 from namm_jax._checks import choose
 from namm_jax.networks.icnn import gradient_map
 
@@ -128,7 +136,7 @@ def identity_map() -> MirrorMap:
     return _without_parameters(lambda x: x, lambda z: z)
 
 
-def standardised(mirror_map: MirrorMap, mean: ArrayLike, scale: ArrayLike) -> MirrorMap:
+def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
     """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units.
 
     `g(x) = g_s((x - mean) / scale)` and `f(z) = mean + scale f_s(z)`; z stays what it is. Train the

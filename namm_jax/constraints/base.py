@@ -20,7 +20,15 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Metrics, PerSample, at_least_single, axes
+from namm_jax._arrays import (
+    Constraint,
+    Fields,
+    Metrics,
+    PerSample,
+    Unit,
+    at_least_single,
+    axes,
+)
 from namm_jax._checks import FunctionError, check_output, field_shape
 
 Restore = Callable[[Fields], tuple[Fields, Metrics]]
@@ -358,9 +366,7 @@ class Standardised:
         return dataclasses.replace(self, constraint=_given(self.constraint, self._fields(u_ref)))
 
 
-def standardised(
-    constraint: Constraint, mean: ArrayLike | Sequence[float], scale: ArrayLike | Sequence[float]
-) -> Constraint:
+def standardised(constraint: Constraint, mean: Unit, scale: Unit) -> Constraint:
     """Returns the constraint on `u = (x - mean) / scale` of one on fields x, to the same distances.
 
     Args:

@@ -53,7 +53,8 @@ def given(
     of = dataclasses.replace(of_x, measure=measure)
     jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))
     if gain is None:
-        gain = of.precision() if prior.examples is None else _measured(prior, of)
+        selections = of.precision() * prior.std**2
+        gain = selections if prior.examples is None else _measured(prior, of)
     around = lambda S: measurement_guided(S, of.residual, std=1.0, gain=gain, limit=1.0)
     return wrapped(prior, around)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from namm_jax._arrays import Constraint, Fields, Key
+from namm_jax._arrays import Constraint, Fields, Key, Unit
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
 from namm_jax.problems.base import Problem, parameter
@@ -165,7 +165,7 @@ def _check_data(x: np.ndarray) -> None:
         raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary.')
 
 
-def rule_unit(constraint: Constraint, x: Fields, scale: ArrayLike, key: Key) -> float:
+def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
     """Returns what the distance is when data take noise of one scale, by a tenth of it.
 
     More noise, of 1 and 10 scales, is tried where an inequality leaves room for the less; 1 is
