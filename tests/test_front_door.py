@@ -35,8 +35,7 @@ def burgers():
 def fitted():
     """A mirror map and a prior of mirror points, hardly trained."""
     problem, x = burgers()
-    resnet = nj.networks.ResNet((2,), blocks=1, dropout=0.0)
-    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=resnet), x, steps=STEPS, progress=False)
+    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=Mine()), x, steps=STEPS, progress=False)
     score = nj.networks.UNet((4,), head=4, norm='none', periodic=(True, False))
     recipe = nj.diffusion(problem, network=score)
     return mirror, nj.fit(recipe, mirror.forward(x), steps=STEPS, progress=False)
@@ -128,20 +127,16 @@ def test_a_model_file_gives_the_same_model(tmp_path, which):
     mirror, prior = fitted()
     model = {'mirror': mirror, 'prior': prior, 'both': {'mirror': mirror, 'prior': prior}}[which]
     nj.save(tmp_path / 'model.npz', model)
-    again = nj.load(tmp_path / 'model.npz')
+    again = nj.load(tmp_path / 'model.npz', networks={'Mine': Mine()})
     assert jax.tree.structure(again) == jax.tree.structure(model)
     pairs = zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True)
     assert all((a == b).all() for a, b in pairs)
 
 
-def test_a_network_of_ones_own_is_trained_saved_and_loaded(tmp_path):
-    problem, x = burgers()
-    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=Mine()), x, steps=2, progress=False)
-    nj.save(tmp_path / 'mine.npz', mirror)
+def test_a_network_of_ones_own_is_not_in_the_file(tmp_path):
+    nj.save(tmp_path / 'mine.npz', fitted()[0])
     with pytest.raises(ValueError, match="networks: got .*, expected 'Mine'"):
         nj.load(tmp_path / 'mine.npz')
-    again = nj.load(tmp_path / 'mine.npz', networks={'Mine': Mine()})
-    np.testing.assert_array_equal(again.forward(x[:2]), mirror.forward(x[:2]))
 
 
 def test_a_model_file_that_is_none_is_refused_by_name(tmp_path):
@@ -149,9 +144,11 @@ def test_a_model_file_that_is_none_is_refused_by_name(tmp_path):
     path = tmp_path / 'model.npz'
     with pytest.raises(ValueError, match='no such file'):
         nj.load(path)
-    nj.save(path, mirror)
+    nj.save(path, prior)
     whole = path.read_bytes()
-    for bad in (whole[: len(whole) // 2], b'', whole[:3000] + b'?' + whole[3001:]):
+    at = whole.index(max((np.asarray(a).tobytes() for a in jax.tree.leaves(prior)), key=len)) + 9
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for bad in (whole[: len(whole) // 2], b'', flipped):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match='model.npz: got .*, expected a whole model file'):
             nj.load(path)
