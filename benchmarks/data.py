@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
+from namm_jax.problems.kolmogorov_data import sample_kolmogorov
 
 from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
 from namm_jax.problems.burgers_equation import sample_burgers
 from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies
-from namm_jax.problems.kolmogorov_data import sample_kolmogorov
 from namm_jax.problems.kolmogorov_flow import FlowProblem
 from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
 from namm_jax.problems.steppers import BurgersProblem

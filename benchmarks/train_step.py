@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from namm_jax.train.families import make_family
 
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
@@ -37,10 +38,9 @@ from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
-from namm_jax.train.families import make_family
-from namm_jax.training.optimizers import moments_of
 from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
 from namm_jax.train.step import make_train_step
+from namm_jax.training.optimizers import moments_of
 from namm_jax.training.step import init_state
 
 PUBLISHED_NETWORKS = {

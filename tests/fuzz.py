@@ -54,9 +54,8 @@ from ml_collections import ConfigDict
 from namm_jax.train import command, dataset, solve
 from namm_jax.train.arguments import parse, solve_flags
 from namm_jax.train.config import steps_of
-from namm_jax.train.families import make_family, measured
-from namm_jax.train.optimizers import make_optimizer
 from namm_jax.train.own import read_user_data
+from namm_jax.train.problem import make_problem, measured
 from namm_jax.train.ranges import check_ranges
 from namm_jax.train.resolve import flatten, override
 from namm_jax.train.roll_call import address_of
@@ -169,7 +168,7 @@ def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> 
     asked.stages_of(resolved)
     config = ConfigDict(resolved)
     check_ranges(config)
-    make_family(config)
+    make_problem(config)
     rules_of(config.sharding.parameters, config.sharding.rules)
     for stage, section in {
         'mirror': 'mirror',
@@ -177,7 +176,7 @@ def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> 
         'mdm': 'score',
         'dm': 'score',
     }.items():
-        make_optimizer(config[section].optimizer, steps_of(config, stage))
+        tasks.optimizer_of(config[section].optimizer, steps_of(config, stage))
 
 
 def check_npy(data: bytes) -> None:
@@ -238,7 +237,7 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
         y = outcome(lambda: dataset.read_array(path), str(path))
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
-        shape = make_family(ConfigDict(run)).shape
+        shape = make_problem(ConfigDict(run)).shape
         taken = outcome(lambda: solve.checked(config, shape, y))
         if not isinstance(taken, ValueError):
             operator, y = taken

@@ -19,13 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from namm_jax.inverse.operators import OPERATORS
+from namm_jax.problems import PROBLEMS
 from namm_jax.train import dataset
 from namm_jax.train.arguments import parse, solve_flags
 from namm_jax.train.config import schema
-from namm_jax.train.families import make_family
-from namm_jax.train.fields import FIELDS
-from namm_jax.train.measurements import make_config_operator
-from namm_jax.train.posteriors import ROWS
+from namm_jax.train.posteriors import ROWS, make_operator
+from namm_jax.train.problem import make_problem
 from namm_jax.train.resolve import flatten, override
 from namm_jax.train.stages import STAGES
 
@@ -33,7 +32,9 @@ SHAPE = (2, 3, 1)  # of a sample
 SIZES = {'train': 7, 'validation': 3, 'test': 2}
 CONFIGS = ('burgers', 'kolmogorov', 'divergence', 'total_brightness', 'periodic', 'count', 'own')
 DEFAULTS = {
-    name: value for family in FIELDS for name, value in flatten(schema(family).to_dict()).items()
+    name: value
+    for problem in PROBLEMS
+    for name, value in flatten(schema(problem).to_dict()).items()
 }
 SECTIONS = sorted({name.split('.')[0] for name in DEFAULTS})
 FLAGS = [
@@ -542,9 +543,9 @@ def measured_shape(config: str, operator: str) -> tuple[int, ...]:
     """
     settings = ConfigDict(saved_config(config))
     settings.assimilate.operator = operator
-    field = make_family(settings).shape
+    field = make_problem(settings).shape
     try:
-        made = make_config_operator(settings, field)
+        made = make_operator(settings)
     except (ValueError, TypeError):
         return field
     return jax.eval_shape(made, jax.ShapeDtypeStruct((1, *field), 'f4')).shape[1:]

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
+from namm_jax.problems import PROBLEMS
 from namm_jax.train.command import open_experiment
-from namm_jax.train.families import FAMILIES
 from namm_jax.train.files import read_json
-from namm_jax.train.measurements import OPERATOR_OF
 from namm_jax.train.posteriors import PUBLISHED, ROWS, with_noise_floor
 from namm_jax.train.solve import solve
 
@@ -88,8 +88,13 @@ def test_bad_values_are_refused_before_anything_runs(launch, folder, capsys, cha
     assert told in said and 'assimilate: starting' not in said and 'Traceback' not in said
 
 
-def test_every_family_has_an_operator():
-    assert set(OPERATOR_OF) == set(FAMILIES)
+def test_every_problem_names_an_operator_that_measures_it():
+    for name in PROBLEMS.keys() - {'own'}:
+        problem = getattr(problems, name)()
+        y = jax.eval_shape(
+            problem.measurement(), jax.ShapeDtypeStruct((2, *problem.shape), 'float32')
+        )
+        assert y.shape[0] == 2
 
 
 def solving(folder, y, *more):

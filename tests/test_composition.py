@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from namm_jax._arrays import Constraint
 from namm_jax.constraints.composition import reference, weighted_sum
 from namm_jax.constraints.own import own
+
+from namm_jax._arrays import Constraint
 from namm_jax.constraints.projection import gauss_newton_projection
 
 TOTAL = own(

@@ -42,7 +42,9 @@ def test_a_problem_obeys_its_rule_and_no_other_field_does(shown):
     heat = nj.problems.heat(points=16, states=8)
     x = heat.sample(jax.random.key(0), 4)
     assert float(heat.distance(x).max()) < 1e-6
-    assert float(heat.distance(x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)).min()) > 0.01
+    assert (
+        float(heat.distance(x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)).min()) > 0.01
+    )
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
-"""What families say of their data, against the data."""
+"""What problems say of their data, against the data."""
 
 import importlib
 
+import jax
 import numpy as np
 import pytest
 
 from namm_jax.train import tasks
-from namm_jax.train.families import make_family
+from namm_jax.train.problem import make_problem
 
 
 @pytest.mark.parametrize('name', ['burgers', 'divergence', 'periodic'])
@@ -14,14 +15,14 @@ def test_the_law_of_data_repeats_after_a_cell_and_no_part_of_it_and_networks_are
     config = importlib.import_module(f'configs.{name}').get_config('tiny')
     if name == 'divergence':
         config.data.burn_in, config.data.inner_steps = 1.0, 1  # for the force to be felt
-    family, n = make_family(config), 1024
-    x = np.asarray(family.pack(family.fields(np.arange(n))))
+    problem, n = make_problem(config), 1024
+    x = np.asarray(problem.sample(jax.random.key(0), n))
     for network in (tasks.make_score(config), tasks.make_inverse(config)):
         assert network.cell == tuple(
-            np.where(family.periodic, family.cell, 1)
+            np.where(problem.periodic, problem.cell, 1)
         )  # elsewhere padding tells
-    for axis in np.flatnonzero(family.periodic):
-        along, across, cell = axis + 1, 2 - axis, family.cell[axis]
+    for axis in np.flatnonzero(problem.periodic):
+        along, across, cell = axis + 1, 2 - axis, problem.cell[axis]
         profiles = [
             statistic.mean(across) for statistic in (x, (x - np.roll(x, 1, along)) ** 2)
         ]  # of each sample

@@ -35,7 +35,9 @@ def burgers():
 def fitted():
     """A mirror map and a prior of mirror points, hardly trained."""
     problem, x = burgers()
-    mirror = nj.fit(nj.namm(problem, forward=CONVEX, inverse=Mine()), x, steps=STEPS, progress=False)
+    mirror = nj.fit(
+        nj.namm(problem, forward=CONVEX, inverse=Mine()), x, steps=STEPS, progress=False
+    )
     score = nj.networks.UNet((4,), head=4, norm='none', periodic=(True, False))
     recipe = nj.diffusion(problem, network=score)
     return mirror, nj.fit(recipe, mirror.forward(x), steps=STEPS, progress=False)
@@ -43,8 +45,9 @@ def fitted():
 
 def gaussian(mean, std, shape=(4, 4, 1)):
     """The exact denoiser of independent normal pixels."""
-    D = lambda x, s: (std**2 * x + jnp.reshape(s, (-1, 1, 1, 1)) ** 2 * mean) / (
-        std**2 + jnp.reshape(s, (-1, 1, 1, 1)) ** 2
+    D = lambda x, s: (
+        (std**2 * x + jnp.reshape(s, (-1, 1, 1, 1)) ** 2 * mean)
+        / (std**2 + jnp.reshape(s, (-1, 1, 1, 1)) ** 2)
     )
     return nj.prior(D, shape, mean=mean, std=std)
 

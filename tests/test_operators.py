@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from namm_jax.inverse.operator_checks import check_operator
 
 from namm_jax.inverse import interferometry, operators
 from namm_jax.inverse.likelihood import likelihood
-from namm_jax.inverse.operator_checks import check_operator
 from namm_jax.inverse.operators import make_operator
 from namm_jax.problems import layout
 

@@ -9,14 +9,8 @@ import pytest
 from configs.burgers import get_config
 from namm_jax.networks.icnn import nonnegative_mask
 from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.optimizers import (
-    MUON_RMS,
-    continued,
-    make_optimizer,
-    moments_of,
-    muon,
-    per_network,
-)
+from namm_jax.train.tasks import optimizer_of as make_optimizer
+from namm_jax.training.optimizers import MUON_RMS, continued, moments_of, muon, per_network
 
 
 def test_each_network_has_its_own_optimizer():

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from namm_jax.constraints.own import OwnProblem, check_distance, own
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.own import OwnProblem, check_distance, own
 from namm_jax.train.files import UserError
 from namm_jax.train.own import load_function, read_user_data
 

@@ -14,15 +14,11 @@ from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
 from namm_jax.train import sharding, tasks
 from namm_jax.train.config import override
-from namm_jax.train.optimizers import make_optimizer, moments_of
 from namm_jax.train.sharding import make_mesh, put_batch, replicated, shardings_of
-from namm_jax.train.state import (
-    ema_decay,
-    gradient_in_parts,
-    init_state,
-    make_train_step,
-    make_validation,
-)
+from namm_jax.train.step import make_train_step, make_validation
+from namm_jax.train.tasks import optimizer_of as make_optimizer
+from namm_jax.training.optimizers import moments_of
+from namm_jax.training.step import ema_decay, gradient_in_parts, init_state
 
 STREAM = jax.random.key(7)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from namm_jax.constraints.periodic import periodic
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.periodic import periodic
 from namm_jax.problems.periodic_textures import TextureProblem, sample_textures, sample_tiles
 
 PROBLEM = TextureProblem(points=32)

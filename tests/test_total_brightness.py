@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from namm_jax.constraints.total_brightness import RESTORES, total_brightness
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.total_brightness import RESTORES, total_brightness
 
 
 @dataclasses.dataclass(frozen=True)

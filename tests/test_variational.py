@@ -10,38 +10,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from namm_jax.constraints.burgers import burgers
-from namm_jax.constraints.flow import divergence, kolmogorov
 from namm_jax.inverse.fourdvar import (
-    burgers_rollout,
     cost,
     ensemble_background,
-    kolmogorov_rollout,
     minimise,
 )
 from namm_jax.inverse.likelihood import likelihood
-from namm_jax.problems import flow_layout, layout
 from namm_jax.problems import kolmogorov_flow as flows
-from namm_jax.problems.burgers_equation import sample_burgers
-from namm_jax.problems.kolmogorov_data import sample_kolmogorov
-from namm_jax.problems.kolmogorov_flow import FlowProblem
-from namm_jax.problems.steppers import BurgersProblem
+from namm_jax.problems.burgers_equation import Burgers
+from namm_jax.problems.kolmogorov_flow import Kolmogorov
 
-PROBLEM = BurgersProblem(points=16, states=16, inner_steps=2)
-FLOW = FlowProblem(points=16, states=2, inner_steps=2, dt=0.02, viscosity=0.01, burn_in=0.1)
+PROBLEM = Burgers(points=16, states=16, inner_steps=2)
+FLOW = Kolmogorov(points=16, states=2, inner_steps=2, dt=0.02, reynolds=100.0, burn_in=0.1)
 KEYS = jax.random.split(jax.random.key(0), 3)
-BURGERS, KOLMOGOROV = burgers_rollout(PROBLEM), kolmogorov_rollout(FLOW)
+BURGERS, KOLMOGOROV = PROBLEM.rollout, FLOW.rollout
 ROLLOUT, FLOW_ROLLOUT = jax.jit(BURGERS), jax.jit(KOLMOGOROV)
 
 
 @pytest.fixture(scope='module')
 def fields():
-    return jax.jit(functools.partial(sample_burgers, problem=PROBLEM))(KEYS)
+    return jax.jit(PROBLEM.fields)(KEYS)
 
 
 @pytest.fixture(scope='module')
 def flow():
-    return flow_layout.pack(FLOW, jax.jit(functools.partial(sample_kolmogorov, problem=FLOW))(KEYS))
+    return jax.jit(FLOW.fields)(KEYS)
 
 
 @functools.partial(jax.jit, static_argnames=('rollout', 'measure'))
@@ -56,7 +49,7 @@ def first_states(x):
 
 
 def test_the_first_state_of_the_data_gives_the_data(fields):
-    rolled = ROLLOUT(layout.image_to_states(fields)[:, 0])
+    rolled = ROLLOUT(PROBLEM.first_states(fields))
     np.testing.assert_allclose(rolled, fields, atol=1e-5)
     u_0 = jnp.arange(16.0)[None] / 16
     np.testing.assert_array_equal(ROLLOUT(u_0)[0, :, 0, 0], u_0[0, ::-1])
@@ -64,20 +57,20 @@ def test_the_first_state_of_the_data_gives_the_data(fields):
 
 def test_any_first_state_gives_a_trajectory():
     u_0 = jax.random.uniform(KEYS[0], (3, 16))
-    assert float(burgers(PROBLEM).distance(ROLLOUT(u_0)).max()) < 1e-6
+    assert float(PROBLEM.distance(ROLLOUT(u_0)).max()) < 1e-6
 
 
 def test_the_first_state_of_a_flow_gives_the_flow(flow):
     np.testing.assert_allclose(FLOW_ROLLOUT(flow[..., :2]), flow, atol=1e-5)
     tiled = dataclasses.replace(FLOW, layout='tiled')
-    assert jax.eval_shape(kolmogorov_rollout(tiled), flow[..., :2]).shape == (3, *FLOW.tiled)
+    assert jax.eval_shape(tiled.rollout, flow[..., :2]).shape == (3, *FLOW.file_shape)
 
 
 @pytest.mark.slow
 def test_any_first_state_gives_a_flow_without_divergence():
     v_0 = jax.random.normal(KEYS[0], (3, 16, 16, 2))
     x = FLOW_ROLLOUT(v_0)
-    for constraint in (divergence(FLOW), kolmogorov(FLOW)):
+    for constraint in (FLOW.constraint('divergence'), FLOW.constraint('kolmogorov')):
         assert float(constraint.distance(x).max()) < 1e-5
     np.testing.assert_allclose(x[..., :2], flows.project(v_0), atol=1e-5)
 
@@ -136,7 +129,7 @@ def test_a_trajectory_is_recovered_from_its_first_states(fields):
     x = ROLLOUT(u)
     np.testing.assert_allclose(x, fields, atol=1e-4)
     assert float(info['cost'].max()) < 1e-4
-    assert float(burgers(PROBLEM).distance(x).max()) < 1e-6
+    assert float(PROBLEM.distance(x).max()) < 1e-6
 
 
 @pytest.mark.slow
@@ -157,10 +150,8 @@ def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     """Without advection all is linear: the best fit is the posterior's mean, perturbed ones are its
     samples.
     """
-    heat = BurgersProblem(
-        points=6, states=3, inner_steps=2, mu=0.0, nu=10.0, stepper='forward_euler'
-    )
-    rollout, measure = burgers_rollout(heat), lambda x: x[:, ::2, 2, 0]
+    heat = Burgers(points=6, states=3, inner_steps=2, mu=0.0, nu=10.0, stepper='forward_euler')
+    rollout, measure = heat.rollout, lambda x: x[:, ::2, 2, 0]
     matrix = np.asarray(
         jax.jacobian(lambda u: measure(rollout(u[None]))[0])(jnp.zeros(6)), np.float64
     )
@@ -246,16 +237,16 @@ def test_errors_of_numbers(change, message):
     numbers = {'mean': 0.0, 'std': 1.0} | change
     of_y = likelihood(first_states, jnp.zeros((3, 16, 3, 1)), 0.1)
     with pytest.raises(ValueError, match=message):
-        cost(burgers_rollout(PROBLEM), of_y, **numbers)
+        cost(PROBLEM.rollout, of_y, **numbers)
 
 
 def test_errors_of_shapes_and_of_the_loop():
     with pytest.raises(ValueError, match=r'u_0: got shape \(3, 16, 1\), expected \(b, 16\)'):
-        burgers_rollout(PROBLEM)(jnp.zeros((3, 16, 1)))
+        PROBLEM.rollout(jnp.zeros((3, 16, 1)))
     with pytest.raises(
         ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
     ):
-        kolmogorov_rollout(FLOW)(jnp.zeros((16, 16, 2)))
+        FLOW.rollout(jnp.zeros((16, 16, 2)))
     of_y = likelihood(first_states, jnp.zeros((3, 4, 2, 1)), 0.1)
     J = cost(lambda u: u, of_y, mean=0.0, std=1.0)
     with pytest.raises(ValueError, match=r'y: got shape \(3, 4, 2, 1\), expected \(b, 4, 3, 1\)'):
