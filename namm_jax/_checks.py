@@ -1,21 +1,43 @@
-"""Names that choose: one dictionary a module, and one error that lists its keys and says the
-nearest.
-"""
+"""What names, keys, shapes and a user's functions must be: checks whose errors say what to do."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from namm_jax._arrays import Constraint, Fields, Key
 
 _T = TypeVar('_T')
+NOISE = 0.1  # of the data's standard deviation: what is near the data
+
+# What operations raise that need the numbers in an array; a compiled function does not have them.
+_NOT_JAX = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_IN_JAX = (
+    'write jax.numpy for numpy, jnp.where for `if` and for indexing by a mask, and no float(), '
+    'int() or .item()'
+)
+_FINITE = (
+    'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
+    'a norm at 0: take jnp.abs, or add a small number under the root'
+)
+_POSITIVE = (
+    'numbers >= 0, and 0 where the rule holds; take the absolute value or the square of what '
+    'should vanish'
+)
 
 
 def nearest(got: str, choices: Iterable[str]) -> str:
-    """Returns the end of an error message: what was got, all choices, and those most like it, if
-    any is.
-    """
+    """Returns the end of an error: what was got, all choices, and those most like it, if any is."""
     names = list(choices)
     near = difflib.get_close_matches(str(got), names, n=2, cutoff=0.5)
     hint = f'; did you mean {" or ".join(near)}?' if near else ''
@@ -23,11 +45,7 @@ def nearest(got: str, choices: Iterable[str]) -> str:
 
 
 def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
-    """Returns `choices[name]`.
-
-    Raises:
-        ValueError: if there is none: the kind, what was got, all choices and the nearest.
-    """
+    """Returns `choices[name]`; raises a ValueError that says the nearest if there is none."""
     if name not in choices:
         raise ValueError(f'{kind}: {nearest(name, choices)}')
     return choices[name]
@@ -40,3 +58,241 @@ def check_keys(keys: jax.Array) -> None:
             f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use '
             'jax.random.split(jax.random.key(seed), n)'
         )
+
+
+def field_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the shape `(h, w, c)` of one field as integers; raises a ValueError if it is none."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(
+            f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field'
+        )
+    return tuple(map(int, shape))
+
+
+def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises a ValueError unless measurements of shape `got` have that of `expected`, `(b, *m)`."""
+    if got != expected:
+        single = got == expected[1:]
+        remedy = 'add the batch axis, y[None]' if single else 'take the operator that made y'
+        m = ', '.join(map(str, expected[1:]))
+        raise ValueError(f'y: got shape {got}, expected (b, {m}), b measurements; {remedy}')
+
+
+class FunctionError(ValueError):
+    """What is wrong with a user's function: which, what was got, what was expected, what to do."""
+
+
+# What a function returns for b fields, and the least and most axes of it.
+_OUTPUTS = {
+    'distance': ('({b},), one number for each of {b} samples', 1, 1),
+    'residual': ('({b}, ...), batch first, then at least one more axis', 2, np.inf),
+    'operator': ('({b}, ...), batch first', 1, np.inf),
+}
+
+
+def check_output(label: str, values: Any, b: int, kind: str) -> Array:
+    """Returns what a function of `kind`, a key of `_OUTPUTS`, gave for b fields; raises unless it
+    is one floating-point array of that shape.
+    """
+    shape, least, most = _OUTPUTS[kind]
+    expected = f'expected one floating-point array of shape {shape.format(b=b)}'
+    if not isinstance(values, jax.Array | np.ndarray):
+        got, remedy = type(values).__name__, 'return one array, concatenate several'
+    elif values.shape[:1] != (b,) or not least <= values.ndim <= most:
+        got = f'shape {values.shape}'
+        remedy = 'reduce over all axes but the first, as jnp.mean(..., (1, 2, 3)) does'
+    elif not jnp.issubdtype(values.dtype, jnp.floating):
+        got = values.dtype
+        remedy = 'counts have no gradient; stack the parts of complex numbers on a last axis'
+    else:
+        return jnp.asarray(values)
+    raise FunctionError(f'{label}: got {got}, {expected}; {remedy}')
+
+
+def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, float]:
+    """Returns the distance of data and of data with noise, after checking that it can be trained.
+
+    It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
+    have finite gradients near the data, not all 0 off the set. Data of a `floor_mean` not small
+    beside `perturbed_mean` do not obey the rule. A distance to a reference cannot be checked.
+
+    Args:
+        constraint: of its methods only `distance` is called.
+        x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2.
+        key: for the noise.
+
+    Returns:
+        `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that after noise
+        of 10 % of the data's standard deviation: 0 where an inequality leaves that much room.
+
+    Raises:
+        ValueError: If the distance is none of that, or the data do not vary.
+    """
+    label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
+    x = jnp.asarray(x, jnp.float32)
+    std = float(jnp.std(x))
+    if len(x) < 2 or not 0 < std < np.inf:
+        raise ValueError(
+            f'data for {label}: got {len(x)} samples with standard deviation {std:.3g}, expected '
+            'two or more finite samples that are not constant; give it some of the training data'
+        )
+    measure = _measure(label, constraint.distance, 'distance')
+    noise = std * jax.random.normal(key, x.shape)
+    floor, _ = measure(x, 'on the data')
+    perturbed, _ = measure(x + NOISE * noise, 'near the data')
+    for size in (NOISE, 1, 10):  # an inequality may leave room for small noise
+        off = x + size * noise
+        values, gradients = measure(off, f'at the data with noise of {size} standard deviations')
+        if values.any():
+            break
+    else:
+        raise FunctionError(
+            f'{label}: got 0 for the data and for the data with noise of up to 10 standard '
+            'deviations, expected a positive number off the set; does it read its argument?'
+        )
+    _check_dependence(label, measure, off, values, gradients)
+    floors = {'floor_mean': floor.mean(), 'floor_max': floor.max()}
+    return {name: float(v) for name, v in (floors | {'perturbed_mean': perturbed.mean()}).items()}
+
+
+def check_operator(
+    operator: Callable[[Array], Array], shape: Sequence[int], x: ArrayLike | None = None
+) -> tuple[int, ...]:
+    """Returns the shape m of a measurement, after checking that the operator can guide a sampler.
+
+    It must trace under `jax.jit`; return real numbers `(b, *m)`, row i of sample i alone; have
+    finite values and gradients, not all 0; and be linear if its attribute `linear` says so.
+
+    Args:
+        operator: `(b, h, w, c) -> (b, *m)`.
+        shape: `(h, w, c)` of the fields.
+        x: where to check it, fields `(b, *shape)`, b >= 2; standard normal noise unless given.
+
+    Raises:
+        ValueError: If the operator is none of that.
+    """
+    x = np.random.default_rng(0).normal(size=(3, *field_shape(shape))) if x is None else x
+    x = np.asarray(x, np.float32)
+    if x.shape[1:] != tuple(shape) or len(x) < 2:
+        raise ValueError(
+            f'x: got shape {x.shape}, expected two or more fields of shape {tuple(shape)}'
+        )
+    measure = _measure('operator', operator, 'operator')
+    y, gradients = measure(x, 'at the fields')
+    _check_dependence('operator', measure, x, y, gradients)
+    if getattr(operator, 'linear', False):
+        gap = measure(2 * x[:1] - 3 * x[1:2], 'at a sum of two')[0] - 2 * y[:1] + 3 * y[1:2]
+        if np.abs(gap).max() > 5e-3 * np.abs(y).max():
+            raise FunctionError(
+                'operator: got linear=True for one that is not, expected A(2 a - 3 b) = 2 A(a) - '
+                '3 A(b); give linear=False'
+            )
+    return y.shape[1:]
+
+
+def check_measurement(
+    operator: Callable[[Array], Array], y: ArrayLike, noise_std: ArrayLike, shape: Sequence[int]
+) -> Array:
+    """Returns `y` as an array, float32 at least, after checking that it can be a measurement.
+
+    Args:
+        operator: `(b, h, w, c) -> (b, *m)`.
+        y: measurements `(b, *m)`, b >= 1.
+        noise_std: standard deviation of their noise, one number > 0, in the unit of `y`.
+        shape: `(h, w, c)` of the fields.
+
+    Raises:
+        ValueError: If `y` has another shape or is not finite, or `noise_std` is no such number.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in 'fiu':
+        raise ValueError(
+            f'y: got {y.dtype}, expected real numbers; stack the parts of complex ones on a last '
+            'axis'
+        )
+    # JAX takes neither long doubles nor another machine's order of bytes.
+    native = np.float64 if y.dtype.itemsize > 8 else y.dtype.newbyteorder('=')
+    with np.errstate(over='ignore', invalid='ignore'):  # what overflows is refused below
+        y = y.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(native, jnp.float32)))
+    b = max(1, len(y)) if y.ndim else 1
+    x = jax.ShapeDtypeStruct((b, *shape), jnp.float32)
+    check_shape(y.shape, jax.eval_shape(operator, x).shape)
+    _refuse(
+        'y',
+        ~np.isfinite(y),
+        'NaN or infinity',
+        'finite numbers; what was not observed belongs out of the operator, as by inpainting',
+    )
+    if np.shape(noise_std) or not 0 < float(noise_std) < np.inf:
+        raise ValueError(
+            f'noise_std: got {noise_std}, expected one finite number > 0, in the unit of y; if y '
+            'has no noise, give the misfit that you would accept'
+        )
+    return jnp.asarray(y)
+
+
+def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callable[..., Any]:
+    """Returns `(x, where) -> (values, gradients)` of a function, which are checked."""
+
+    @jax.jit
+    def compiled(x: Fields) -> tuple[Array, Fields]:
+        values, pull_back = jax.vjp(lambda x: check_output(label, function(x), len(x), kind), x)
+        weights = jnp.cos(jnp.arange(values.size, dtype=values.dtype))  # ones may cancel
+        return values, pull_back(weights.reshape(values.shape))[0]
+
+    def measure(x: Fields, where: str) -> tuple[np.ndarray, np.ndarray]:
+        values, gradients = map(np.asarray, _translated(label, compiled, x))
+        least = f'{values.min():.3g} {where}'
+        _refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
+        _refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
+        _refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
+        return values, gradients
+
+    return measure
+
+
+def _check_dependence(
+    label: str, measure: Callable[..., Any], x: Fields, values: np.ndarray, gradients: np.ndarray
+) -> None:
+    """Raises unless the values at x depend on their samples, each on its own alone."""
+    largest = np.abs(values).max()
+    if not gradients.any():
+        raise FunctionError(
+            f'{label}: got a gradient of 0 everywhere for values of up to {largest:.3g}, expected '
+            'one that changes them; rounding, comparing, argmax and stop_gradient have none'
+        )
+    elsewhere = measure(x[::-1], 'in reversed order')[0][::-1]
+    alone = measure(x[-1:], 'for one sample alone')[0]
+    expected = 'one that depends on the sample alone; take no mean, norm or index over axis 0'
+    for got, true, place in (
+        (elsewhere, values, 'at another place in the batch'),
+        (alone, values[-1:], 'alone'),
+    ):  # sums in another order differ by round-off
+        _refuse(label, np.abs(got - true) > 1e-3 * largest, f'another value {place}', expected)
+
+
+def _refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
+    bad = bad.reshape(len(bad), -1).any(1)
+    if bad.any():
+        raise FunctionError(
+            f'{label}: got {got} in {bad.sum()} of {len(bad)} samples, the first of index '
+            f'{np.argmax(bad)}, expected {expected}'
+        )
+
+
+def _translated(label: str, function: Callable[..., Any], x: Fields) -> Any:
+    """Returns `function(x)`; whatever it raises becomes an error that says what to do."""
+    try:
+        return function(x)
+    except FunctionError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        text = ' '.join(str(error).split('\nSee https')[0].split())
+        got = f'{type(error).__name__}: {text[:500]}'
+        remedy = 'call it on a few fields to find the line'
+        if isinstance(error, _NOT_JAX):
+            got, remedy = f'an operation that is not JAX ({got})', _IN_JAX
+        raise FunctionError(
+            f'{label}: got {got}, expected a function of one array (b, h, w, c) that jax.jit can '
+            f'compile and jax.grad can differentiate; {remedy}'
+        ) from error

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from namm_jax._arrays import Fields, Metrics, axes, broadcast
+from namm_jax._arrays import Fields, Metrics, at_least_single, axes, broadcast
+from namm_jax.constraints.base import mean_absolute
 
 
 class _Iterate(NamedTuple):
@@ -40,20 +41,19 @@ def gauss_newton_projection(
     `x_0` is close to M compared with the curvature radius of M. A sample stops when
     `mean|r| <= tolerance`, so one already on M is returned to the bit; since `r` shrinks with the
     square of the steps along M, the result can be about `sqrt(tolerance)` short of that point.
-    There is no damping, and no promise far from M: Burgers trajectories with noise of 0.2 converge
-    without it.
+    There is no damping, and no promise far from M.
 
     Args:
         residual: `(b, h, w, c) -> (b, ...)`, differentiable in both modes, sample by sample.
-        x: Points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
-        tolerance: Mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the
+        x: points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
+        tolerance: mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the
             residual subtracts.
-        max_iterations: Most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them
+        max_iterations: most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them
             is returned as it is.
-        cg_iterations: Most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs
+        cg_iterations: most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs
             one `J` and one `J^T`.
-        cg_tolerance: Norm of the linearised residual to leave, relative to that of `r(x_k)`, in (0,
-            1).
+        cg_tolerance: norm of the linearised residual to leave, relative to that of `r(x_k)`, in
+            (0, 1).
 
     Returns:
         The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the
@@ -71,25 +71,25 @@ def gauss_newton_projection(
             f'{max_iterations}, cg_iterations = {cg_iterations}; expected tolerance > 0, 0 < '
             'cg_tolerance < 1, at least 0 and at least 1.'
         )
-    x_0 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x_0 = at_least_single(x)
 
     def flat(x: Fields) -> Float[Array, 'b m']:
         return residual(x).reshape(x.shape[0], -1)
 
     def unfinished(carry: tuple[Array, _Iterate]) -> Array:
         count, now = carry
-        return (count < max_iterations) & jnp.any(_mean_abs(now.residual) > tolerance)
+        return (count < max_iterations) & jnp.any(mean_absolute(now.residual) > tolerance)
 
     def improve(carry: tuple[Array, _Iterate]) -> tuple[Array, _Iterate]:
         count, now = carry
-        active = _mean_abs(now.residual) > tolerance
+        active = mean_absolute(now.residual) > tolerance
         new = _gauss_newton_step(flat, x_0, now, active, cg_iterations, cg_tolerance)
         return count + 1, jax.tree.map(lambda a, b: jnp.where(broadcast(active, a), a, b), new, now)
 
     r = flat(x_0)
     start = _Iterate(x_0, r, jnp.zeros_like(r), jnp.zeros(x.shape[0], jnp.int32))
     _, last = jax.lax.while_loop(unfinished, improve, (0, start))
-    return last.x, {'iterations': last.iterations, 'residual': _mean_abs(last.residual)}
+    return last.x, {'iterations': last.iterations, 'residual': mean_absolute(last.residual)}
 
 
 def _gauss_newton_step(
@@ -100,17 +100,14 @@ def _gauss_newton_step(
     cg_iterations: int,
     cg_tolerance: float,
 ) -> _Iterate:
-    """Returns the next iterate of `gauss_newton_projection` for the samples that are active; of
-    others, anything.
-    """
+    """Returns the next iterate for the samples that are active; of others, anything."""
     value, jacobian, transpose = _linearised(flat, now.x)
     multipliers = _conjugate_gradients(
         lambda v: jacobian(transpose(v)),
         -(value + jacobian(x_0 - now.x)),
         now.multipliers,
         target=jnp.where(active, cg_tolerance * jnp.linalg.norm(value, axis=1), jnp.inf),
-        # They end after as many steps as there are unknowns; rounding may ask for more, but not
-        # without end.
+        # As many steps as there are unknowns are exact; rounding may ask for more.
         max_iterations=min(cg_iterations, 2 * value.shape[1]),
     )
     x = x_0 + transpose(multipliers)
@@ -120,10 +117,7 @@ def _gauss_newton_step(
 def _linearised(
     flat: Callable[[Array], Array], x: Fields
 ) -> tuple[Float[Array, 'b m'], Callable[[Fields], Array], Callable[[Array], Fields]]:
-    """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`.
-
-    A Jacobian of one row a sample is that row, found once.
-    """
+    """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`; of one row a sample, J is found once."""
     value, pull = jax.vjp(flat, x)
     if value.shape[1] == 1:
         (row,) = pull(jnp.ones_like(value))
@@ -145,9 +139,7 @@ def _conjugate_gradients(
     target: Float[Array, ' b'],
     max_iterations: int,
 ) -> Float[Array, 'b m']:
-    """Returns `v` with `|rhs - apply(v)| <= target`, per sample, for a symmetric positive
-    semidefinite `apply`.
-    """
+    """Returns `v` with `|rhs - apply(v)| <= target`, for a positive semidefinite `apply`."""
 
     def square(w: Array) -> Array:
         return jnp.sum(w * w, 1, keepdims=True)
@@ -160,18 +152,14 @@ def _conjugate_gradients(
         count, v, left, direction = carry
         image = apply(direction)
         curvature = jnp.sum(direction * image, 1, keepdims=True)
-        # No curvature: the residual does not depend on x this way. Such a sample is done, as one at
-        # its goal is.
+        # Without curvature the residual does not depend on x this way, and the sample is done.
         active = (square(left) > goal) & (curvature > 0)
         length = jnp.where(active, square(left) / jnp.where(active, curvature, 1), 0)
-        v, after = v + length * direction, left - length * image
+        v = v + length * direction
+        after = left - length * image
         turn = square(after) / jnp.where(active, square(left), 1)
         return count + 1, v, after, jnp.where(active, after + turn * direction, 0)
 
     goal = target[:, None] ** 2
     left = rhs - apply(v)
     return jax.lax.while_loop(unfinished, improve, (0, v, left, left))[1]
-
-
-def _mean_abs(residual: Float[Array, 'b m']) -> Float[Array, ' b']:
-    return jnp.mean(jnp.abs(residual), 1)

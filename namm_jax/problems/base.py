@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, PerSample
 from namm_jax._checks import choose
-from namm_jax.constraints.composition import weighted_sum
+from namm_jax.constraints.base import weighted_sum
 from namm_jax.inverse.operators import OPERATORS, Operator
 
 CHUNK = 256  # fields made at once by `sample`
