@@ -4,8 +4,6 @@ Symbols: `l(x) >= 0` the distance of a field from M, 0 iff x is on M; `r(x)` a r
 """
 
 import dataclasses
-import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,20 +62,13 @@ def rule(
     """
     residual = _leaf(residual)
     distance = Partial(_mean_absolute, residual) if distance is None else _leaf(distance)
-    # Ordered: JAX would sort the keys of a dict, and the first way back is the usual one.
-    ways = OrderedDict((name, _leaf(way)) for name, way in (restores or {}).items())
+    ways = {name: _leaf(way) for name, way in (restores or {}).items()}
     return Rule(distance, residual, {name: distance}, ways, name)
 
 
 def _leaf(function: Callable[..., Any]) -> Partial:
-    """Returns a function as a pytree: what a `Partial`, or a method of a pytree, holds of arrays
-    are the leaves, and methods of equal problems are equal.
-    """
-    if isinstance(function, Partial):
-        return function
-    if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
-        return Partial(function.__func__, function.__self__)
-    return Partial(function)
+    """Returns a function as a pytree: its arguments, if it is a `Partial`, are the leaves."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _mean_absolute(residual: Callable[[Fields], Array], x: Fields) -> PerSample:
