@@ -29,6 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -160,8 +161,12 @@ class BlackHoles(Problem):
         set itself. Any permutation of the pixels is a symmetry, and every change of sum 0. All ways
         back keep images of the data as they are.
         """
-        ways = {'simplex': self.simplex, 'shift': self.even_shift, 'rescale': self.rescale}
-        return rule('total_brightness', self.excess, restores=ways)
+        restores = {
+            'simplex': Partial(BlackHoles.simplex, self),
+            'shift': Partial(BlackHoles.even_shift, self),
+            'rescale': Partial(BlackHoles.rescale, self),
+        }
+        return rule('total_brightness', Partial(BlackHoles.excess, self), restores=restores)
 
     def excess(self, x: Fields) -> Float[Array, 'b 1']:
         """Returns `s - total` in brightness, known to about 1e-6 of the total in float32."""
@@ -199,14 +204,11 @@ class BlackHoles(Problem):
 
 
 def isco_radius(spin: ArrayLike) -> Array:
-    """Returns the radius of the innermost stable circular orbit, in units of M: 6 for `a = 0`, 1
-    for 1, 9 for -1.
+    """Returns the radius of the innermost stable circular orbit, in units of M, for a spin a in
+    [-1, 1], negative for orbits against the hole's rotation: 6 for `a = 0`, 1 for 1, 9 for -1.
 
     `r = 3 + Z_2 - sign(a) sqrt((3 - Z_1)(3 + Z_1 + 2 Z_2))`, with
     `Z_1 = 1 + (1 - a^2)^(1/3) ((1 + a)^(1/3) + (1 - a)^(1/3))` and `Z_2 = sqrt(3 a^2 + Z_1^2)`.
-
-    Args:
-        spin: `a` in [-1, 1], negative for orbits against the hole's rotation.
 
     Reference: Bardeen, Press & Teukolsky, ApJ 178 (1972) 347, equation 2.21.
     """
@@ -219,11 +221,7 @@ def orbital_speed(r: ArrayLike, spin: ArrayLike) -> Array:
     """Returns the speed of circular orbits over that of light, `1 / sqrt(r - 2)` without spin.
 
     `v = (r^2 - 2 a sqrt(r) + a^2) / (sqrt(r^2 - 2 r + a^2) (r^(3/2) + a))`, measured by the local
-    observer who has no angular momentum.
-
-    Args:
-        r: radii, at least that of the innermost stable orbit.
-        spin: `a` in (-1, 1).
+    observer who has no angular momentum, for r from the innermost stable orbit on, a in (-1, 1).
 
     Reference: Bardeen, Press & Teukolsky, ApJ 178 (1972) 347, equation 3.10.
     """
@@ -233,16 +231,12 @@ def orbital_speed(r: ArrayLike, spin: ArrayLike) -> Array:
 
 
 def direct_radius(b: _Image, cos_psi: _Image) -> _Image:
-    """Returns where the rays of the direct image meet the disk, n = 0.
+    """Returns where the rays of the direct image meet the disk, n = 0, for b > 0, cos psi < 1.
 
     Beloborodov's light bending `1 - cos alpha = (1 - cos psi)(1 - 2/r)`, alpha the angle between
     the ray and the radius, and `b = r sin alpha / sqrt(1 - 2/r)` make
     `r^2 sin^2 psi + 2 r (1 - cos psi)^2 = b^2`; its positive root. Within 1 % of the exact radius
     for rays that leave outwards from `r >= 4`.
-
-    Args:
-        b: impact parameters, > 0.
-        cos_psi: cosine of the angle between gas and observer, below 1.
 
     Reference: Beloborodov, ApJ 566 (2002) L85, equations 1 and 3.
     """

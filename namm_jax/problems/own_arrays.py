@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from namm_jax._arrays import Constraint, Fields, Key, Unit
 from namm_jax._checks import check_rule
-from namm_jax.constraints.base import function_rule
+from namm_jax.constraints.base import Rule, function_rule
 from namm_jax.problems.base import Problem, parameter
 
 SAMPLES = 64  # of the data, at most, on which a rule is checked
@@ -68,29 +68,22 @@ class Arrays(Problem):
         return self.height, self.width, self.channels
 
     def fields(self, keys: Key) -> Fields:
-        """Raises a ValueError: there is no law to sample from."""
-        raise ValueError(
-            'fields: got keys for arrays of your own, which are not generated; take your arrays '
-            'themselves.'
-        )
+        """Raises a ValueError."""
+        raise ValueError('fields: arrays of your own are not generated; take the arrays themselves')
 
     def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {'own': self.function_rule}
+        return {'own': self.own_rule}
 
-    def function_rule(self) -> Constraint:
-        """Returns the rule that the functions say.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if self.distance_function is None and self.residual_function is None:
+    def own_rule(self) -> Rule:
+        """Returns the rule that the functions say; raises a ValueError if there is none."""
+        functions = self.distance_function, self.residual_function
+        if functions == (None, None):
             raise ValueError(
-                f'the rule {self.name!r}: got no function, expected distance= or residual= of '
-                'fields (b, h, w, c); in an experiment, set constraint.distance.'
+                f'the rule {self.name!r}: got no function of fields (b, h, w, c), expected '
+                'distance= or residual= of `problem`, or constraint.distance of a config'
             )
-        shape = self.shape if all(self.shape) else None
         return function_rule(
-            self.distance_function, self.residual_function, name=self.name, shape=shape
+            *functions, name=self.name, shape=self.shape if all(self.shape) else None
         )
 
 
@@ -102,11 +95,11 @@ def problem(
     periodic: tuple[bool, bool] = (False, False),
     name: str = 'own',
 ) -> Arrays:
-    """Returns arrays and their rule as a problem, after checking both.
+    """Returns arrays and their rule as a problem, with their mean, scale and unit, after checks.
 
     Args:
-        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2; their mean and scale a
-            channel are those of the problem, and its rule is checked on up to 64 of them.
+        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2; the rule is checked on
+            up to 64 of them.
         distance: `x -> (b,)`, 0 where the rule holds, positive elsewhere; the mean of `|residual|`
             unless given.
         residual: `x -> (b, ...)`, 0 where the rule holds; the distance unless given.
@@ -114,8 +107,7 @@ def problem(
         name: of the rule, in logs and errors.
 
     Raises:
-        ValueError: if x is no such array or constant, or the rule cannot be trained with: what was
-            got, what was expected, what to do.
+        ValueError: if x is no such array or constant, or nothing can be trained with a function.
     """
     x = np.asarray(x)
     _check_data(x)
@@ -129,12 +121,14 @@ def problem(
         residual_function=residual,
         name=name,
     )
-    few = x[np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)]
-    few = jnp.asarray(few, jnp.float32)
+    some = np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)
+    few = jnp.asarray(x[some], jnp.float32)
     key_check, key_unit = jax.random.split(jax.random.key(0))
-    constraint = own.constraint()
-    check_rule(constraint, few, key_check)
-    return dataclasses.replace(own, unit=rule_unit(constraint, few, scale, key_unit))
+    check_rule(own.constraint(), few, key_check)
+    if distance and residual:  # each alone
+        check_rule(function_rule(residual=residual, name=name), few, key_check)
+    unit = rule_unit(own.constraint(), few, scale, key_unit)
+    return dataclasses.replace(own, unit=unit)
 
 
 def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -143,30 +137,30 @@ def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     mean = x.mean((0, 1, 2), dtype=np.float64)
     varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
-    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1.0)
+    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1)
     return tuple(mean.tolist()), tuple(scale.tolist())
 
 
 def _check_data(x: np.ndarray) -> None:
-    kinds = (np.bool_, jnp.integer, jnp.floating)
+    kinds = np.bool_, jnp.integer, jnp.floating
     if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
-        raise ValueError(f'x: got values of type {x.dtype}, expected real numbers.')
+        raise ValueError(f'x: got values of type {x.dtype}, expected real numbers')
     if x.ndim != 4 or len(x) < 2 or not x.size:
         raise ValueError(
-            f'x: got shape {x.shape}, expected (n, h, w, c) with two samples or more; add an axis '
-            'for one channel, x[..., None].'
+            f'x: got shape {x.shape}, expected (n, h, w, c) of two samples or more; one channel is '
+            'x[..., None]'
         )
     if bad := np.count_nonzero(~(np.abs(x) <= LARGEST)):
         raise ValueError(
-            f'x: got {bad} of {x.size} values NaN or infinite in float32, expected finite numbers; '
-            'leave those samples out.'
+            f'x: got {bad} of {x.size} values NaN or infinite in float32, expected finite ones; '
+            'leave those samples out'
         )
     if x.min() == x.max():
-        raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary.')
+        raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary')
 
 
 def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
-    """Returns what the distance is when data take noise of one scale, by a tenth of it.
+    """Returns the distance of data with noise of a tenth of their scale, over that tenth.
 
     More noise, of 1 and 10 scales, is tried where an inequality leaves room for the less; 1 is
     returned if there is no distance even then.
@@ -174,8 +168,8 @@ def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float
     Args:
         constraint: the rule.
         x: data `(b, h, w, c)`.
-        scale: of the noise, a number or one a channel.
-        key: a PRNG key.
+        scale: standard deviation of all data, a number or one a channel.
+        key: a PRNG key, for the noise.
     """
     noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
     distance = jax.jit(constraint.distance)

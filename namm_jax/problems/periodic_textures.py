@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics, PerSample
@@ -93,8 +94,14 @@ class Textures(Problem):
 
     def equal_tiles(self) -> Rule:
         """Returns the rule `q_1 = ... = q_K`."""
-        ways = {'mean': self.mean_tile, 'median': self.median_tile, 'copy': self.first_tile}
-        return rule('periodic', self.difference, self.tile_distance, restores=ways)
+        restores = {
+            'mean': Partial(Textures.mean_tile, self),
+            'median': Partial(Textures.median_tile, self),
+            'copy': Partial(Textures.first_tile, self),
+        }
+        difference = Partial(Textures.difference, self)
+        distance = Partial(Textures.tile_distance, self)
+        return rule('periodic', difference, distance, restores=restores)
 
     def difference(self, x: Fields) -> Fields:
         """Returns `x - tile(mean_q q)`, linear in x, exactly 0 where all tiles are equal."""
