@@ -52,8 +52,8 @@ def _grid(h: int, w: int) -> Any:
 def _wrap(v: Float[Array, 'h w 2']) -> tuple[Any, ...]:
     """Returns the velocity as jax-cfd's variables, one a component."""
     grid, periodic = _grid(*v.shape[:2]), cfd.boundaries.periodic_boundary_conditions(2)
-    components = zip(jnp.moveaxis(v, -1, 0), grid.cell_faces, strict=True)
-    arrays = (cfd.grids.GridArray(u, offset, grid) for u, offset in components)
+    faces = enumerate(grid.cell_faces)
+    arrays = (cfd.grids.GridArray(v[..., i], offset, grid) for i, offset in faces)
     return tuple(cfd.grids.GridVariable(array, periodic) for array in arrays)
 
 
