@@ -322,13 +322,13 @@ def namm_loss(
     both = mirror.inverse(params, both, key_dropout if train else None)
     x_cycled, x_inverse = jnp.split(both, [x.shape[0]])
 
+    slope = max(1 - strong_convexity, 1e-6)
     by_term = {f'constraint/{k}': v.mean() for k, v in constraint.terms(x_inverse).items()}
-    off_linear = (g_x - strong_convexity * x) / max(1 - strong_convexity, 1e-6)
     terms = {
         'cycle_data': jnp.abs(x_cycled - x).mean(),
         'cycle_mirror': jnp.abs(mirror.forward(params, x_inverse) - z_noisy).mean(),
         'constraint': constraint.distance(x_inverse).mean(),
-        'regularisation': jnp.abs(off_linear).mean(),
+        'regularisation': jnp.abs((g_x - strong_convexity * x) / slope).mean(),
     }
     loss = (
         0.5 * lambda_cycle * (terms['cycle_data'] + terms['cycle_mirror'])
@@ -368,10 +368,11 @@ def robustness(
     def measure(sigma: Array) -> Metrics:
         x_inverse = mirror.inverse(params, z + sigma * noise)
         distance = constraint.distance(x_inverse)
+        error = jnp.abs(x_inverse - x).mean()
         return {
             'distance_mean': distance.mean(),
             'distance_std': distance.std(),
-            'error_mean': jnp.abs(x_inverse - x).mean(),
+            'error_mean': error,
         }
 
     return jax.lax.map(measure, sigma)

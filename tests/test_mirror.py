@@ -15,6 +15,7 @@ from namm_jax.mirror import (
     namm_loss,
     neural_mirror_map,
     robustness,
+    standardised,
 )
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
@@ -274,3 +275,38 @@ def test_bad_settings_are_refused():
         match="output: got 'sofplus', expected one of residual, centred, plain, softplus",
     ):
         neural_mirror_map(ICNN(), UNet(), output='sofplus')
+
+
+def test_standardised_is_the_map_of_standardised_fields():
+    inner = MirrorMap(
+        lambda key, x: {}, lambda params, x: x**3, lambda params, z, dropout_key=None: jnp.cbrt(z)
+    )
+    mean, scale = np.array([2.0, -1.0]), np.array([4.0, 0.5])
+    outer = standardised(inner, mean, scale)
+    u = jax.random.normal(KEY, (3, 4, 4, 2))
+    x = mean.astype(np.float32) + scale.astype(np.float32) * u
+    np.testing.assert_allclose(outer.forward({}, x), u**3, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outer.inverse({}, u**3), x, rtol=1e-4, atol=1e-5)
+    g, f = outer.bind(outer.init(KEY, x))
+    np.testing.assert_allclose(f(g(x)), x, rtol=1e-4, atol=1e-5)
+
+
+def test_standardised_by_0_and_1_is_the_map_itself_and_of_a_learned_map_keeps_the_parameters(
+    neural,
+):
+    mirror, params = neural
+    for mean, scale in ((0, 1), (0.0, 1.0), (np.zeros(1), np.ones(1))):
+        assert standardised(mirror, mean, scale) is mirror
+    x = fields(0)
+    shifted = standardised(mirror, 0.0, 0.5)  # a power of 2: no rounding
+    shapes = lambda params: jax.tree.map(jnp.shape, params)
+    assert shapes(jax.eval_shape(shifted.init, KEY, x)) == shapes(params)
+    np.testing.assert_allclose(
+        jax.jit(shifted.forward)(params, x / 2), jax.jit(mirror.forward)(params, x), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(('mean', 'scale'), [(0, 0), (0, [1.0, -1.0]), (np.nan, 1), (0, np.inf)])
+def test_standardised_refuses_scales_that_are_not_positive(mean, scale):
+    with pytest.raises(ValueError, match='mean, scale: got .* expected finite numbers, scales > 0'):
+        standardised(identity_map(), np.asarray(mean), np.asarray(scale))

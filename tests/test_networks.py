@@ -8,11 +8,14 @@ import pytest
 from jax.test_util import check_grads
 
 from configs.burgers import get_config
-from namm_jax.networks import convolution
+from namm_jax.networks import NETWORKS, convolution, fields_of, make_network
 from namm_jax.networks.icnn import ICNN, gradient_map, nonnegative_mask
 from namm_jax.networks.resnet import ResNet, Up
 from namm_jax.networks.unet import UNet, position_features
 from namm_jax.train import tasks
+from namm_jax.train.config import override
+from namm_jax.train.experiment import check
+from namm_jax.train.families import make_family
 
 AXES = [(False, False), (True, False), (False, True), (True, True)]
 
@@ -311,3 +314,180 @@ def test_half_precision_is_inside_only():
     generator = ResNet((4,), 1, dtype=jnp.bfloat16)
     y, variables = jax.eval_shape(lambda: generator.init_with_output(jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_name_and_fields_make_a_network(name):
+    network = make_network(name, periodic=(False, True))
+    assert network == NETWORKS[name](periodic=(False, True))
+    assert make_network(NETWORKS[name], periodic=(False, True)) == network
+    assert 'periodic' in fields_of(NETWORKS[name]) and 'parent' not in fields_of(NETWORKS[name])
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: make_network('unett'), "network: got 'unett', expected one of .* mean unet"),
+        (
+            lambda: make_network('resnet', blocks=1, fold=4, chanels=(3,)),
+            r"network 'resnet': got fold = 4, chanels = \(3,\), which it does not have; its fields "
+            'are channels, blocks, dropout, .*; did you mean channels',
+        ),
+        (lambda: make_network(dict), "network: got <class 'dict'>, expected a class made of flax"),
+        (lambda: ResNet(channels=(48, 96)), r'channels: got \(48, 96\), expected one number'),
+        (lambda: UNet(norm='grup'), "norm: got 'grup', expected one of group, none.*mean group"),
+        (lambda: ICNN(reduction='row'), "reduction: got 'row', expected one of sum, row_sum"),
+        (
+            lambda: size_of(UNet(channels=(4, 4), fold=3), (1, 12, 9, 1)),
+            'got fields of 12x9 pixels, expected multiples of 6, which fold = 3 and 2 resolutions',
+        ),
+    ],
+)
+def test_what_a_network_is_not_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def tiny(**changes):
+    with (config := get_config('tiny')).unlocked():
+        return override(config, {name.replace('__', '.'): value for name, value in changes.items()})
+
+
+def test_networks_of_a_config_have_its_fields():
+    config = tiny(mirror__fold=4, mirror__norm='group', score__attention=True, mirror__filters=3)
+    f = tasks.make_inverse(config)
+    assert (f.channels, f.fold, f.norm, f.attention) == ((8,), 4, 'group', False)
+    score = tasks.make_score(config)
+    assert (score.fold, score.norm, score.attention) == (2, 'group', True)
+    assert tasks.make_forward(config) == ICNN(3, 1, periodic=(True, False))
+    assert tasks.make_inverse(tiny(mirror__inverse='resnet')).channels == (8,)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'mirror__inverse': 'resnet', 'mirror__fold': 4},
+            'mirror.fold: got 4, but mirror.inverse=resnet has no such field; set it back to 2, '
+            'or take another network',
+        ),
+        (
+            {'mirror__inverse': 'resnet', 'mirror__head': 8, 'mirror__attention': True},
+            'mirror.head, mirror.attention: got 8, True, but .*; set it back to 16, False, or',
+        ),
+        (
+            {'mirror__inverse': 'resnet', 'mirror__channels': (48, 96)},
+            r'mirror.inverse=resnet: channels: got \(48, 96\), expected one number',
+        ),
+        ({'mirror__forward': 'resnet'}, 'mirror.filters, mirror.layers: got 4, 1, but mirror.forw'),
+        ({'score__norm': 'grup'}, "score.network=unet: norm: got 'grup'"),
+        ({'score__network': 'resnet'}, "score.network: got 'resnet', expected one of unet"),
+        ({'mirror__inverse_padding': 'ring'}, "mirror.inverse_padding: got 'ring', expected one"),
+        ({'train__compute_dtype': 'half'}, "train.compute_dtype: got 'half', expected one of"),
+    ],
+)
+def test_no_field_of_a_config_is_ignored(changes, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        check(tiny(**changes))
+
+
+def test_the_published_g_of_an_ablation_has_the_sizes_of_f():
+    config = get_config('quick')
+    with config.unlocked():
+        override(config, {'mirror.forward': 'resnet', 'mirror.dropout': 0.25})
+    network = tasks.make_forward(config)
+    assert network == ResNet((48,), 1, dropout=0.25, periodic=(True, False))
+
+
+OWN = """
+import flax.linen as nn
+
+
+class Small(nn.Module):
+    channels: tuple[int, ...] = (2,)
+    periodic: tuple[bool, bool] = (False, False)
+    kernel: int = 3
+
+    @nn.compact
+    def __call__(self, x, label=None, *, train=False):
+        size = (self.kernel, self.kernel)
+        h = nn.swish(nn.Conv(self.channels[0], size, padding='CIRCULAR')(x))
+        h = h if label is None else h + nn.Dense(self.channels[0])(label[:, None])[:, None, None]
+        return nn.Conv(x.shape[-1], size)(h)
+
+
+class Potential(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return (nn.Dense(3)(x) ** 2).sum((1, 2, 3))
+
+
+class Narrow(Small):
+    @nn.compact
+    def __call__(self, x, label=None, *, train=False):
+        return nn.Dense(x.shape[-1])(x)[:, :, :-1]
+
+
+class Mute(nn.Module):
+    def __call__(self, x):
+        return x
+
+
+def small():
+    return Small()
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / 'own.py').write_text(OWN)
+    return lambda name: f'{tmp_path}/own.py:{name}'
+
+
+def test_a_users_own_networks_are_one_file(own):
+    default = {'mirror__filters': 16, 'mirror__layers': 2}  # Potential has neither
+    config = tiny(
+        mirror__inverse=own('Small'),
+        mirror__forward=own('Potential'),
+        score__network=own('Small'),
+        **default,
+    )
+    f = tasks.make_inverse(config)
+    assert (type(f).__name__, f.channels, f.periodic, f.kernel) == ('Small', (8,), (True, False), 3)
+    check(config)
+    mirror = tasks.make_mirror(config)
+    x = normal(0, 2, *make_family(config).shape)
+    params = mirror.init(jax.random.key(0), x)
+    kernel = params['forward']['Dense_0']['kernel']
+    curvature = 2 * float((kernel**2).sum())  # of the potential (k x)^2
+    np.testing.assert_allclose(
+        mirror.forward(params, x), (0.1 * curvature + 0.9) * x, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'mirror__inverse': 'Narrow'}, r'inverse: got an output of shape \(., 16, 15, 1\), expec'),
+        (
+            {'score__network': 'Narrow'},
+            r'score.network: got an output of shape \(., 16, 15, 1\), ex',
+        ),
+        ({'score__network': 'small'}, 'network: got <function small .*>, expected a class'),
+        ({'mirror__inverse': 'Smal'}, "got 'Smal', expected one of .*did you mean Small"),
+        (
+            {'mirror__inverse': 'Small', 'mirror__fold': 4},
+            'mirror.fold: got 4, but mirror.inverse=',
+        ),
+    ],
+)
+def test_a_users_own_network_that_cannot_be_used_is_named(own, changes, message):
+    changes = {k: own(v) if isinstance(v, str) else v for k, v in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        check(tiny(**changes))
+
+
+def test_a_users_own_network_says_how_it_is_called(own):
+    spec = own('Mute')
+    with pytest.raises(ValueError, match=r'got __call__\(self, x\), expected .* \(z, \*, train=F'):
+        check(tiny(mirror__inverse=spec, mirror__channels=(48, 96)))

@@ -24,7 +24,7 @@ from namm_jax.networks.unet import UNet
 NETWORKS: dict[str, type[nn.Module]] = {'icnn': ICNN, 'unet': UNet, 'resnet': ResNet}
 
 
-def fields_of(network: type[nn.Module]) -> list[str]:
+def fields_of(network: Any) -> list[str]:
     """Returns the names of a Flax module's fields; raises a ValueError for any other class."""
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise ValueError(f'network: got {network!r}, expected a class made of flax.linen.Module')
@@ -32,7 +32,7 @@ def fields_of(network: type[nn.Module]) -> list[str]:
     return [name for name in names if name not in ('parent', 'name')]
 
 
-def make_network(network: str | type[nn.Module], /, **fields: Any) -> nn.Module:
+def make_network(network: str | type, /, **fields: Any) -> nn.Module:
     """Returns a network with the given values of its fields, such as `channels=(32, 64)`.
 
     Args:

@@ -156,6 +156,6 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return convolve(x.astype(self.dtype), kernel, self.periodic, self.stride) + bias
+        kernel = self.param('kernel', self.kernel_init, shape)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.periodic, self.stride)
+        return y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)

@@ -30,7 +30,7 @@ REDUCTIONS = {
 }
 
 
-SMALL_POSITIVE = nn.initializers.uniform(1e-3)
+SMALL_POSITIVE = lambda key, shape: jax.random.uniform(key, shape, minval=0.0, maxval=1e-3)
 
 
 class ICNN(nn.Module):
@@ -80,7 +80,7 @@ class ICNN(nn.Module):
 
 
 def gradient_map(
-    network: ICNN, params: dict, x: jax.Array, *, strong_convexity: float
+    network: nn.Module, params: dict, x: jax.Array, *, strong_convexity: float
 ) -> jax.Array:
     """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`.
 
