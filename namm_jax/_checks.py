@@ -190,47 +190,6 @@ def check_operator(
     return y.shape[1:]
 
 
-def check_measurement(
-    operator: Callable[[Array], Array], y: ArrayLike, noise_std: ArrayLike, shape: Sequence[int]
-) -> Array:
-    """Returns `y` as an array, float32 at least, after checking that it can be a measurement.
-
-    Args:
-        operator: `(b, h, w, c) -> (b, *m)`.
-        y: measurements `(b, *m)`, b >= 1.
-        noise_std: standard deviation of their noise, one number > 0, in the unit of `y`.
-        shape: `(h, w, c)` of the fields.
-
-    Raises:
-        ValueError: If `y` has another shape or is not finite, or `noise_std` is no such number.
-    """
-    y = np.asarray(y)
-    if y.dtype.kind not in 'fiu':
-        raise ValueError(
-            f'y: got {y.dtype}, expected real numbers; stack the parts of complex ones on a last '
-            'axis'
-        )
-    # JAX takes neither long doubles nor another machine's order of bytes.
-    native = np.float64 if y.dtype.itemsize > 8 else y.dtype.newbyteorder('=')
-    with np.errstate(over='ignore', invalid='ignore'):  # what overflows is refused below
-        y = y.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(native, jnp.float32)))
-    b = max(1, len(y)) if y.ndim else 1
-    x = jax.ShapeDtypeStruct((b, *shape), jnp.float32)
-    check_shape(y.shape, jax.eval_shape(operator, x).shape)
-    _refuse(
-        'y',
-        ~np.isfinite(y),
-        'NaN or infinity',
-        'finite numbers; what was not observed belongs out of the operator, as by inpainting',
-    )
-    if np.shape(noise_std) or not 0 < float(noise_std) < np.inf:
-        raise ValueError(
-            f'noise_std: got {noise_std}, expected one finite number > 0, in the unit of y; if y '
-            'has no noise, give the misfit that you would accept'
-        )
-    return jnp.asarray(y)
-
-
 def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callable[..., Any]:
     """Returns `(x, where) -> (values, gradients)` of a function, which are checked."""
 

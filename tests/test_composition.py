@@ -9,21 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from namm_jax.constraints.composition import reference, weighted_sum
-from namm_jax.constraints.own import own
 
 from namm_jax._arrays import Constraint
+from namm_jax.constraints.base import function_rule, reference, weighted_sum
 from namm_jax.constraints.projection import gauss_newton_projection
 
-TOTAL = own(
-    lambda x: jnp.abs(x.sum((1, 2, 3)) - 6),
-    'total',
-    residual=lambda x: (x.sum((1, 2, 3)) - 6)[:, None],
+TOTAL = function_rule(
+    lambda x: jnp.abs(x.sum((1, 2, 3)) - 6), lambda x: (x.sum((1, 2, 3)) - 6)[:, None], name='total'
 )
-FLAT = own(
+FLAT = function_rule(
     lambda x: jnp.abs(x[:, 1:] - x[:, :-1]).mean((1, 2, 3)),
-    'flat',
-    residual=lambda x: x[:, 1:] - x[:, :-1],
+    lambda x: x[:, 1:] - x[:, :-1],
+    name='flat',
 )
 BOTH = weighted_sum({'sum': TOTAL, 'columns': FLAT}, {'columns': 2, 'sum': 0.5})
 # Rows 0, 1, 3: a total of 8, and steps of 1 and 2. Ones: a total of 6, flat.
@@ -139,7 +136,7 @@ def test_reference_is_passed_to_the_parts_that_take_one():
         (
             {'sum': jnp.sum},
             {'sum': 1},
-            'sum: got .*expected a constraint; make one of a function by own',
+            'sum: got .*expected a constraint; make one of a function by function_rule',
         ),
     ],
 )

@@ -1,5 +1,5 @@
-"""Constraints and the projection onto them: nearest points that are known, identities and
-limits.
+"""Projection onto constraints: nearest points that are known, identities and limits; and rules of
+Burgers' equation.
 """
 
 import dataclasses
@@ -11,29 +11,27 @@ import numpy as np
 import pytest
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints import CONSTRAINTS, make_constraint
 from namm_jax.constraints.projection import gauss_newton_projection
-from namm_jax.problems.burgers_equation import sample_burgers
-from namm_jax.problems.steppers import BurgersProblem
+from namm_jax.problems.burgers_equation import Burgers
 
 # The explicit stepper compiles faster, and what is tested here holds for any.
-PROBLEM = BurgersProblem(points=32, states=8, inner_steps=2, stepper='forward_euler')
+PROBLEM = Burgers(points=32, states=8, inner_steps=2, stepper='forward_euler')
 
 
 @pytest.fixture(scope='module')
 def constraint():
-    return make_constraint('burgers', problem=PROBLEM)
+    return PROBLEM.constraint()
 
 
 @pytest.fixture(scope='module')
 def fields():
-    return sample_burgers(jax.random.split(jax.random.key(0), 6), problem=PROBLEM)
+    return PROBLEM.fields(jax.random.split(jax.random.key(0), 6))
 
 
 def test_burgers_is_a_constraint_and_a_pytree(constraint):
     assert isinstance(constraint, Constraint)
     assert jax.tree.leaves(constraint) == []
-    assert jax.tree.map(lambda leaf: leaf, constraint) == constraint
+    assert jax.tree.structure(constraint) == jax.tree.structure(PROBLEM.constraint())
 
 
 def test_burgers_terms_and_residual_shapes(constraint, fields):
@@ -72,8 +70,7 @@ def test_unknown_constraint_names_the_nearest():
     with pytest.raises(
         ValueError, match=r"constraint: got 'burger', expected one of .*did you mean burgers"
     ):
-        make_constraint('burger')
-    assert 'burgers' in CONSTRAINTS
+        PROBLEM.constraint('burger')
 
 
 def test_projection_onto_a_plane_is_the_shift():
@@ -155,8 +152,8 @@ def test_projection_onto_an_ellipse_is_the_nearest_point():
 
 def test_projection_of_burgers_data_and_of_noisy_data():
     problem = dataclasses.replace(PROBLEM, stepper='crank_nicolson')
-    constraint = make_constraint('burgers', problem=problem)
-    fields = sample_burgers(jax.random.split(jax.random.key(0), 6), problem=problem)
+    constraint = problem.constraint()
+    fields = problem.fields(jax.random.split(jax.random.key(0), 6))
     # Samples: 0 untouched, 1 to 3 with the noise of an unfinished sampler, 4 and 5 very rough.
     scale = jnp.array([0, 0.0074, 0.0074, 0.0074, 0.05, 0.05])[:, None, None, None]
     noisy = fields + scale * jax.random.normal(jax.random.key(4), fields.shape)
@@ -199,5 +196,5 @@ def test_problem_is_static_under_jit(constraint):
 
     x = jnp.zeros((1, 32, 8, 1))
     distance(constraint, x)
-    distance(make_constraint('burgers', problem=dataclasses.replace(PROBLEM)), x)
+    distance(dataclasses.replace(PROBLEM).constraint(), x)
     assert len(traced) == 1

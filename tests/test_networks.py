@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from namm_jax.train.families import make_family
 
 from configs.burgers import get_config
 from namm_jax.networks import NETWORKS, convolution, fields_of, make_network
@@ -15,7 +16,6 @@ from namm_jax.networks.unet import UNet, position_features
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.experiment import check
-from namm_jax.train.families import make_family
 
 AXES = [(False, False), (True, False), (False, True), (True, True)]
 

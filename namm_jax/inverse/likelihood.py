@@ -16,8 +16,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Key, Measure, Measurement, PerSample, at_least_single
+from namm_jax._checks import check_shape
 from namm_jax.denoising.denoisers import is_concrete, positive
-from namm_jax.inverse.operators import Law, Operator, as_pytree, check_shape
+from namm_jax.inverse.operators import Law, Operator, as_pytree
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from namm_jax._arrays import Fields, Measurement, at_least_single
-from namm_jax._checks import choose
+from namm_jax._checks import check_shape, choose, field_shape
 from namm_jax.inverse.interferometry import eht_coverage
 
 Shape = Sequence[int]  # (h, w, c), that of one field
@@ -418,28 +418,6 @@ def make_operator(name: str, shape: Shape, **options: Any) -> Operator:
     out of its range.
     """
     return choose('operator', name, OPERATORS)(shape, **options)
-
-
-def field_shape(shape: Shape) -> tuple[int, int, int]:
-    """Returns the shape of one field as integers `(h, w, c)`; a ValueError if it is none."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(
-            f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field'
-        )
-    return tuple(map(int, shape))
-
-
-def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises a ValueError unless y has the shape `expected`, `(b, *m)`, or is one for all."""
-    if got[1:] == expected[1:] and got[:1] in ((1,), expected[:1]):
-        return
-    remedy = 'take the operator that y was measured with'
-    if got == expected[1:]:
-        remedy = 'add the batch axis, y[None]'
-    elif got[1:] == expected[1:]:
-        remedy = f'pass one for each of the {expected[0]} fields, or one for all'
-    axes = ', '.join(map(str, expected[1:]))
-    raise ValueError(f'y: got shape {got}, expected (b, {axes}), b measurements; {remedy}')
 
 
 def _operator(
