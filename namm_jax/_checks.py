@@ -70,12 +70,16 @@ def field_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises a ValueError unless measurements of shape `got` have that of `expected`, `(b, *m)`."""
-    if got != expected:
-        single = got == expected[1:]
-        remedy = 'add the batch axis, y[None]' if single else 'take the operator that made y'
-        m = ', '.join(map(str, expected[1:]))
-        raise ValueError(f'y: got shape {got}, expected (b, {m}), b measurements; {remedy}')
+    """Raises a ValueError unless y has the shape `expected`, `(b, *m)`, or is one for all."""
+    if got[1:] == expected[1:] and got[:1] in ((1,), expected[:1]):
+        return
+    remedy = 'take the operator that y was measured with'
+    if got == expected[1:]:
+        remedy = 'add the batch axis, y[None]'
+    elif got[1:] == expected[1:]:
+        remedy = f'pass one for each of the {expected[0]} fields, or one for all'
+    axes = ', '.join(map(str, expected[1:]))
+    raise ValueError(f'y: got shape {got}, expected (b, {axes}), b measurements; {remedy}')
 
 
 class FunctionError(ValueError):
