@@ -1,4 +1,4 @@
-"""What `docs/extending.md` shows, executed: a problem, a network, a sampler, an operator of one's own."""
+"""What `docs/extending.md` shows, executed."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""The front door: `import namm_jax as nj` and what a user does with it, as printed in the README."""
+"""The front door: `import namm_jax as nj`, and what a user does with it."""
 
 import functools
 import pathlib

@@ -156,7 +156,7 @@ def _check_data(x: np.ndarray) -> None:
             'leave those samples out'
         )
     if x.min() == x.max():
-        raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary')
+        raise ValueError(f'x: got {float(x.flat[0]):.6g} in every pixel, expected data that vary')
 
 
 def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
