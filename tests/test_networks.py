@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from namm_jax.train.families import make_family
+from namm_jax.train.problem import make_problem
 
 from configs.burgers import get_config
 from namm_jax.networks import NETWORKS, convolution, fields_of, make_network
@@ -456,7 +456,7 @@ def test_a_users_own_networks_are_one_file(own):
     assert (type(f).__name__, f.channels, f.periodic, f.kernel) == ('Small', (8,), (True, False), 3)
     check(config)
     mirror = tasks.make_mirror(config)
-    x = normal(0, 2, *make_family(config).shape)
+    x = normal(0, 2, *make_problem(config).shape)
     params = mirror.init(jax.random.key(0), x)
     kernel = params['forward']['Dense_0']['kernel']
     curvature = 2 * float((kernel**2).sum())  # of the potential (k x)^2
