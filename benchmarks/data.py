@@ -2,9 +2,9 @@
 """Times the generation of data at the paper's sizes, and Kolmogorov flow beside jax-cfd's own
 solver.
 
-    python benchmarks/data.py [--families=burgers,kolmogorov,black_holes,textures,galaxies]
+    python benchmarks/data.py [--problems=burgers,kolmogorov,black_holes,textures,galaxies]
 
-Prints a row a family: fields a second, the median of three calls after one to compile; for
+Prints a row a problem: fields a second, the median of three calls after one to compile; for
 Kolmogorov flow also the time of as many steps of jax-cfd's solver, called directly on as many flows
 at once.
 """
@@ -20,23 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
-from namm_jax.problems.kolmogorov_data import sample_kolmogorov
 
-from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
-from namm_jax.problems.burgers_equation import sample_burgers
-from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies
-from namm_jax.problems.kolmogorov_flow import FlowProblem
-from namm_jax.problems.periodic_textures import TextureProblem, sample_textures
-from namm_jax.problems.steppers import BurgersProblem
+from namm_jax import problems
+from namm_jax.problems.base import Problem
 
-# family -> how its fields are drawn, its problem at the paper's size, and fields a call
-FAMILIES = {
-    'burgers': (sample_burgers, BurgersProblem(points=64, states=64, inner_steps=5), 500),
-    'kolmogorov': (sample_kolmogorov, FlowProblem(), 8),
-    'black_holes': (sample_black_holes, BlackHoleProblem(), 100),
-    'textures': (sample_textures, TextureProblem(), 2000),
-    'galaxies': (sample_galaxies, GalaxyProblem(), 100),
-}
+# problem -> fields a call, at the paper's size
+CALLS = {'burgers': 500, 'kolmogorov': 8, 'black_holes': 100, 'textures': 2000, 'galaxies': 100}
 
 
 def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
@@ -49,7 +38,7 @@ def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
     return float(np.median(times[1:]))
 
 
-def jax_cfd_seconds(problem: FlowProblem, n: int) -> float:
+def jax_cfd_seconds(problem: Problem, n: int) -> float:
     """Returns the seconds of jax-cfd's solver for all steps of `n` flows, called directly."""
     import jax_cfd.base as cfd
 
@@ -81,11 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--families', default=','.join(FAMILIES))
-    print('| family | fields a second | beside jax-cfd called directly |\n|---|---|---|')
-    for name in parser.parse_args().families.split(','):
-        sample, problem, n = FAMILIES[name]
-        draw = jax.jit(lambda keys, sample=sample, problem=problem: sample(keys, problem=problem))
+    parser.add_argument('--problems', default=','.join(CALLS))
+    print('| problem | fields a second | beside jax-cfd called directly |\n|---|---|---|')
+    for name in parser.parse_args().problems.split(','):
+        problem, n = getattr(problems, name)(), CALLS[name]
+        draw = jax.jit(problem.fields)
         seconds = seconds_of(draw, jax.random.split(jax.random.key(0), n))
         beside = f'{seconds / jax_cfd_seconds(problem, n):.2f} x' if name == 'kolmogorov' else ''
         print(f'| {name} | {n / seconds:.4g} | {beside} |', flush=True)

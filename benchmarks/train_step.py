@@ -27,7 +27,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from namm_jax.train.families import make_family
 
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
@@ -38,6 +37,7 @@ from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
 from namm_jax.train import tasks
 from namm_jax.train.config import override
+from namm_jax.train.problem import make_problem
 from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
 from namm_jax.train.step import make_train_step
 from namm_jax.training.optimizers import moments_of
@@ -99,10 +99,10 @@ def matmul_peak(n: int = 4096) -> float:
 
 
 def fields(config: Any) -> jax.Array:
-    """Returns as many fields of the config's family as its largest batch needs."""
+    """Returns as many fields of the config's problem as its largest batch needs."""
     n = max(config[name].batch_size for name in ('mirror', 'finetune', 'score'))
-    family = make_family(config)
-    return family.pack(family.fields(np.arange(n)))
+    problem = make_problem(config)
+    return problem.sample(jax.random.key(0), n)
 
 
 def step_of(
@@ -230,7 +230,7 @@ def direct_loss(config: Any) -> Callable:
     mirror, section = tasks.make_mirror(config), config.mirror
     a, periodic = (
         section.strong_convexity,
-        tasks.PADDINGS[section.forward_padding](make_family(config).periodic),
+        tasks.PADDINGS[section.forward_padding](make_problem(config).periodic),
     )
 
     def g(params: Any, x: jax.Array) -> jax.Array:

@@ -31,19 +31,15 @@ if not CLONE.exists():
 
 # %%
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 sys.path.insert(0, str(CLONE))
 
-from namm_jax import mirror
-from namm_jax.networks.icnn import ICNN, nonnegative_mask
-from namm_jax.networks.unet import UNet
+import namm_jax as nj
 from namm_jax.report import figures
-from namm_jax.train import command, drawing, experiment
+from namm_jax.train import command
 
 
 def show(figure):
@@ -69,22 +65,18 @@ if not (RUN / 'config.json').exists():
         ['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}']
     )
 
-with command.open_experiment(RUN) as run:
-    x = jnp.asarray(run.split('test')[:64])
-    g, f = run.mirror.bind(experiment.finetuned_parameters(run))
-    score, moments = experiment.score_parameters(run, 'mdm'), run.run.record('mdm')
-    constraint, residual_map = run.constraint, run.problem.residual_map
+run = nj.open_run(RUN)  # read only
+x = jnp.asarray(run.data('test')[:64])
+g, f, constraint = run.g, run.f, run.constraint
 
 # %% [markdown]
 # ## Sampling
 #
 # The mirror diffusion model draws `z`, in mirror space; `f` takes it to `x`. The sample of a key
-# depends on that key alone, so another `seed` gives other samples and the same seed the same ones.
+# of index i depends on the key and i alone. `run.sample(64)` is both in one call.
 
 # %%
-seed = 0
-draw = drawing.make_draw(run.config, run.config.sample, moments['mean'], moments['std'])
-z = draw(score, jax.random.split(jax.random.key(seed), 64))
+z = nj.sample(run.mdm, jax.random.key(0), 64, steps=run.config.sample.steps)
 samples = f(z)
 print(
     'constraint distance, mean of 64: data',
@@ -97,7 +89,7 @@ print(
 # Where is the rule broken? Each sample stands above the map of its residual.
 
 # %%
-maps = lambda x: residual_map(constraint, x)
+maps = lambda x: run.problem.residual_map(constraint, x)
 rows = {'data': (x, maps(x)), 'mdm_finetuned': (samples, maps(samples))}
 samples_figure = figures.samples_with_residuals(rows, units=('u', '|residual|'))
 show(samples_figure)
@@ -128,77 +120,36 @@ show(noise_figure)
 # %% [markdown]
 # ## A rule of your own
 #
-# A constraint is a pytree with `terms`, `distance` and `residual`; here, that every value lies
-# between two bounds. Anything that JAX can differentiate will do. No config: a mirror map, its
-# loss, and a loop.
+# Any function of fields that is 0 where the rule holds, and that JAX can differentiate: here, how far
+# values lie outside of two bounds. No config: a problem, a recipe, and `fit`.
 
 
 # %%
-class Between(NamedTuple):
-    """Fields with values in `[low, high]`: `l(x)` is the mean over pixels of how far they lie
-    outside.
-    """
-
-    low: jax.Array
-    high: jax.Array
-
-    def terms(self, x):
-        return {
-            'below': jax.nn.relu(self.low - x).mean((1, 2, 3)),
-            'above': jax.nn.relu(x - self.high).mean((1, 2, 3)),
-        }
-
-    def distance(self, x):
-        return jnp.abs(self.residual(x)).mean((1, 2, 3))
-
-    def residual(self, x):
-        return jax.nn.relu(x - self.high) - jax.nn.relu(self.low - x)
-
-
-between = Between(jnp.float32(-0.5), jnp.float32(0.5))
-fields = x.clip(between.low, between.high)  # data that obey it
-print(
-    'distance of x:', between.distance(x).mean(), 'of the fields:', between.distance(fields).max()
-)
+outside = lambda x: jax.nn.relu(x - 0.5) - jax.nn.relu(-0.5 - x)
+fields = x.clip(-0.5, 0.5)  # data that obey it
+own = nj.problem(fields, residual=outside, periodic=run.problem.periodic)
+print('distance of x:', own.distance(x).mean(), 'of the fields:', own.distance(fields).max())
 
 # %%
-STEPS = 300
-axes, sigma = run.problem.periodic, 0.3
-own = mirror.neural_mirror_map(ICNN(8, 1, periodic=axes), UNet((16,), periodic=axes, norm='none'))
-adam = optax.chain(
-    optax.adam(2e-3), optax.masked(optax.keep_params_nonnegative(), nonnegative_mask)
-)
-
-
-@jax.jit
-def step(params, state, key):
-    key_batch, key_loss = jax.random.split(key)
-    batch = jax.random.choice(key_batch, fields, (16,))
-    loss = lambda p: mirror.namm_loss(own, p, key_loss, batch, between, sigma_max=sigma)
-    (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, state = adam.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state, terms
-
-
-params = own.init(jax.random.key(2), fields[:1])
-state = adam.init(params)
-for k, key in enumerate(jax.random.split(jax.random.key(3), STEPS)):
-    params, state, terms = step(params, state, key)
-    if k % 100 == 0 or k == STEPS - 1:
-        print(k, {name: float(value) for name, value in terms.items()})
+sigma = 0.3
+small = {
+    'forward': nj.networks.ICNN(8, 1, periodic=own.periodic),
+    'inverse': nj.networks.UNet((16,), periodic=own.periodic, norm='none'),
+}
+recipe = nj.namm(own, sigma_max=sigma, **small)
+learned = nj.fit(recipe, fields, steps=300, key=jax.random.key(3), progress=False)
 
 # %% [markdown]
 # How far from the rule the same noise takes the fields, without the mirror map and with it.
 
 # %%
-own_g, own_f = own.bind(params)
 noise = sigma * jax.random.normal(jax.random.key(4), fields.shape)
 noisy = {
     'data': fields,
     'x + noise': fields + noise,
-    'f(g(x) + noise)': own_f(own_g(fields) + noise),
+    'f(g(x) + noise)': learned.inverse(learned.forward(fields) + noise),
 }
-print({name: float(between.distance(fields).mean()) for name, fields in noisy.items()})
-rows = {name: (fields, between.residual(fields)[..., 0]) for name, fields in noisy.items()}
+print({name: float(own.distance(fields).mean()) for name, fields in noisy.items()})
+rows = {name: (fields, outside(fields)[..., 0]) for name, fields in noisy.items()}
 own_figure = figures.samples_with_residuals(rows, units=('u', 'outside by'))
 show(own_figure)

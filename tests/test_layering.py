@@ -231,8 +231,9 @@ def test_importing_the_package_does_no_work():
 
 def test_a_config_imports_its_own_problem_and_no_network():
     heavy = ('jax_cfd', 'flax', 'optax', 'orbax', 'matplotlib')
+    config = str(ROOT / 'configs' / 'burgers.py')
     program = (
-        f'import runpy, sys; runpy.run_path({str(ROOT / "configs" / "burgers.py")!r})["get_config"]();'
-        f' print(*(name for name in {heavy} if name in sys.modules))'
+        f'import runpy, sys; runpy.run_path({config!r})["get_config"](); '
+        f'print(*(name for name in {heavy} if name in sys.modules))'
     )
     assert run_python(program) == ''

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from namm_jax.train.problem import make_problem
 
 from configs.burgers import get_config
 from namm_jax.networks import NETWORKS, convolution, fields_of, make_network
@@ -16,6 +15,7 @@ from namm_jax.networks.unet import UNet, position_features
 from namm_jax.train import tasks
 from namm_jax.train.config import override
 from namm_jax.train.experiment import check
+from namm_jax.train.problem import make_problem
 
 AXES = [(False, False), (True, False), (False, True), (True, True)]
 

@@ -46,7 +46,7 @@ def test_every_cell_runs(tiny_run, tmp_path, monkeypatch):
     for name in ('samples_figure', 'mirror_figure', 'noise_figure', 'own_figure'):
         assert scope['figures'].png(scope[name]).startswith(b'\x89PNG')
     before, after = (
-        scope['between'].distance(scope['noisy'][name]).mean()
+        scope['own'].distance(scope['noisy'][name]).mean()
         for name in ('x + noise', 'f(g(x) + noise)')
     )
     assert after < before / 2  # the rule of one's own is learned
