@@ -95,7 +95,8 @@ def _arrays(
     """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the
     folder holds.
     """
-    image, (_, residual) = experiment.problem.image, shown(experiment, truth)
+    image = lambda x: experiment.problem.image(jnp.asarray(x))
+    _, residual = shown(experiment, truth)
     _, transposed = jax.vjp(operator, jnp.asarray(truth))
     (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
     (back,) = transposed(y)

@@ -47,11 +47,12 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
-    maps, z, image = _maps(experiment), read('mirror')[:SHOWN], experiment.problem.image
+    maps, z = _maps(experiment), jnp.asarray(read('mirror')[:SHOWN])
+    image = experiment.problem.image
     *_, last = maps.values()
     arrays |= {
         'mirror/z': image(z)[..., None],
-        'mirror/x': image(experiment.mirror.inverse(last, jnp.asarray(z)))[..., None],
+        'mirror/x': image(experiment.mirror.inverse(last, z))[..., None],
     }
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
@@ -81,9 +82,9 @@ def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
     them, `(n, h', w')`.
     """
     problem = experiment.problem
-    return np.asarray(problem.image(x))[..., None], np.asarray(
-        problem.residual_map(experiment.constraint, jnp.asarray(x))
-    )
+    x = jnp.asarray(x)
+    residuals = problem.residual_map(experiment.constraint, x)
+    return np.asarray(problem.image(x))[..., None], np.asarray(residuals)
 
 
 def _rows(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from namm_jax.train.arguments import evaluate_flags, parse, tell
@@ -34,9 +35,8 @@ def _evaluate(arguments: list[str]) -> None:
     from namm_jax.train.sharding import make_mesh
 
     problem = make_problem(config)
-    x = problem.pack(
-        read_fields(values.samples, problem.file_shape if all(problem.file_shape) else None)
-    )
+    fields = read_fields(values.samples, problem.file_shape if all(problem.file_shape) else None)
+    x = np.asarray(problem.pack(jax.numpy.asarray(fields)))
     constraint = _constraint_of(config, Path(values.workdir) if values.workdir else None)
     distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
     statistics = finite(distance_statistics(jax.numpy.asarray(distances)))

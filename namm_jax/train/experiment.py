@@ -135,11 +135,11 @@ class Experiment(NamedTuple):
 
     def packed(self, x: np.ndarray) -> np.ndarray:
         """Returns fields of a file as networks see them."""
-        return np.asarray(self.problem.pack(x))
+        return np.asarray(self.problem.pack(jnp.asarray(x)))
 
     def save(self, path: Path, x: np.ndarray) -> None:
         """Writes fields, which are as networks see them, as files hold them."""
-        save_array(path, np.asarray(self.problem.unpack(x)))
+        save_array(path, np.asarray(self.problem.unpack(jnp.asarray(x))))
 
     def pause(self) -> None:
         """Raises `Stopped` if the run is asked to stop; called where all that was done is on

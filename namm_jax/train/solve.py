@@ -59,11 +59,13 @@ def _solve(arguments: list[str]) -> None:
     if not out.parent.is_dir():
         raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
     configure_jax()
+    import jax.numpy as jnp
+
     with open_experiment(workdir) as experiment:
         config = asked_config(ConfigDict(experiment.config.to_dict()), values)
         posterior, told = _posterior(experiment._replace(config=config), y)
         np.save(
-            out, np.asarray(experiment.problem.unpack(posterior), np.float32), allow_pickle=False
+            out, np.asarray(experiment.problem.unpack(jnp.asarray(posterior)), np.float32), allow_pickle=False
         )
     print(json.dumps(told), flush=True)
 
