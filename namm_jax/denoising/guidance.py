@@ -3,7 +3,7 @@
 Symbols: `D(x, sigma)` a denoiser in data units, `J` its Jacobian in x, `D'` the denoiser returned.
 Every sampler draws with either, and its last act is `D'`: what that satisfies, a sample satisfies.
 `l >= 0` is the distance to a set M; `r (b, m)` are the residuals of a measurement, of unit variance
-at the truth, as of `inverse.operators.likelihood`.
+at the truth, as of `inverse.likelihood`.
 """
 
 import math
@@ -28,17 +28,12 @@ def guided(
 ) -> Denoiser:
     """Returns the denoiser guided towards M: `D' = D - scale l(D) / (grad l . d) d`.
 
-    The direction `d` is `grad l(D)`, or what guides through the network, `J^T grad l(D)`. Diffusion
-    posterior sampling and its kin take `D - w sigma^2 J^T grad l`, with a weight `w` whose unit and
-    size differ by constraint, level and data. Here the length is that at which the linearised
-    distance is 0 (Polyak), so `scale` is the part of the way to M: a pure number, 0 is D itself and
-    1 goes all the way. Where `l` is convex, `d = grad l` and `0 < scale < 2`, no point of M is
-    farther from D' than from D. Where M is a hyperplane and l proportional to the distance to it,
-    `scale = 1` is
-
-    - `through=False`: the nearest point of M, the projection;
-    - `through=True` with the exact denoiser of normal data: their exact denoiser given M, since
-      `sigma^2 J` is the covariance of `x_0` given `x`.
+    The direction `d` is `grad l(D)`, or through the network `J^T grad l(D)`; the length is that at
+    which the linearised distance is 0 (Polyak), so `scale` is the part of the way to M: 0 is D
+    itself and 1 goes all the way. Where `l` is convex, `d = grad l` and `0 < scale < 2`, no point
+    of M is farther from D' than from D. Where M is a hyperplane and l proportional to the distance
+    to it, `scale = 1` is the nearest point of M; or, through the exact denoiser of normal data,
+    their exact denoiser given M, since `sigma^2 J` is the covariance of `x_0` given `x`.
 
     Where D is on M, or no step along `d` lowers the linearised distance (a gradient that is 0 or
     not finite), D' is D.
@@ -47,11 +42,10 @@ def guided(
         denoiser: D.
         distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
-        through: whether to guide through the network, which costs each call a backward pass of it
-            as well. Without, a call costs one gradient of the distance.
+        through: whether to guide through the network, at a backward pass of it a call.
         limit: largest step before `scale`, as a root mean square over a sample's values, in data
-            units; None is none. The standard deviation of the data holds back a distance that is
-            nearly flat where it is large.
+            units; None is none. The data's standard deviation holds back a distance that is nearly
+            flat where it is large.
 
     Raises:
         ValueError: if `scale` or `limit` is out of its range.
@@ -65,8 +59,7 @@ def guided(
     if is_concrete(scale):
         if not 0 <= scale < math.inf:
             raise ValueError(
-                f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the '
-                'constraint'
+                f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the rule'
             )
         if scale == 0:
             return denoiser
@@ -91,33 +84,24 @@ def projected(
     """Returns the denoiser whose estimates are projected onto M:
     `D'(x, sigma) = project(D(x, sigma))`.
 
-    The samples are projections, so they satisfy the constraint as well as those do. Their law is
-    that of the data on M if M is affine, the projection the nearest point and the data isotropic
-    and normal; else only nearly so. Projected diffusion models project the noisy state, after each
-    step of Langevin dynamics; the estimate is projected here, which suits all samplers: a noisy
-    state is off M by its noise, and an estimate is not.
-
-    An iterative projection may diverge far from M. A sample whose projection is not finite keeps
-    its estimate.
+    The samples are projections. Their law is that of the data on M if M is affine, the projection
+    the nearest point and the data isotropic and normal; else only nearly so. A sample whose
+    projection is not finite, as an iterative one may be far from M, keeps its estimate.
 
     Args:
         denoiser: D.
-        project: `(b, ...) -> (b, ...)`, the identity on M; of a `restore`,
-            `lambda x: restore(x)[0]`.
+        project: `(b, ...) -> (b, ...)`, the identity on M; `lambda x: restore(x)[0]` of a
+            `restore`.
         below: only noise levels below this are projected, > 0, data units; at others the projection
             is not computed. None is all levels.
 
     Raises:
-        ValueError: if `below` is out of its range, or the projection returns something else than
-            its argument's like.
+        ValueError: if `below` is out of its range, or the projection returns no array like x.
 
-    Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559.
+    Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559 (of noisy states).
     """
     if below is not None and not below > 0:
-        raise ValueError(
-            f'below: got {below}, expected a positive noise level in data units, or None for all '
-            'levels'
-        )
+        raise ValueError(f'below: got {below}, expected a positive noise level, or None for all')
 
     def onto(x_0: Array) -> Array:
         x = project(x_0)
@@ -153,18 +137,16 @@ def measurement_guided(
     `D' = D - sigma^2 grad_x |r(D(x))|^2 / (2 (1 + gain v))`.
 
     `v = sigma^2 tau^2 / (sigma^2 + tau^2)` is the variance of isotropic normal data given x, held
-    constant in the gradient, so `1 + gain v` is that of a residual: its noise's, and the
-    estimate's. Every sampler draws with it, in few steps. For data `N(mean, tau^2 I)` and residuals
-    `W (y - B x)` with `W B B^T W^T = gain I`, such as white noise and B of orthonormal rows, D' is
-    the exact denoiser of the posterior; else it is an approximation. A call costs one of D, and one
-    product with its transposed Jacobian.
+    constant in the gradient; `1 + gain v` is that of a residual, of its noise and of the estimate.
+    For data `N(mean, tau^2 I)` and residuals `W (y - B x)` with `W B B^T W^T = gain I`, such as
+    white noise and B of orthonormal rows, D' is the exact denoiser of the posterior; else it is an
+    approximation. A call costs one of D, and one product with its transposed Jacobian.
 
     Args:
         denoiser: D.
         residual: r, `x_0 (b, ...) -> (b, m)`.
         std: tau, of the data, a positive scalar in their unit.
-        gain: mean squared norm of the rows of r's Jacobian, > 0: `1 / s^2` of selections with white
-            noise of standard deviation s; or a function of sigma, as of `inverse.dps.gain_at`.
+        gain: as of `inverse.dps.discrepancy`.
         limit: largest root mean square of `D' - D` over a sample's values, in data units; None is
             none. The data's standard deviation holds back a network whose Jacobian does not fall as
             `1 / sigma^2` at large levels.
