@@ -204,9 +204,7 @@ def is_concrete(value: ArrayLike) -> bool:
 
 
 def positive(name: str, value: ArrayLike, remedy: str = '') -> Array:
-    """Returns a number as an array; a ValueError unless it is one, finite and > 0 where not
-    traced.
-    """
+    """Returns one finite number > 0 as an array, else a ValueError; only its shape if traced."""
     if jnp.ndim(value) or (is_concrete(value) and not 0 < float(value) < math.inf):
         got = f'{value} of shape {jnp.shape(value)}' if jnp.ndim(value) else value
         raise ValueError(f'{name}: got {got}, expected one finite number > 0{remedy}')

@@ -32,22 +32,16 @@ CHUNK = 64  # samples drawn at once
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prior:
-    """The law of data, as a denoiser.
+    """The law of data, as a denoiser; a pytree, in which the shape of a field is static.
 
-    Attributes:
-        standard: S, of standardised fields; a pytree.
-        mean: of the data, a scalar or `(c,)`.
-        width: their standard deviation, alike.
-        examples: a few fields that S was not trained on `(k, h, w, c)`, or None: `given` measures
-            on them how far to trust estimates.
-        shape: `(h, w, c)` of a field. Static under `jax.jit`.
+    `given` measures on `examples`, which S was not trained on, how far to trust estimates.
     """
 
-    standard: Denoiser
-    mean: Array
-    width: Array
-    examples: Array | None
-    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})
+    standard: Denoiser  # S, of standardised fields; a pytree
+    mean: Array  # of the data, a scalar or (c,)
+    width: Array  # their standard deviation, alike
+    examples: Array | None  # a few fields (k, h, w, c)
+    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})  # (h, w, c)
 
     @property
     def std(self) -> Array:
@@ -70,12 +64,8 @@ class Prior:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
-    """The denoiser that a score network is trained to be, of standardised fields.
-
-    Attributes:
-        params: of the network, the leaves.
-        network: a Flax module `(u, label, *, train=False) -> like u`. Static.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`. Static.
+    """The denoiser that a score network is trained to be, of standardised fields: a Flax module
+    `(u, label, *, train=False) -> like u`, and a key of `denoisers.PARAMETERISATIONS`, both static.
     """
 
     params: Params

@@ -56,11 +56,10 @@ GRIDS: dict[str, Callable[..., Grid]] = {'edm': edm_grid, 'uniform': uniform_gri
 
 
 def euler_maruyama(schedule: Schedule) -> Step:
-    """Returns the Euler-Maruyama step of the reverse stochastic equation (Song et al. 2021, arXiv
-    2011.13456, eq. 6).
+    """Returns the Euler-Maruyama step of the reverse stochastic equation: first order, one call.
 
     `x_s = x_t - (t - s) (f x_t - g^2 score) + g (t - s)^(1/2) noise` with `f = d log alpha / dt`
-    and `g^2 = d sigma^2 / dt - 2 f sigma^2`. First order, one call; needs hundreds of steps.
+    and `g^2 = d sigma^2 / dt - 2 f sigma^2` (Song et al. 2021, arXiv 2011.13456, eq. 6).
     """
 
     def step(denoiser: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> State:
@@ -137,9 +136,7 @@ def dpm_solver_pp_2m(schedule: Schedule, *, eta: float = 0.0) -> Step:
     The DDIM step towards `E = D + h / (2 h') (D - D')`, the estimate extrapolated from `D'`, the
     one before it; `h = log(r_t / r_s)` and `h'` the same of the step before. The first step has
     `E = D`. `eta` is DDIM's, with its error: 0 solves the probability-flow equation, 1 the reverse
-    stochastic one (SDE-DPM-Solver++).
-
-    Its memory is `(D', h')`; `h' = 0` means that there is none yet.
+    stochastic one (SDE-DPM-Solver++). Its memory is `(D', h')`; `h' = 0` means that there is none.
 
     Reference: Lu et al. 2022, arXiv 2211.01095, eq. 14 and 18.
     """
@@ -222,12 +219,8 @@ class Sampler(NamedTuple):
     denoise_last: bool = True
 
     def __call__(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> Array:
-        """Returns samples `(b, *shape)` in data units.
-
-        Args:
-            keys: `(b,)`, one a sample, as of `sample_keys`; a ValueError is raised for others.
-            denoiser: D, in data units.
-            shape: of one sample.
+        """Returns samples `(b, *shape)` in data units, of a denoiser in these, by keys `(b,)`, one
+        a sample, as of `sample_keys`; a ValueError is raised for others.
         """
         denoiser = self._standard(denoiser)
         x, _ = self._descend(keys, denoiser, shape)

@@ -127,8 +127,7 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
             gradient, at most 20.
 
     Raises:
-        ValueError: if `iterations < 1`, or the cost is no `Partial` or does not return one number
-            for each sample.
+        ValueError: if `iterations < 1`, or the cost is no `Partial`.
 
     Reference: Liu & Nocedal 1989, Math. Program. 45.
     """
@@ -139,25 +138,15 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
             f'cost: got a {type(cost).__name__}, expected a jax.tree_util.Partial whose leaves are '
             "each sample's own: pass jax.tree_util.Partial(function, y) for function(y, u_0)"
         )
-    found = jax.vmap(lambda cost, u: _lbfgs(_of_one(cost), u, iterations))(cost, u_0)
+
+    def search(cost: Partial, u: Array) -> _Search:
+        batch_of_one = jax.tree.map(lambda leaf: leaf[None], cost)
+        return _lbfgs(lambda u: batch_of_one(u[None])[0], u, iterations)
+
+    found = jax.vmap(search)(cost, u_0)
     norm = jnp.linalg.norm(found.gradient.reshape(len(u_0), -1), axis=1)
     counts = {'iterations': found.iterations, 'evaluations': found.evaluations}
     return found.u, {'cost': found.value, 'gradient_norm': norm, **counts}
-
-
-def _of_one(cost: Partial) -> Callable[[Array], Array]:
-    """Returns the cost of one sample, whose leaves are given."""
-    batch_of_one = jax.tree.map(lambda leaf: leaf[None], cost)
-
-    def of_one(u: Array) -> Array:
-        value = batch_of_one(u[None])
-        if value.shape != (1,):
-            raise ValueError(
-                f'cost: got shape {value.shape} for a batch of one state, expected (1,)'
-            )
-        return value[0]
-
-    return of_one
 
 
 def _lbfgs(cost: Callable[[Array], Array], u: Array, iterations: int) -> _Search:

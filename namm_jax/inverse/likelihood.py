@@ -97,17 +97,18 @@ def likelihood(operator: Measure, y: ArrayLike, noise_std: ArrayLike | None = No
             f'noise_std: got {got}, expected one of the two; leave noise_std out where the '
             'operator has an attribute `whiten`, and give it where it has none'
         )
-    law = _white(noise_std) if law is None else as_pytree(law)
+    if law is None:
+        remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
+        law = Partial(_white, positive('noise_std', noise_std, remedy))
     y = _measurement(y)
     if isinstance(operator, Operator):
         x = jax.ShapeDtypeStruct((len(y), *operator.shape), jnp.float32)
         check_shape(y.shape, jax.eval_shape(operator, x).shape)
-    return Likelihood(as_pytree(operator), law, y)
+    return Likelihood(as_pytree(operator), as_pytree(law), y)
 
 
-def _white(noise_std: ArrayLike) -> Law:
-    remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
-    return Partial(lambda s, y, Ax: (y - Ax) / s, positive('noise_std', noise_std, remedy))
+def _white(s: Array, y: Measurement, Ax: Measurement) -> Array:
+    return (y - Ax) / s
 
 
 def _measurement(y: ArrayLike) -> Measurement:

@@ -28,15 +28,12 @@ Law = Callable[[Measurement, Measurement], Array]  # (y, A(x)) -> residuals (b, 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A measurement operator A, called as `y = operator(x)`.
+    """A measurement operator A of fields of a `shape (h, w, c)`, called as `y = operator(x)`.
 
-    Attributes:
-        apply: `(b, h, w, c) -> (b, *m)`, a `jax.tree_util.Partial` whose arguments are the leaves.
-        shape: `(h, w, c)` of the fields it takes. Static under `jax.jit`.
-        linear: whether A is linear, so that it has an adjoint. Static, too.
-        whiten: the law of its noise, `(y, A(x)) -> residuals (b, ...)` of unit variance, such as
-            `(y - Ax) / (0.1 * Ax)`, a `Partial` if it holds arrays. None is white noise, whose
-            standard deviation is given with the measurement.
+    `apply: (b, h, w, c) -> (b, *m)` is a `jax.tree_util.Partial` whose arguments are the leaves.
+    `linear` says whether A is, so that it has an adjoint. `whiten` is the law of its noise,
+    `(y, A(x)) -> residuals (b, ...)` of unit variance, such as `(y - Ax) / (0.1 * Ax)`, a `Partial`
+    if it holds arrays; None is white noise, whose size is given with the measurement.
     """
 
     apply: Callable[[Array], Array]
@@ -104,14 +101,10 @@ def selection(shape: Shape, *, at: ArrayLike) -> Operator:
     size = int(np.prod(field_shape(shape)))
     if not at.size or at.min() < 0 or at.max() >= size:
         got = f'{at.size} of them' + (f' in [{at.min()}, {at.max()}]' if at.size else '')
-        raise ValueError(
-            f'places: got {got}, expected one or more in [0, {size}); index places(shape) like a '
-            'field'
-        )
-    if len(np.unique(at)) < at.size:
-        raise ValueError(
-            f'places: got {at.size - len(np.unique(at))} of {at.size} twice, expected each once'
-        )
+        raise ValueError(f'places: got {got}, expected some of places(shape), in [0, {size})')
+    twice = at.size - len(np.unique(at))
+    if twice:
+        raise ValueError(f'places: got {twice} of {at.size} twice, expected each once')
     return _operator(shape, _select, at)
 
 
@@ -138,18 +131,17 @@ def states(
 
 def _by_state(shape: Shape, channels_per_state: int | None) -> Int[np.ndarray, '... k channels']:
     """Returns `places` with states the last axis but one, `(h, k, 1)` or `(h, w, k, channels)`."""
-    channels = field_shape(shape)[-1]
+    c = field_shape(shape)[-1]
     if channels_per_state is None:
-        if channels != 1:
+        if c != 1:
             raise ValueError(
                 f'shape: got {tuple(shape)}, expected (h, w, 1), time along columns; for states '
                 'packed as channels give channels_per_state, 2 for flows'
             )
         return places(shape)
-    if channels_per_state < 1 or channels % channels_per_state:
+    if channels_per_state < 1 or c % channels_per_state:
         raise ValueError(
-            f'channels_per_state: got {channels_per_state}, expected a divisor of the {channels} '
-            'channels'
+            f'channels_per_state: got {channels_per_state}, expected a divisor of the {c} channels'
         )
     return places(shape).reshape(*shape[:2], -1, channels_per_state)
 
@@ -238,7 +230,6 @@ def downsampling(
     The rows of G are Gaussians, cut off at 4 standard deviations, of sum 1: constants are kept.
 
     Args:
-        shape: of one field.
         factor: by which height and width shrink, a divisor of both.
         blur_std: of the Gaussian, in pixels of the field, >= 0. None is `factor / 2`.
         border: how the field goes on beyond its border, a key of `BORDERS`.
@@ -255,9 +246,7 @@ def downsampling(
     return _operator(shape, _blur, *(_blur_matrix(n, factor, blur_std, place) for n in (h, w)))
 
 
-def _blur_matrix(
-    n: int, factor: int, std: float, place: Callable[..., np.ndarray]
-) -> Float[np.ndarray, 'm n']:
+def _blur_matrix(n: int, factor: int, std: float, place: Callable[..., Any]) -> np.ndarray:
     reach = int(np.ceil(4 * std))
     offsets = np.arange(-reach, reach + 1)
     centres = np.arange(factor // 2, n, factor)[:, None]
@@ -268,9 +257,7 @@ def _blur_matrix(
     return matrix
 
 
-def _blur(
-    rows: Float[Array, 'p h'], columns: Float[Array, 'q w'], x: Fields
-) -> Float[Array, 'b p q c']:
+def _blur(rows: Array, columns: Array, x: Fields) -> Float[Array, 'b p q c']:
     return _product('bhwc,ph,qw->bpqc', x, rows, columns)
 
 
@@ -303,23 +290,16 @@ def sparse_fourier(shape: Shape, *, uv: ArrayLike | None = None) -> Operator:
     return _operator(shape, _visibilities, turn, wave)
 
 
-def _visibilities(
-    turn: Float[Array, 'm h 2 2'], wave: Float[Array, 'm w 2'], x: Fields
-) -> Float[Array, 'b m 2']:
+def _visibilities(turn: Array, wave: Array, x: Fields) -> Float[Array, 'b m 2']:
     return _product('bhmk,mhkl->bml', _product('bhw,mwk->bhmk', x[..., 0], wave), turn)
 
 
 def own(
-    shape: Shape,
-    *,
-    function: Callable[[Array], Any],
-    linear: bool = False,
-    whiten: Law | None = None,
+    shape: Shape, *, function: Callable[..., Any], linear: bool = False, whiten: Law | None = None
 ) -> Operator:
     """Returns the operator of a user's function; what it must be, `check_operator` checks.
 
     Args:
-        shape: of one field.
         function: a pure JAX function `(b, h, w, c) -> (b, *m)`, sample by sample.
         linear: whether it is linear, without a constant term, so that it has an adjoint.
         whiten: the law of its noise, as of `Operator`.
