@@ -39,7 +39,7 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
     levels, keys = jnp.asarray([10.0, 1.0, 0.1]), jax.random.split(jax.random.key(0), 3)
     coefficients = jax.random.normal(jax.random.key(1), (20_000, 4))
     x = MEAN + STD * coefficients.reshape(-1, *SHAPE)
-    found = measured_gain(keys, NORMAL, rows(3), x, levels, std=STD, noise_std=1.0)
+    found = measured_gain(keys, NORMAL, likelihood(rows(3), Y, 1.0), x, levels, std=STD)
     np.testing.assert_allclose(found, 1, rtol=0.05)
 
     # Data `a (1, 1, 1, 1)`, a ~ N(0, tau^2): the mean of n = 4 values estimates a, with variance 1
@@ -50,7 +50,7 @@ def test_measured_gain_is_that_of_isotropic_data_and_less_near_a_line():
         return a * jnp.ones_like(x)
 
     line = STD * coefficients[:, :1].reshape(-1, 1, 1, 1) * jnp.ones(SHAPE)
-    found = measured_gain(keys, denoiser, rows(3), line, levels, std=STD, noise_std=0.5)
+    found = measured_gain(keys, denoiser, likelihood(rows(3), Y, 0.5), line, levels, std=STD)
     exact = 4 / 3 * (STD**2 + levels**2) / (4 * STD**2 + levels**2) / 0.5**2
     np.testing.assert_allclose(found, exact, rtol=0.05)
     np.testing.assert_allclose(gain_at(levels, found)(levels[1]), found[1], rtol=1e-5)

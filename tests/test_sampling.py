@@ -2,8 +2,6 @@
 denoiser is known.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,17 +66,11 @@ def flow_error(name, n, path):
     """
     c, ends = 0.7, {'edm': (8.0, 0.05), 'vp': (0.9, 0.01)}[path]
     schedule = schedules.PATHS[path].schedule()
-    run = functools.partial(
-        samplers.sample,
-        samplers.sample_keys(jax.random.key(0), 1),
-        diffusion.gaussian_denoiser(0.0, c),
-        (1,),
-        schedule=schedule,
-        step=samplers.SAMPLERS[name].step(schedule),
-        denoise_last=False,
-    )
+    keys, denoiser = samplers.sample_keys(jax.random.key(0), 1), diffusion.gaussian_denoiser(0.0, c)
     grid = samplers.edm_grid(n + 1, *ends, rho=4.0)
-    start, end = run(grid=grid[:1]), run(grid=grid)
+    step = samplers.SAMPLERS[name].step(schedule)
+    sampler = samplers.Sampler(schedule, step, grid, calls=n, denoise_last=False)
+    start, end = (now(keys, denoiser, (1,)) for now in (sampler._replace(grid=grid[:1]), sampler))
     alpha, sigma = (
         schedule.alpha(grid[jnp.asarray([0, -1])]),
         schedule.sigma(grid[jnp.asarray([0, -1])]),

@@ -255,8 +255,3 @@ def test_errors_of_shapes_and_of_the_loop():
         minimise(J, jnp.zeros((3, 4, 5, 1)), iterations=0)
     with pytest.raises(ValueError, match='cost: got a function, expected a jax.tree_util.Partial'):
         minimise(lambda u: u, jnp.zeros(3), iterations=1)
-    everything = jax.tree_util.Partial(lambda u: jnp.sum(u))
-    with pytest.raises(
-        ValueError, match=r'cost: got shape \(\) for a batch of one state, expected \(1,\)'
-    ):
-        minimise(everything, jnp.zeros(3), iterations=1)

@@ -1,9 +1,9 @@
 """Denoisers: exact ones, what a network may predict, and how it is trained to.
 
-Symbols: `D(x, sigma) = E[x_0 given x]` with `x = x_0 + sigma noise`, in data units. `u` and `s` are
-the same `x` and `sigma` for standardised data, `u = (x - mean) / std` and `s = sigma / std`;
-networks live there, so that one setting suits data and mirror points of any scale. `std` is one
-number: noise equal in all channels would not stay so if each were divided by its own.
+Symbols: `D(x, sigma) = E[x_0 given x]` with `x = x_0 + sigma noise`, in data units. Networks
+see standardised data, `u = (x - mean) / std` and `s = sigma / std`, so that one setting suits data
+and mirror points of any scale. `std` is one number: noise equal in all channels would not stay so
+if each were divided by its own.
 """
 
 import functools
@@ -19,16 +19,13 @@ from jaxtyping import Array
 from namm_jax._arrays import Denoiser, Gain, Key, Metrics, Parameterisation, broadcast
 from namm_jax._checks import choose
 from namm_jax.denoising import schedules
-from namm_jax.denoising.schedules import Batch
 
 Network = Callable[..., Array]  # (x (b, ...), label (b,)) -> like x
 
 
 def gaussian_denoiser(mean: ArrayLike, std: ArrayLike) -> Denoiser:
-    """Returns the exact denoiser of independent normal pixels, `x_0 ~ N(mean, std^2)`.
-
-    `D(x, sigma) = (std^2 x + sigma^2 mean) / (std^2 + sigma^2)`; `mean` and `std >= 0` broadcast
-    against `x`.
+    """Returns the exact denoiser of normal pixels `x_0 ~ N(mean, std^2)`, which broadcast against
+    x: `D(x, sigma) = (std^2 x + sigma^2 mean) / (std^2 + sigma^2)`.
     """
     mean = jnp.asarray(mean)
     variance = jnp.asarray(std) ** 2
@@ -64,17 +61,15 @@ def edm(
     """Returns the preconditioning of Karras et al.: the network's input, target and loss have unit
     variance.
 
-    For standardised data, `D(u, s) = c_skip u + c_out network(c_in u, log(s) / 4)` with
-    `c_skip = d^2 / (s^2 + d^2)`, `c_out = s d / (s^2 + d^2)^(1/2)`, `c_in = (s^2 + d^2)^(-1/2)`,
-    `d = sigma_data`, and `weight = 1 / c_out^2` (over `std^2`, as it weighs errors in data units).
-    A network that returns 0 is the exact denoiser of standard normal data, and its expected loss is
-    1 at every level.
+    `D(u, s) = c_skip u + c_out network(c_in u, log(s) / 4)` with `c_skip = d^2 / (s^2 + d^2)`,
+    `c_out = s d / (s^2 + d^2)^(1/2)`, `c_in = (s^2 + d^2)^(-1/2)`, `d = sigma_data`, and
+    `weight = 1 / c_out^2` (over `std^2`, as it weighs errors in data units). A network that returns
+    0 is the exact denoiser of standard normal data, and its expected loss is 1 at every level.
 
     Args:
         mean: of the training set, in data units; a scalar or one a channel.
         std: of the training set, a positive scalar in data units (root mean square over channels).
-            What follows is for standardised data.
-        sigma_min: smallest level trained on, > 0.
+        sigma_min: smallest level trained on, > 0; levels are of standardised data.
         sigma_max: largest level trained on.
         level_mean: mean of `log s` in training, before it is cut off at both ends.
         level_std: standard deviation of `log s`, > 0.
@@ -96,7 +91,7 @@ def edm(
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
         level = broadcast(s, u)
-        total = jnp.sqrt(broadcast(s, u) ** 2 + sigma_data**2)
+        total = jnp.sqrt(level**2 + sigma_data**2)
         output = network(u / total, jnp.log(s) / 4)
         return (sigma_data / total) ** 2 * u + level * sigma_data / total * output
 
@@ -122,20 +117,11 @@ def vp(
 ) -> Parameterisation:
     """Returns the noise prediction of the published method, along `schedules.vp`.
 
-    For standardised data, `D(u, s) = u - s network(alpha_t u, 999 t)` with t from `vp_time(s)`, and
-    `weight = 1 / sigma^2`: the weighted error is that of the noise. The reduction `half_sum` of
-    `denoising_loss` gives the published loss; mean 0 and std 1 give the path of the raw data, as
-    published.
-
-    Args:
-        mean: as of `edm`.
-        std: as of `edm`.
-        beta_min: as of `schedules.vp`.
-        beta_max: as of `schedules.vp`.
-        t_min: training draws t uniformly from [t_min, 1]; 0 < t_min < 1.
-
-    Raises:
-        ValueError: if a number is out of its range.
+    `D(u, s) = u - s network(alpha_t u, 999 t)` with t from `vp_time(s)`, and
+    `weight = 1 / sigma^2`: the weighted error is that of the noise. The published loss has the
+    reduction `half_sum` of `denoising_loss`, mean 0 and std 1. Training draws t uniformly from
+    [t_min, 1], 0 < t_min < 1, or a ValueError is raised. Other args and errors are those of `edm`
+    and `schedules.vp`.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 3.4 and appendix C.
     """
@@ -166,9 +152,7 @@ PARAMETERISATIONS: dict[str, Callable[..., Parameterisation]] = {'edm': edm, 'vp
 def make_parameterisation(
     name: str, *, mean: ArrayLike, std: ArrayLike, **options: Any
 ) -> Parameterisation:
-    """Returns the parameterisation of that name in `PARAMETERISATIONS`; options and errors are
-    those of `edm` and `vp`.
-    """
+    """Returns the parameterisation of that name in `PARAMETERISATIONS`, with its options."""
     return choose('parameterisation', name, PARAMETERISATIONS)(mean=mean, std=std, **options)
 
 
@@ -183,25 +167,16 @@ def denoising_loss(
     denoiser: Denoiser,
     parameterisation: Parameterisation,
     key: Key,
-    x_0: Batch,
+    x_0: Array,
     *,
     reduction: str = 'mean',
 ) -> tuple[Array, Metrics]:
-    """Returns the weighted denoising error, with one noise level and one noise a sample.
+    """Returns the weighted denoising error of data `x_0 (b, ...)`, and it as `{'denoising': loss}`:
+    `mean over the batch of weight(sigma) reduce (D(x_0 + sigma noise, sigma) - x_0)^2`.
 
-    `mean over the batch of weight(sigma) reduce (D(x_0 + sigma noise, sigma) - x_0)^2`; the exact
-    denoiser is its minimum, whatever the weight.
-
-    Args:
-        denoiser: what is trained.
-        parameterisation: gives the levels and their weight.
-        key: draws levels and noise.
-        x_0: data `(b, ...)`, data units.
-        reduction: a key of `REDUCTIONS`: `mean` over a sample's values, or `half_sum` (half their
-            sum, published).
-
-    Returns:
-        The loss, and `{'denoising': loss}`; a ValueError is raised if `reduction` is unknown.
+    Each sample has one level, as the parameterisation draws it, and one noise. The exact denoiser
+    is the minimum, whatever the weight. The `reduction` over a sample's values is `mean`, or
+    `half_sum` (half their sum, published); a ValueError is raised for others.
     """
     reduce = choose('reduction', reduction, REDUCTIONS)
     key_levels, key_noise = jax.random.split(key)
@@ -213,31 +188,23 @@ def denoising_loss(
 
 
 def conditional_variance(sigma: ArrayLike, std: ArrayLike, gain: Gain = 1.0) -> Array:
-    """Returns `gain v`, `v = std^2 sigma^2 / (sigma^2 + std^2)`: the variance of a measured `x_0`
-    given x.
+    """Returns `gain v`, the variance of a measured `x_0` given x.
 
-    v is that of isotropic normal data; `gain` makes it that of their measurement, or of other data.
-
-    Args:
-        sigma: noise level, >= 0.
-        std: of the data, > 0, in the same unit.
-        gain: a number, or a function of `sigma`.
+    `v = std^2 sigma^2 / (sigma^2 + std^2)` is that of isotropic normal data of standard deviation
+    `std > 0` at noise level `sigma >= 0`; `gain`, a number or a function of sigma, makes it that of
+    their measurement, or of other data.
     """
     variance = std**2 * (sigma**2 / (sigma**2 + std**2))
     return (gain(sigma) if callable(gain) else gain) * variance
 
 
 def is_concrete(value: ArrayLike) -> bool:
-    """Returns whether a value can be looked at, as a traced one in a compiled function cannot."""
+    """Returns whether a value can be read, as a traced one in a compiled function cannot."""
     return not isinstance(value, jax.core.Tracer)
 
 
 def positive(name: str, value: ArrayLike, remedy: str = '') -> Array:
-    """Returns a number as an array; of a traced one, only the shape is checked.
-
-    Raises:
-        ValueError: if it is not one finite number > 0.
-    """
+    """Returns one finite number > 0 as an array, else a ValueError; only its shape if traced."""
     if jnp.ndim(value) or (is_concrete(value) and not 0 < float(value) < math.inf):
         got = f'{value} of shape {jnp.shape(value)}' if jnp.ndim(value) else value
         raise ValueError(f'{name}: got {got}, expected one finite number > 0{remedy}')
@@ -246,8 +213,5 @@ def positive(name: str, value: ArrayLike, remedy: str = '') -> Array:
 
 def positive_std(std: ArrayLike) -> Array:
     """Returns the data's standard deviation as `positive` does."""
-    remedy = (
-        ', in data units; for several channels pass the root mean square of their standard '
-        'deviations'
-    )
+    remedy = ', in data units; for several channels pass the root mean square of their deviations'
     return positive('std', std, remedy)

@@ -3,7 +3,7 @@
 Symbols: `D(x, sigma)` a denoiser in data units, `J` its Jacobian in x, `D'` the denoiser returned.
 Every sampler draws with either, and its last act is `D'`: what that satisfies, a sample satisfies.
 `l >= 0` is the distance to a set M; `r (b, m)` are the residuals of a measurement, of unit variance
-at the truth, as of `inverse.operators.likelihood`.
+at the truth, as of `inverse.likelihood`.
 """
 
 import math
@@ -23,103 +23,66 @@ def guided(
     distance: Callable[[Array], PerSample],
     *,
     scale: ArrayLike,
-    through: bool = False,
     limit: float | None = None,
 ) -> Denoiser:
-    """Returns the denoiser guided towards M: `D' = D - scale l(D) / (grad l . d) d`.
+    """Returns the denoiser guided towards M: `D' = D - scale l(D) / |grad l(D)|^2 grad l(D)`.
 
-    The direction `d` is `grad l(D)`, or what guides through the network, `J^T grad l(D)`. Diffusion
-    posterior sampling and its kin take `D - w sigma^2 J^T grad l`, with a weight `w` whose unit and
-    size differ by constraint, level and data. Here the length is that at which the linearised
-    distance is 0 (Polyak), so `scale` is the part of the way to M: a pure number, 0 is D itself and
-    1 goes all the way. Where `l` is convex, `d = grad l` and `0 < scale < 2`, no point of M is
-    farther from D' than from D. Where M is a hyperplane and l proportional to the distance to it,
-    `scale = 1` is
-
-    - `through=False`: the nearest point of M, the projection;
-    - `through=True` with the exact denoiser of normal data: their exact denoiser given M, since
-      `sigma^2 J` is the covariance of `x_0` given `x`.
-
-    Where D is on M, or no step along `d` lowers the linearised distance (a gradient that is 0 or
-    not finite), D' is D.
+    The length is that at which the linearised distance is 0 (Polyak), so `scale` is the part of the
+    way to M: 0 is D itself and 1 goes all the way. Where `l` is convex and `0 < scale < 2`, no
+    point of M is farther from D' than from D. Where M is a hyperplane and l proportional to the
+    distance to it, `scale = 1` is the nearest point of M. Where D is on M, or the gradient is 0 or
+    not finite, D' is D.
 
     Args:
         denoiser: D.
         distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
-        through: whether to guide through the network, which costs each call a backward pass of it
-            as well. Without, a call costs one gradient of the distance.
         limit: largest step before `scale`, as a root mean square over a sample's values, in data
-            units; None is none. The standard deviation of the data holds back a distance that is
-            nearly flat where it is large.
+            units; None is none. The data's standard deviation holds back a distance that is nearly
+            flat where it is large.
 
     Raises:
         ValueError: if `scale` or `limit` is out of its range.
 
-    Reference: Chung et al. 2023, arXiv 2209.14687 (through the network); Huang et al. 2024, arXiv
-        2406.17763 (residuals of equations); He et al. 2024, arXiv 2311.16424 (at the estimate);
-        Polyak 1969, USSR Comput. Math. and Math. Phys. 9(3) (the length).
+    Reference: Huang et al. 2024, arXiv 2406.17763, and He et al. 2024, arXiv 2311.16424; Polyak
+        1969, USSR Comput. Math. and Math. Phys. 9(3) (the length).
     """
     if limit is not None and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
     if is_concrete(scale):
         if not 0 <= scale < math.inf:
             raise ValueError(
-                f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the '
-                'constraint'
+                f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the rule'
             )
         if scale == 0:
             return denoiser
 
     def denoise(x: Array, sigma: Array) -> Array:
-        if through:
-            x_0, pull_back = jax.vjp(lambda x: denoiser(x, sigma), x)
-        else:
-            x_0, pull_back = denoiser(x, sigma), lambda slope: (slope,)
+        x_0 = denoiser(x, sigma)
         value, slopes = jax.vjp(distance, x_0)
         (slope,) = slopes(jnp.ones_like(value))
-        (direction,) = pull_back(slope)
-        step = _step_to_zero(value, slope, direction, math.inf if limit is None else limit)
+        step = _step_to_zero(value, slope, math.inf if limit is None else limit)
         return (x_0 - scale * step).astype(x_0.dtype)
 
     return denoise
 
 
-def projected(
-    denoiser: Denoiser, project: Callable[[Array], Array], *, below: float | None = None
-) -> Denoiser:
+def projected(denoiser: Denoiser, project: Callable[[Array], Array]) -> Denoiser:
     """Returns the denoiser whose estimates are projected onto M:
     `D'(x, sigma) = project(D(x, sigma))`.
 
-    The samples are projections, so they satisfy the constraint as well as those do. Their law is
-    that of the data on M if M is affine, the projection the nearest point and the data isotropic
-    and normal; else only nearly so. Projected diffusion models project the noisy state, after each
-    step of Langevin dynamics; the estimate is projected here, which suits all samplers: a noisy
-    state is off M by its noise, and an estimate is not.
+    The samples are projections. Their law is that of the data on M if M is affine, the projection
+    the nearest point and the data isotropic and normal; else only nearly so. A sample whose
+    projection is not finite, as an iterative one may be far from M, keeps its estimate.
 
-    An iterative projection may diverge far from M. A sample whose projection is not finite keeps
-    its estimate.
+    `project: (b, ...) -> (b, ...)` is the identity on M, such as `lambda x: restore(x)[0]`; when
+    called, a ValueError is raised if it returns no array like x.
 
-    Args:
-        denoiser: D.
-        project: `(b, ...) -> (b, ...)`, the identity on M; of a `restore`,
-            `lambda x: restore(x)[0]`.
-        below: only noise levels below this are projected, > 0, data units; at others the projection
-            is not computed. None is all levels.
-
-    Raises:
-        ValueError: if `below` is out of its range, or the projection returns something else than
-            its argument's like.
-
-    Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559.
+    Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559 (of noisy states).
     """
-    if below is not None and not below > 0:
-        raise ValueError(
-            f'below: got {below}, expected a positive noise level in data units, or None for all '
-            'levels'
-        )
 
-    def onto(x_0: Array) -> Array:
+    def denoise(x: Array, sigma: Array) -> Array:
+        x_0 = denoiser(x, sigma)
         x = project(x_0)
         if not isinstance(x, jax.Array) or x.shape != x_0.shape:
             got = f'shape {x.shape}' if isinstance(x, jax.Array) else type(x).__name__
@@ -129,14 +92,6 @@ def projected(
             )
         finite = jnp.all(jnp.isfinite(x), axes(x), keepdims=True)
         return jnp.where(finite, x, x_0).astype(x_0.dtype)
-
-    def denoise(x: Array, sigma: Array) -> Array:
-        x_0 = denoiser(x, sigma)
-        if below is None:
-            return onto(x_0)
-        near = jnp.asarray(sigma) < below
-        nearer = jax.lax.cond(jnp.any(near), onto, lambda x_0: x_0, x_0)
-        return jnp.where(broadcast(near, x_0), nearer, x_0)
 
     return denoise
 
@@ -153,18 +108,16 @@ def measurement_guided(
     `D' = D - sigma^2 grad_x |r(D(x))|^2 / (2 (1 + gain v))`.
 
     `v = sigma^2 tau^2 / (sigma^2 + tau^2)` is the variance of isotropic normal data given x, held
-    constant in the gradient, so `1 + gain v` is that of a residual: its noise's, and the
-    estimate's. Every sampler draws with it, in few steps. For data `N(mean, tau^2 I)` and residuals
-    `W (y - B x)` with `W B B^T W^T = gain I`, such as white noise and B of orthonormal rows, D' is
-    the exact denoiser of the posterior; else it is an approximation. A call costs one of D, and one
-    product with its transposed Jacobian.
+    constant in the gradient; `1 + gain v` is that of a residual, of its noise and of the estimate.
+    For data `N(mean, tau^2 I)` and residuals `W (y - B x)` with `W B B^T W^T = gain I`, such as
+    white noise and B of orthonormal rows, D' is the exact denoiser of the posterior; else it is an
+    approximation. A call costs one of D, and one product with its transposed Jacobian.
 
     Args:
         denoiser: D.
         residual: r, `x_0 (b, ...) -> (b, m)`.
         std: tau, of the data, a positive scalar in their unit.
-        gain: mean squared norm of the rows of r's Jacobian, > 0: `1 / s^2` of selections with white
-            noise of standard deviation s; or a function of sigma, as of `inverse.dps.gain_at`.
+        gain: as of `inverse.dps.discrepancy`.
         limit: largest root mean square of `D' - D` over a sample's values, in data units; None is
             none. The data's standard deviation holds back a network whose Jacobian does not fall as
             `1 / sigma^2` at large levels.
@@ -192,22 +145,16 @@ def measurement_guided(
     return denoise
 
 
-def _step_to_zero(value: PerSample, slope: Array, direction: Array, limit: float) -> Array:
-    """Returns `value / (slope . direction) direction` of values >= 0 with gradients `slope`, its
-    root mean square no more than `limit`; 0 where the value does not fall that way.
+def _step_to_zero(value: PerSample, slope: Array, limit: float) -> Array:
+    """Returns `value / |slope|^2 slope` of values >= 0 with gradients `slope`, its root mean square
+    no more than `limit`; 0 where the value or the slope is.
     """
     # Scaled to a largest entry of 1: in float32 the square of a slope below 1e-22 is 0.
-    slope, steepness = _unit_and_size(slope)
-    direction, _ = _unit_and_size(direction)
+    largest = jnp.max(jnp.abs(slope), axes(slope), keepdims=True)
+    unit = slope / jnp.where(largest > 0, largest, 1)
     value = broadcast(value, slope)
-    rate = steepness * jnp.sum(slope * direction, axes(slope), keepdims=True)
+    rate = largest * jnp.sum(unit * unit, axes(slope), keepdims=True)
     falls = (value > 0) & (rate > 0)
-    size = jnp.sqrt(jnp.where(falls, jnp.mean(direction**2, axes(slope), keepdims=True), 1))
+    size = jnp.sqrt(jnp.where(falls, jnp.mean(unit**2, axes(slope), keepdims=True), 1))
     length = jnp.minimum(value / jnp.where(falls, rate, 1), limit / size)
-    return jnp.where(falls & jnp.isfinite(length), length * direction, 0)
-
-
-def _unit_and_size(v: Array) -> tuple[Array, Array]:
-    """Returns `v (b, ...)` over its largest absolute entry, per sample, and that entry."""
-    largest = jnp.max(jnp.abs(v), axes(v), keepdims=True)
-    return v / jnp.where(largest > 0, largest, 1), largest
+    return jnp.where(falls & jnp.isfinite(length), length * unit, 0)

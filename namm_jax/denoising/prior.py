@@ -3,8 +3,7 @@
 Symbols: `u = (x - mean) / width` are standardised fields, mean and width one number or one a
 channel; a prior holds `S(u, s) = E[u_0 given u_0 + s noise = u]`, and is itself a denoiser in the
 user's units, `D(x, sigma) = mean + width S(u, sigma / std)` with `std` the root mean square of the
-widths: noise of level sigma is `sigma / std` of the width of each channel, and just sigma where all
-channels have one width.
+widths: noise of level sigma is `sigma / std` of the width of each channel.
 
 A prior is made by training (`fit` of `diffusion`) or of any denoiser (`prior`). Guidance by a rule,
 projection, and a measurement (`inverse.given`) make another prior of it.
@@ -33,22 +32,16 @@ CHUNK = 64  # samples drawn at once
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prior:
-    """The law of data, as a denoiser.
+    """The law of data, as a denoiser; a pytree, in which the shape of a field is static.
 
-    Attributes:
-        standard: S, of standardised fields; a pytree.
-        mean: of the data, a scalar or `(c,)`.
-        width: their standard deviation, alike.
-        examples: a few fields that S was not trained on `(k, h, w, c)`, or None: `given` measures
-            on them how far to trust estimates.
-        shape: `(h, w, c)` of a field. Static under `jax.jit`.
+    `given` measures on `examples`, which S was not trained on, how far to trust estimates.
     """
 
-    standard: Denoiser
-    mean: Array
-    width: Array
-    examples: Array | None
-    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})
+    standard: Denoiser  # S, of standardised fields; a pytree
+    mean: Array  # of the data, a scalar or (c,)
+    width: Array  # their standard deviation, alike
+    examples: Array | None  # a few fields (k, h, w, c)
+    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})  # (h, w, c)
 
     @property
     def std(self) -> Array:
@@ -64,24 +57,15 @@ class Prior:
         return self.mean + self.width * u
 
     def __call__(self, x: Fields, sigma: ArrayLike) -> Fields:
-        """Returns `D(x, sigma)`, the estimate of `x_0`, in the user's units.
-
-        Args:
-            x: noisy fields `(b, h, w, c)`.
-            sigma: noise level, > 0, a scalar or `(b,)`.
-        """
+        """Returns the estimate `D(x, sigma)` in the user's units; sigma > 0, a scalar or `(b,)`."""
         return self.restore(self.standard(self.standardise(x), jnp.asarray(sigma) / self.std))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
-    """The denoiser that a score network is trained to be, of standardised fields.
-
-    Attributes:
-        params: of the network, the leaves.
-        network: a Flax module `(u, label, *, train=False) -> like u`. Static.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`. Static.
+    """The denoiser that a score network is trained to be, of standardised fields: a Flax module
+    `(u, label, *, train=False) -> like u`, and a key of `denoisers.PARAMETERISATIONS`, both static.
     """
 
     params: Params
@@ -91,9 +75,8 @@ class NetworkDenoiser:
     def __call__(self, u: Fields, s: Array) -> Fields:
         """Returns `S(u, s)`."""
         network = lambda u, label: self.network.apply({'params': self.params}, u, label)
-        return make_parameterisation(self.parameterisation, mean=0.0, std=1.0).denoiser(network)(
-            u, s
-        )
+        parameterisation = make_parameterisation(self.parameterisation, mean=0.0, std=1.0)
+        return parameterisation.denoiser(network)(u, s)
 
 
 def prior(
@@ -133,8 +116,8 @@ def _standardised(denoiser: Denoiser, mean: Array, std: Array, u: Fields, s: Arr
 
 
 def _check_denoiser(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
-    x, levels = jax.ShapeDtypeStruct((2, *shape), jnp.float32), [(), (2,)]
-    for level in levels:
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    for level in ((), (2,)):
         sigma = jax.ShapeDtypeStruct(level, jnp.float32)
         try:
             got = jax.eval_shape(denoiser, x, sigma)
@@ -152,23 +135,16 @@ def _check_denoiser(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
 
 
 def guided(prior: Prior, rule: Constraint, *, scale: ArrayLike = 1.0) -> Prior:
-    """Returns the prior guided by a rule: each estimate takes the part `scale` of its way to it.
-
-    Args:
-        prior: of fields, in the rule's units.
-        rule: a constraint.
-        scale: >= 0; see `denoising.guidance.guided`. A step is no longer than the data are wide.
+    """Returns the prior guided by a rule in its units: each estimate takes the part `scale >= 0` of
+    its way to it, in steps no longer than the data are wide (see `denoising.guidance.guided`).
     """
     distance = lambda u: rule.distance(prior.restore(u))
     return wrapped(prior, lambda S: guidance.guided(S, distance, scale=scale, limit=1.0))
 
 
 def projected(prior: Prior, project: Callable[[Fields], Fields]) -> Prior:
-    """Returns the prior whose estimates are projected, such as by a rule's `restore`.
-
-    Args:
-        prior: of fields.
-        project: `(b, h, w, c) -> (b, h, w, c)`, the identity on the set.
+    """Returns the prior whose estimates are projected by `(b, h, w, c) -> (b, h, w, c)`, the
+    identity on the set, such as a rule's `restore` without its second output.
     """
     onto = lambda u: prior.standardise(project(prior.restore(u)))
     return wrapped(prior, lambda S: guidance.projected(S, onto))
@@ -186,12 +162,12 @@ def sample(
     """Returns n samples `(n, h, w, c)` of a prior, in its units; sample i depends on i alone.
 
     Args:
-        prior: a prior, guided or given a measurement or not.
+        prior: guided or given a measurement or not.
         key: a PRNG key.
         n: number of samples, >= 1.
-        sampler: a key of `denoising.samplers.SAMPLERS`.
+        sampler: as `step` of `make_sampler`.
         steps: of the sampler, >= 1; each is a call of the denoiser, of `heun` two.
-        **options: of the sampler, see `make_sampler`.
+        **options: of `make_sampler`.
 
     Raises:
         ValueError: if there is no such sampler, or a number is out of range.
@@ -199,17 +175,14 @@ def sample(
     if n < 1:
         raise ValueError(f'n: got {n}, expected at least 1 sample')
     keys = sample_keys(key, n)
-    draw = functools.partial(
-        _draw, prior, sampler=sampler, steps=steps, options=tuple(options.items())
-    )
-    return jnp.concatenate([draw(keys[i : i + CHUNK]) for i in range(0, n, CHUNK)])
+    items = (('steps', steps), *options.items())
+    chunks = [_draw(prior, keys[i : i + CHUNK], sampler, items) for i in range(0, n, CHUNK)]
+    return jnp.concatenate(chunks)
 
 
-@functools.partial(jax.jit, static_argnames=('sampler', 'steps', 'options'))
-def _draw(
-    prior: Prior, keys: Key, *, sampler: str, steps: int, options: tuple[tuple[str, Any], ...]
-) -> Fields:
-    draw = make_sampler(sampler, steps=steps, **dict(options))
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(prior: Prior, keys: Key, sampler: str, options: tuple[tuple[str, Any], ...]) -> Fields:
+    draw = make_sampler(sampler, **dict(options))
     return prior.restore(draw(keys, prior.standard, prior.shape))
 
 

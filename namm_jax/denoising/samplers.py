@@ -6,11 +6,9 @@ Symbols: `x_t = alpha_t x_0 + sigma_t noise` along a schedule; a step goes from 
 work there.
 
 A grid ends above zero and the loop's last act, common to all steps, is `D` at its end: the step to
-zero noise, which is what each of these methods would do there. So `n` grid points are `n - 1` steps
-and one more call of the denoiser.
+zero noise. So `n` grid points are `n - 1` steps and one more call of the denoiser.
 
-Sample `i` depends on its key alone: neither on the batch it is drawn in nor on the number of
-devices.
+Sample `i` depends on its key alone: neither on its batch nor on the number of devices.
 """
 
 import functools
@@ -35,13 +33,10 @@ def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
     """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`: dense where
     noise is small.
 
-    `rho >= 1`: 1 spaces evenly, large ones as `log_grid`. A ValueError is raised for a number out
-    of its range.
+    `rho >= 1`, or a ValueError is raised: 1 spaces evenly, large ones as `log_grid`.
 
-    Reference: Karras et al. 2022, arXiv 2206.00364, eq. 5, without its last point 0, which is the
-    loop's last act.
+    Reference: Karras et al. 2022, arXiv 2206.00364, eq. 5, without its last point 0.
     """
-    _check_grid(n, t_max, t_min)
     if rho < 1:
         raise ValueError(f'rho: got {rho}, expected at least 1; 7 is usual')
     return jnp.linspace(t_max ** (1 / rho), t_min ** (1 / rho), n) ** rho
@@ -49,32 +44,22 @@ def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
 
 def uniform_grid(n: int, t_max: float, t_min: float) -> Grid:
     """Returns `n` evenly spaced times from `t_max` down to `t_min`, as published."""
-    _check_grid(n, t_max, t_min)
     return jnp.linspace(t_max, t_min, n)
 
 
 def log_grid(n: int, t_max: float, t_min: float) -> Grid:
     """Returns `n` times in geometric progression, evenly spaced in log-SNR where `sigma_t = t`."""
-    _check_grid(n, t_max, t_min)
     return jnp.geomspace(t_max, t_min, n)
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {'edm': edm_grid, 'uniform': uniform_grid, 'log': log_grid}
 
 
-def _check_grid(n: int, t_max: float, t_min: float) -> None:
-    if n < 1 or not 0 < t_min < t_max:
-        raise ValueError(
-            f'got n {n}, t_max {t_max}, t_min {t_min}, expected n >= 1 and 0 < t_min < t_max'
-        )
-
-
 def euler_maruyama(schedule: Schedule) -> Step:
-    """Returns the Euler-Maruyama step of the reverse stochastic equation (Song et al. 2021, arXiv
-    2011.13456, eq. 6).
+    """Returns the Euler-Maruyama step of the reverse stochastic equation: first order, one call.
 
     `x_s = x_t - (t - s) (f x_t - g^2 score) + g (t - s)^(1/2) noise` with `f = d log alpha / dt`
-    and `g^2 = d sigma^2 / dt - 2 f sigma^2`. First order, one call; needs hundreds of steps.
+    and `g^2 = d sigma^2 / dt - 2 f sigma^2` (Song et al. 2021, arXiv 2011.13456, eq. 6).
     """
 
     def step(denoiser: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> State:
@@ -106,10 +91,8 @@ def ancestral(schedule: Schedule, *, variance: str = 'posterior') -> Step:
     """
     added = choose('variance', variance, VARIANCES)
 
-    def update(
-        denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array
-    ) -> State:
-        x_0 = denoiser(u, r_t)
+    def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
+        x_0 = D(u, r_t)
         mean = x_0 + (r_s / r_t) ** 2 * (u - x_0)
         return mean + jnp.sqrt(added(r_t, r_s)) * normal(keys, u), memory
 
@@ -129,25 +112,19 @@ def ddim(schedule: Schedule, *, eta: float = 0.0) -> Step:
     """
     _check_eta(eta)
 
-    def update(
-        denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array
-    ) -> State:
-        return _towards(denoiser(u, r_t), keys, u, r_t, r_s, eta), memory
+    def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
+        return _towards(D(u, r_t), keys, u, r_t, r_s, eta), memory
 
     return _divided_by_alpha(schedule, update)
 
 
 def heun(schedule: Schedule) -> Step:
-    """Returns Heun's step of `du/dr`: second order, deterministic, two calls (Karras et al. 2022,
-    algorithm 1).
-    """
+    """Returns Heun's step of `du/dr`: second order, two calls (Karras et al. 2022, algorithm 1)."""
 
-    def update(
-        denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array
-    ) -> State:
-        slope = (u - denoiser(u, r_t)) / r_t
+    def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
+        slope = (u - D(u, r_t)) / r_t
         u_euler = u + (r_s - r_t) * slope
-        slope_there = (u_euler - denoiser(u_euler, r_s)) / r_s
+        slope_there = (u_euler - D(u_euler, r_s)) / r_s
         return u + (r_s - r_t) * (slope + slope_there) / 2, memory
 
     return _divided_by_alpha(schedule, update)
@@ -159,18 +136,14 @@ def dpm_solver_pp_2m(schedule: Schedule, *, eta: float = 0.0) -> Step:
     The DDIM step towards `E = D + h / (2 h') (D - D')`, the estimate extrapolated from `D'`, the
     one before it; `h = log(r_t / r_s)` and `h'` the same of the step before. The first step has
     `E = D`. `eta` is DDIM's, with its error: 0 solves the probability-flow equation, 1 the reverse
-    stochastic one (SDE-DPM-Solver++).
-
-    Its memory is `(D', h')`; `h' = 0` means that there is none yet.
+    stochastic one (SDE-DPM-Solver++). Its memory is `(D', h')`; `h' = 0` means that there is none.
 
     Reference: Lu et al. 2022, arXiv 2211.01095, eq. 14 and 18.
     """
     _check_eta(eta)
 
-    def update(
-        denoiser: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array
-    ) -> State:
-        x_0 = denoiser(u, r_t)
+    def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
+        x_0 = D(u, r_t)
         h = jnp.log(r_t / r_s)
         x_0_before, h_before = memory or (x_0, jnp.zeros_like(h))
         slope = jnp.where(h_before > 0, h / (2 * jnp.where(h_before > 0, h_before, 1)), 0)
@@ -201,9 +174,7 @@ SAMPLERS: dict[str, Scheme] = {
 
 
 def _towards(x_0: Array, keys: Key, u: Array, r_t: Array, r_s: Array, eta: float) -> Array:
-    """Returns the draw of u_s given `u_t` and an estimate `x_0`, with `eta^2` of the posterior
-    variance.
-    """
+    """Returns the draw of `u_s` towards an estimate, with `eta^2` of the posterior variance."""
     v = eta**2 * VARIANCES['posterior'](r_t, r_s)
     mean = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
     return mean + jnp.sqrt(v) * normal(keys, u) if eta else mean
@@ -227,124 +198,75 @@ def _divided_by_alpha(schedule: Schedule, update: Step) -> Step:
 
 
 def sample_keys(key: Key, n: int, start: int = 0) -> Key:
-    """Returns the keys `(n,)` of samples `start, ..., start + n - 1`: `fold_in(key, index)`,
-    whatever the batch.
-    """
+    """Returns the keys `(n,)` of samples `start, ..., start + n - 1`: `fold_in(key, index)`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(n))
 
 
-def sample(
-    keys: Key,
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    *,
-    schedule: Schedule,
-    step: Step,
-    grid: Grid,
-    denoise_last: bool = True,
-) -> Array:
-    """Returns samples `(b, *shape)`: from `x = sigma noise` at the grid's first time, down the
-    grid, and denoised.
-
-    Args:
-        keys: `(b,)`, one a sample, as of `sample_keys`; a ValueError is raised for anything else.
-        denoiser: of data of mean about 0 and standard deviation about 1; see `Sampler`.
-        shape: of one sample.
-        schedule: the noising path, the one the step was built with.
-        step: one of these steps, or a wrapped one.
-        grid: falling times `(n,)`, the last above 0.
-        denoise_last: False returns the state at the grid's last time, with the noise that is left
-            in it (published).
-    """
-    x, _ = _descend(keys, denoiser, shape, schedule, step, grid, lambda x: None)
-    return estimate(schedule, denoiser, x, grid[-1]) if denoise_last else x
-
-
-def trajectory(
-    keys: Key,
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    *,
-    schedule: Schedule,
-    step: Step,
-    grid: Grid,
-) -> tuple[Array, Array]:
-    """Returns the way of `sample` down the grid: its states and the denoiser's estimates there,
-    `(n, b, *shape)` each.
-
-    The last estimate is the sample. Estimates cost `n` calls of the denoiser, the steps' own calls
-    apart. Arguments and errors are those of `sample`.
-    """
-    last, states = _descend(keys, denoiser, shape, schedule, step, grid, lambda x: x)
-    states = jnp.concatenate([states, last[None]])
-    return states, jax.lax.map(lambda now: estimate(schedule, denoiser, *now), (states, grid))
-
-
-def _descend(
-    keys: Key,
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    schedule: Schedule,
-    step: Step,
-    grid: Grid,
-    observe: Callable[[Array], PyTree],
-) -> State:
-    """The one sampling loop: returns the state at the grid's end, and what is observed at each time
-    before it.
-    """
-    check_keys(keys)
-
-    def advance(carry: State, now: tuple[Array, ...]) -> tuple[State, PyTree]:
-        index, t, s = now
-        return step(denoiser, fold_in(keys, index), carry[0], carry[1], t, s), observe(carry[0])
-
-    x = schedule.sigma(grid[0]) * normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
-    # A step's memory starts as zeros of whatever structure it returns from none: a scan's carry
-    # cannot change.
-    memory = jax.eval_shape(lambda x: step(denoiser, keys, x, (), grid[0], grid[-1])[1], x)
-    memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory)
-    times = jnp.arange(1, len(grid)), grid[:-1], grid[1:]
-    (x, _), observed = jax.lax.scan(advance, (x, memory), times)
-    return x, observed
-
-
 class Sampler(NamedTuple):
-    """Samples in data units: `mean + std x`, with `x` drawn by `sample` and the denoiser rescaled
-    to `x`.
+    """Samples in data units, `mean + std x`: x starts as `sigma noise` at the grid's first time,
+    goes down the grid by steps, and is denoised.
 
-    A step that needs data units (guidance by a measurement) finds them as `mean + std x_0`.
-
-    `calls` are the denoiser's, a sample; the other attributes are arguments of `sample` and
-    `make_sampler`.
+    The denoiser of x is the rescaled one of data; a step that needs data units (guidance by a
+    measurement) finds them as `mean + std x_0`. Arguments are those of `make_sampler`.
     """
 
     schedule: Schedule
-    step: Step
-    grid: Array
-    calls: int
+    step: Step  # built with this schedule
+    grid: Grid  # falling times (n,), the last above 0
+    calls: int  # of the denoiser, a sample
     mean: ArrayLike = 0.0
     std: ArrayLike = 1.0
     denoise_last: bool = True
 
     def __call__(self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]) -> Array:
-        """Returns samples `(b, *shape)` for keys `(b,)` and a denoiser in data units."""
-        x = sample(
-            keys, self._standard(denoiser), shape, **self._path(), denoise_last=self.denoise_last
-        )
+        """Returns samples `(b, *shape)` in data units, of a denoiser in these, by keys `(b,)`, one
+        a sample, as of `sample_keys`; a ValueError is raised for others.
+        """
+        denoiser = self._standard(denoiser)
+        x, _ = self._descend(keys, denoiser, shape)
+        if self.denoise_last:
+            x = estimate(self.schedule, denoiser, x, self.grid[-1])
         return self._in_data_units(x)
 
     def trajectory(
         self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]
     ) -> tuple[Array, Array]:
-        """Returns the states and estimates of `trajectory`, `(n, b, *shape)` each, as
-        `mean + std x`.
+        """Returns the states along the grid, as `mean + std x`, and the denoiser's estimates there,
+        `(n, b, *shape)` each.
+
+        The last estimate is the sample. Estimates cost `n` more calls of the denoiser.
         """
-        states, estimates = trajectory(keys, self._standard(denoiser), shape, **self._path())
+        denoiser = self._standard(denoiser)
+        last, states = self._descend(keys, denoiser, shape, keep=True)
+        states = jnp.concatenate([states, last[None]])
+        estimate_at = lambda now: estimate(self.schedule, denoiser, *now)
+        estimates = jax.lax.map(estimate_at, (states, self.grid))
         return self._in_data_units(states), self._in_data_units(estimates)
 
     def levels(self) -> Array:
         """Returns the noise levels `std sigma / alpha` of the grid `(n,)`, in data units."""
         return jnp.asarray(self.std) * noise_level(self.schedule, self.grid)
+
+    def _descend(
+        self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...], keep: bool = False
+    ) -> tuple[Array, Array | None]:
+        """The one sampling loop: returns the state at the grid's end, and those before if kept."""
+        check_keys(keys)
+        grid = self.grid
+
+        def advance(carry: State, now: tuple[Array, ...]) -> tuple[State, Array | None]:
+            index, t, s = now
+            state = self.step(denoiser, fold_in(keys, index), carry[0], carry[1], t, s)
+            return state, carry[0] if keep else None
+
+        x = self.schedule.sigma(grid[0]) * normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
+        # A step's memory starts as zeros of whatever structure it returns from none: a scan's carry
+        # cannot change.
+        memory = jax.eval_shape(lambda x: self.step(denoiser, keys, x, (), grid[0], grid[-1])[1], x)
+        memory = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory)
+        times = jnp.arange(1, len(grid)), grid[:-1], grid[1:]
+        (x, _), states = jax.lax.scan(advance, (x, memory), times)
+        return x, states
 
     def _standard(self, denoiser: Denoiser) -> Denoiser:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
@@ -352,9 +274,6 @@ class Sampler(NamedTuple):
 
     def _in_data_units(self, x: Array) -> Array:
         return jnp.asarray(self.mean) + jnp.asarray(self.std) * x
-
-    def _path(self) -> dict[str, Any]:
-        return {'schedule': self.schedule, 'step': self.step, 'grid': self.grid}
 
 
 def make_sampler(
@@ -382,7 +301,7 @@ def make_sampler(
         sigma_max: the same at its start; None is 80 on `edm`, 152 (t = 1) on `vp`.
         path: a key of `PATHS`; None is the step's own.
         grid: a key of `GRIDS`; None is the step's own.
-        denoise_last: as of `sample`.
+        denoise_last: False returns the state at the grid's end, with its noise (published).
         **options: of the step: `eta` of `ddim` and `dpm_solver_pp_2m`, `variance` of `ancestral`.
 
     Raises:
@@ -393,10 +312,13 @@ def make_sampler(
     where = choose('path', path or scheme.path, PATHS)
     t_max = where.t_max if sigma_max is None else float(where.time(sigma_max))
     t_min = where.t_min if sigma_min is None else float(where.time(sigma_min))
+    if steps < 1 or not 0 < t_min < t_max:
+        raise ValueError(
+            f'got n {steps}, t_max {t_max}, t_min {t_min}, expected n >= 1 and 0 < t_min < t_max'
+        )
     times = choose('grid', grid or scheme.grid, GRIDS)(steps, t_max, t_min)
     schedule = where.schedule()
     positive_std(std)
     calls = (steps - 1) * scheme.calls + denoise_last
-    return Sampler(
-        schedule, scheme.step(schedule, **options), times, calls, mean, std, denoise_last
-    )
+    own_step = scheme.step(schedule, **options)
+    return Sampler(schedule, own_step, times, calls, mean, std, denoise_last)

@@ -11,25 +11,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from namm_jax._arrays import Denoiser, Schedule, broadcast
-
-Batch = Float[Array, 'b *field']
-Time = float | Float[Array, ''] | Float[Array, ' b']
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """Returns the variance-preserving schedule: `alpha_t^2 + sigma_t^2 = 1`, t in [0, 1].
 
-    `alpha_t^2 = exp(-B(t))`, `B(t) = beta_min t + (beta_max - beta_min) t^2 / 2`.
-
-    Args:
-        beta_min: rate of noising at t = 0, > 0.
-        beta_max: rate of noising at t = 1, >= `beta_min`.
-
-    Raises:
-        ValueError: if not `0 < beta_min <= beta_max`.
+    `alpha_t^2 = exp(-B(t))`, `B(t) = beta_min t + (beta_max - beta_min) t^2 / 2`: the rate of
+    noising rises from `beta_min` to `beta_max`. A ValueError unless `0 < beta_min <= beta_max`.
 
     Reference: Song et al. 2021, eq. 33.
     """
@@ -37,10 +28,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
         raise ValueError(
             f'got beta_min {beta_min}, beta_max {beta_max}, expected 0 < beta_min <= beta_max'
         )
-
-    def rate(t: Array) -> Array:
-        return beta_min * t + (beta_max - beta_min) * t**2 / 2
-
+    rate = lambda t: beta_min * t + (beta_max - beta_min) * t**2 / 2
     # expm1: 1 - exp(-B) would lose all digits at small t.
     return Schedule(
         alpha=lambda t: jnp.exp(-rate(t) / 2), sigma=lambda t: jnp.sqrt(-jnp.expm1(-rate(t)))
@@ -48,15 +36,10 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
 
 def vp_time(sigma: ArrayLike, beta_min: float = 0.1, beta_max: float = 20.0) -> Array:
-    """Returns the t at which `vp` has the noise level `sigma_t / alpha_t = sigma`.
+    """Returns the t at which `vp` has the noise level sigma > 0, of any shape; above 152, t > 1.
 
-    `B(t) = log(1 + sigma^2)`, a quadratic equation; its root is written without a difference of
+    The root of the quadratic equation `B(t) = log(1 + sigma^2)`, written without a difference of
     like numbers.
-
-    Args:
-        sigma: noise level of standardised data, > 0, any shape; t is beyond 1 above 152.
-        beta_min: as of `vp`.
-        beta_max: as of `vp`.
     """
     rate = jnp.log1p(jnp.asarray(sigma) ** 2)
     return 2 * rate / (beta_min + jnp.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * rate))
@@ -68,9 +51,7 @@ def edm() -> Schedule:
 
 
 class Path(NamedTuple):
-    """A schedule, the time `sigma -> t` at which it has a noise level, and the usual ends of a time
-    grid on it.
-    """
+    """A schedule, its time `sigma -> t` of a noise level, and the usual ends of a grid on it."""
 
     schedule: Callable[[], Schedule]
     time: Callable[[float], ArrayLike]
@@ -91,40 +72,10 @@ def estimate(schedule: Schedule, denoiser: Denoiser, x_t: Array, t: Array) -> Ar
     return denoiser(x_t / schedule.alpha(t), noise_level(schedule, t))
 
 
-def perturb(schedule: Schedule, x_0: Batch, t: Time, noise: Batch) -> Batch:
-    """Returns `x_t = alpha_t x_0 + sigma_t noise`, for standard normal noise like `x_0` and t a
-    scalar or `(b,)`, as in all that follow.
+def denoiser_to_score(schedule: Schedule, x_0: Array, x_t: Array, t: Array) -> Array:
+    """Returns the score `grad log p_t(x_t) = (alpha_t x_0 - x_t) / sigma_t^2` that the estimate
+    `x_0` says (Tweedie); t a scalar or `(b,)`.
     """
-    alpha, sigma = _scales(schedule, t, x_0)
-    return alpha * x_0 + sigma * noise
-
-
-def denoiser_to_noise(schedule: Schedule, x_0: Batch, x_t: Batch, t: Time) -> Batch:
-    """Returns the noise that the estimate `x_0` says is in `x_t`, `(x_t - alpha_t x_0) / sigma_t`;
-    `sigma_t > 0`.
-    """
-    alpha, sigma = _scales(schedule, t, x_t)
-    return (x_t - alpha * x_0) / sigma
-
-
-def denoiser_to_score(schedule: Schedule, x_0: Batch, x_t: Batch, t: Time) -> Batch:
-    """Returns the score `grad log p_t(x_t) = (alpha_t x_0 - x_t) / sigma_t^2` (Tweedie)."""
-    alpha, sigma = _scales(schedule, t, x_t)
+    alpha = broadcast(schedule.alpha(t), x_t)
+    sigma = broadcast(schedule.sigma(t), x_t)
     return (alpha * x_0 - x_t) / sigma**2
-
-
-def noise_to_denoiser(schedule: Schedule, noise: Batch, x_t: Batch, t: Time) -> Batch:
-    """Returns the estimate `x_0 = (x_t - sigma_t noise) / alpha_t`."""
-    alpha, sigma = _scales(schedule, t, x_t)
-    return (x_t - sigma * noise) / alpha
-
-
-def score_to_denoiser(schedule: Schedule, score: Batch, x_t: Batch, t: Time) -> Batch:
-    """Returns the estimate `x_0 = (x_t + sigma_t^2 score) / alpha_t`."""
-    alpha, sigma = _scales(schedule, t, x_t)
-    return (x_t + sigma**2 * score) / alpha
-
-
-def _scales(schedule: Schedule, t: ArrayLike, x: Array) -> tuple[Array, Array]:
-    t = jnp.asarray(t)
-    return broadcast(schedule.alpha(t), x), broadcast(schedule.sigma(t), x)

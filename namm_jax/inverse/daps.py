@@ -1,6 +1,4 @@
-"""Decoupled annealing (DAPS): Langevin dynamics at each noise level, the network never
-differentiated.
-"""
+"""Decoupled annealing: Langevin dynamics at each noise level, the network never differentiated."""
 
 import math
 from collections.abc import Callable
@@ -35,28 +33,27 @@ def daps(
     spread: ArrayLike = 1.0,
     denoise_last: bool = True,
 ) -> Array:
-    """Returns posterior samples `(b, *shape)` by decoupled annealing.
+    """Returns posterior samples `(b, *shape)` by decoupled annealing, data units; one that is not
+    finite at any level is NaN.
 
     At each level: an estimate `x_0'` by `ode_steps` Euler steps of the probability-flow equation
     from x to zero noise; Langevin dynamics of the density
     `exp(-|x_0 - x_0'|^2 / (2 v) - |r(x_0)|^2 / 2)` with r the residuals of the measurement and v
     `spread^2` times the variance of isotropic normal data given x; and `x_0` with the next level's
-    noise. The cost of a sample is `ode_steps` calls of the network a level, none
-    differentiated, and `langevin_steps` gradients of r (which in mirror space holds f).
+    noise. The cost is `ode_steps` calls of the network a level, none differentiated, and
+    `langevin_steps` gradients of r.
 
-    Bias. One Euler step is D, the mean of `x_0` given x. With it, isotropic normal data and enough
-    Langevin steps, each level is exact; other data have no isotropic normal law given x. Many
-    steps, as published, end at a point that has the spread of the data already, and v adds it a
-    second time. Without measurement and on many levels, isotropic normal data come out with
-    `(1 + spread^2) / 2` of their variance for one step, `1 + spread^2` for many. A `spread` below 1
-    suits data near a thin surface, off which v is too much, and makes the measurement act more
-    slowly.
+    One Euler step is D, the mean of `x_0` given x. With it, isotropic normal data and enough
+    Langevin steps, each level is exact. Many steps, as published, end at a point that has the
+    spread of the data already, and v adds it again: without measurement and on many levels,
+    isotropic normal data come out with `(1 + spread^2) / 2` of their variance for one step,
+    `1 + spread^2` for many. A `spread` below 1 suits data near a thin surface, and makes the
+    measurement act more slowly.
 
-    The Langevin steps are postprocessed: unlike Euler's, they have no error of the step size where
-    r is linear, and one of second order elsewhere. They start in the law of no measurement, where
-    unmeasured directions stay. Of a direction that r scales by `a`,
-    `1 - step_size (1 / v + a^2) / (1 / v + gain)` is left each step: those with `0 < a^2 << gain`
-    come late, and more steps are for them.
+    The Langevin steps have no error of their size where r is linear, and one of second order
+    elsewhere. They start in the law of no measurement. Of a direction that r scales by `a`,
+    `1 - step_size (1 / v + a^2) / (1 / v + gain)` is left each step: more steps are for those with
+    `0 < a^2 << gain`.
 
     Args:
         keys: `(b,)`, one a sample, as of `sample_keys`.
@@ -71,15 +68,10 @@ def daps(
         step_size: in (0, 2), in units of the inverse of the largest curvature; stable below 2 if
             `gain` is a bound.
         gain: bound of `|J|^2` with `J` the Jacobian of r, a scalar or `(b,)`, in 1 / (data
-            units)^2; None measures it at each sample and level by `squared_gain`, for 20 more
-            values and 10 gradients of r.
+            units)^2; None measures it at each sample and level by `squared_gain`.
         spread: > 0; 1 for what is said of exactness.
-        denoise_last: whether the last `x_0` is denoised, with one more call, at the last level,
-            whose noise it has in directions in which the data have less. It moves `x_0` by about
-            that level, so let that be below the measurement's noise.
-
-    Returns:
-        Samples in data units. One that is not finite at any level is NaN.
+        denoise_last: whether the last `x_0` is denoised, with one more call, at the last level. It
+            moves `x_0` by about that level, so let that be below the measurement's noise.
 
     Raises:
         ValueError: if a number is out of its range, or the measurement is not of such samples.
@@ -94,8 +86,7 @@ def daps(
     if ode_steps < 1 or langevin_steps < 1 or not 0 < step_size < 2:
         raise ValueError(
             f'daps: got ode_steps {ode_steps}, langevin_steps {langevin_steps}, step_size '
-            f'{step_size}, expected at least one step of each and 0 < step_size < 2; 1, 20 and 0.5 '
-            'are usual'
+            f'{step_size}, expected steps >= 1 and 0 < step_size < 2; 1, 20 and 0.5 are usual'
         )
 
     def level(x: Array, now: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -126,20 +117,13 @@ def daps(
 def squared_gain(
     keys: Key, measure: Measure, x: Array, *, step: ArrayLike, iterations: int = 10
 ) -> PerSample:
-    """Returns `|J|^2 (b,)`, the largest eigenvalue of `J^T J` with `J` the Jacobian of `measure` at
-    x, from below.
+    """Returns `|J|^2 (b,)`, the largest eigenvalue of `J^T J` with `J` the Jacobian of
+    `measure: (b, ...) -> (b, *m)` at x, from below.
 
-    By power iteration from a random direction: it comes closer with each of the `iterations >= 1`,
-    and exceeds the mean eigenvalue after few; a step size should leave a factor of 2 for what is
-    missing. 0 for a constant. Products with J are central differences, exact for quadratic
-    functions: networks differentiate backwards, and slowly forwards.
-
-    Args:
-        keys: `(b,)`, one a sample.
-        measure: `(b, ...) -> (b, *m)`, differentiable.
-        x: `(b, ...)`.
-        step: half of the difference, > 0: its root mean square over a sample, in the unit of x.
-        iterations: products with J and its transpose.
+    By `iterations >= 1` of power iteration from a random direction, keys `(b,)`: a step size should
+    leave a factor of 2 for what is missing. Products with J are central differences, exact for
+    quadratic functions, as networks differentiate slowly forwards; `step > 0` is half of the
+    difference, as a root mean square over a sample in the unit of x.
     """
     _, pull = jax.vjp(measure, x)
     width = 2 * step * math.prod(x.shape[1:]) ** 0.5
@@ -159,8 +143,7 @@ def falling_levels(levels: ArrayLike) -> Levels:
     steps = np.diff(np.append(levels, 0)) if is_concrete(levels) else -1
     if jnp.ndim(levels) != 1 or not np.all(steps < 0):
         raise ValueError(
-            f'levels: got {levels}, expected falling noise levels (n,) above 0; use '
-            'Sampler.levels()'
+            f'levels: got {levels}, expected falling levels (n,) above 0; use Sampler.levels()'
         )
     return jnp.asarray(levels)
 
@@ -168,16 +151,14 @@ def falling_levels(levels: ArrayLike) -> Levels:
 def prior_start(
     keys: Key, shape: tuple[int, ...], levels: Levels, mean: ArrayLike, std: Array
 ) -> Array:
-    """Returns `x ~ N(mean, sigma^2 + std^2)` at the first level: what the data give, if normal and
-    isotropic.
-    """
+    """Returns `x ~ N(mean, sigma^2 + std^2)` at the first level, that of isotropic normal data."""
     noise = normal(fold_in(keys, 0), jnp.zeros((len(keys), *shape)))
     return jnp.asarray(mean) + jnp.sqrt(levels[0] ** 2 + std**2) * noise
 
 
 def finite_or_nan(x: Array, x_next: Array) -> Array:
-    """Returns `x_next`, NaN in each sample that is not finite there or in x: a network may map NaN
-    to numbers.
+    """Returns `x_next`, NaN in each sample not finite there or in x: networks may map NaN to
+    numbers.
     """
     finite = jnp.all(jnp.isfinite(x) & jnp.isfinite(x_next), axes(x), keepdims=True)
     return jnp.where(finite, x_next, jnp.nan).astype(x.dtype)
@@ -191,9 +172,7 @@ def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
 def _flow_to_zero(
     denoiser: Denoiser, x: Array, sigma: Array, sigma_min: Array, steps: int, rho: float = 7.0
 ) -> Array:
-    """Returns the end of Euler's steps of `dx / dsigma = (x - D) / sigma`, from `sigma` by
-    `sigma_min` to 0.
-    """
+    """Returns Euler's solution at 0 of `dx / dsigma = (x - D) / sigma`, by `sigma_min`."""
     grid = jnp.append(jnp.linspace(sigma ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho, 0)
 
     def step(x: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
@@ -206,11 +185,9 @@ def _flow_to_zero(
 def _langevin(
     keys: Key, gradient: Callable[[Array], Array], x: Array, eta: Array, steps: int
 ) -> Array:
-    """Returns the state after `x <- x - eta gradient(x + h) + 2 h`, plus a last h;
-    `h = (eta / 2)^(1/2) noise`.
-
-    Of `N(m, 1 / c)` the state's stationary variance is `1 / c - eta / 2`, and with the last h
-    exactly `1 / c`.
+    """Returns the state after `x <- x - eta gradient(x + h) + 2 h`, plus a last h, where
+    `h = (eta / 2)^(1/2) noise`: of `N(m, 1 / c)` its variance is `1 / c - eta / 2`, and with the
+    last h exactly `1 / c`.
     """
 
     def step(x: Array, index: Array) -> tuple[Array, None]:

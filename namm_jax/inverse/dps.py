@@ -1,10 +1,8 @@
 """Diffusion posterior sampling: each step of a sampler followed by a descent of the misfit.
 
-Symbols: `r(x_0) (b, m)` the residuals of a measurement, of unit variance at the truth, as of
-`likelihood`; `D(x, sigma)` a denoiser. A potential maps estimates `x_0 (b, ...)` to numbers `(b,)`,
-small where the data agree: `Likelihood.misfit`, `||r||_2`, or another.
-
-A sample whose state, measurement or gradient is not finite stays not finite to the end and touches
+Symbols: `r(x_0) (b, m)` the residuals of a measurement, as of `likelihood`; `D(x, sigma)` a
+denoiser. A potential maps estimates `x_0 (b, ...)` to numbers `(b,)`, small where the data agree:
+`Likelihood.misfit`, `||r||_2`, or another. A sample that is not finite once stays so, and touches
 no other.
 """
 
@@ -19,25 +17,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from namm_jax._arrays import (
-    Denoiser,
-    Gain,
-    Key,
-    PerSample,
-    Schedule,
-    Step,
-    axes,
-    broadcast,
-)
+from namm_jax._arrays import Denoiser, Gain, Key, PerSample, Schedule, Step, axes, broadcast
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
-from namm_jax.denoising.samplers import Scheme, make_sampler
+from namm_jax.denoising.samplers import Scheme, State, make_sampler
 from namm_jax.denoising.schedules import estimate
 from namm_jax.inverse.likelihood import Likelihood
 
 Potential: TypeAlias = Callable[[Array], PerSample]  # x_0 (b, ...) -> (b,)
 
-# (potential (b,), its gradient in x_t (b, ...), alpha_t, sigma_t) -> what multiplies the gradient:
-# (b,) or a scalar.
+# (potential (b,), its gradient in x_t (b, ...), alpha_t, sigma_t) -> factor of the gradient, (b,)
 Length: TypeAlias = Callable[[PerSample, Array, Array, Array], Array]
 
 
@@ -46,11 +34,8 @@ def with_constraint(
 ) -> Potential:
     """Returns the potential of constraint-guided DPS, `potential(x_0) + weight l(x_0)`.
 
-    Args:
-        potential: such as `Likelihood.misfit`.
-        distance: l, >= 0 and 0 on the set; its gradient has to be finite there too.
-        weight: >= 0, in units of the potential per unit of l, or a ValueError is raised; 200 is
-            published.
+    The gradient of the distance l has to be finite on the set too. `weight >= 0`, or a ValueError
+    is raised, is in units of the potential per unit of l; 200 is published.
     """
     if is_concrete(weight) and not 0 <= float(weight) < math.inf:
         raise ValueError(f'weight: got {weight}, expected a finite number >= 0; 200 is published')
@@ -58,9 +43,7 @@ def with_constraint(
 
 
 def fixed(scale: ArrayLike) -> Length:
-    """Returns the step length that is `scale` always, as published: >= 0, a scalar or `(b,)`; else
-    a ValueError.
-    """
+    """Returns the step length `scale >= 0`, a scalar or `(b,)`, as published; else a ValueError."""
     if is_concrete(scale) and not all(0 <= s < math.inf for s in np.ravel(np.asarray(scale))):
         raise ValueError(f'scale: got {scale}, expected finite numbers >= 0; 0.05 is published')
     return lambda value, gradient, alpha_t, sigma_t: jnp.asarray(scale)
@@ -71,18 +54,15 @@ def polyak(
 ) -> Length:
     """Returns the step length `zeta (potential - target)_+ / ||gradient||^2`, a sample at a time.
 
-    With `zeta = 1` the linearised potential comes to the target (Polyak), and a potential convex in
-    `x_t` to no less. Below the target there is no guidance, so the data are not fitted closer than
-    their noise. Unlike a fixed scale, it depends on the unit of neither x nor the potential. A
-    constraint's distance, 0 at the truth, adds nothing to it.
+    With `zeta = 1` the linearised potential comes to the target, and a potential convex in `x_t` to
+    no less. Below the target there is no guidance, so the data are not fitted closer than their
+    noise. Unlike a fixed scale, it depends on the unit of neither x nor the potential.
 
     Args:
-        target: what the potential should come to, or, as `discrepancy`, that as a function of
-            `sigma_t / alpha_t`.
+        target: what the potential should come to, a number or a function of `sigma_t / alpha_t`.
         zeta: part of the way, in (0, 1].
-        limit: largest step, > 0, as a root mean square over a sample in units of `sigma_t`. Where
-            the noise is large, estimates hardly depend on the state, and the whole way would leave
-            all that D was trained on.
+        limit: largest step, > 0, as a root mean square over a sample in units of `sigma_t`: where
+            the noise is large, the whole way would leave all that D was trained on.
 
     Raises:
         ValueError: if `zeta` or `limit` is out of its range.
@@ -91,8 +71,7 @@ def polyak(
     """
     if not (0 < zeta <= 1 and 0 < limit < math.inf):
         raise ValueError(
-            f'polyak: got zeta {zeta}, limit {limit}, expected zeta in (0, 1] and a finite limit > '
-            '0'
+            f'polyak: got zeta {zeta}, limit {limit}, expected 0 < zeta <= 1 and a finite limit > 0'
         )
 
     def length(value: PerSample, gradient: Array, alpha_t: Array, sigma_t: Array) -> PerSample:
@@ -111,14 +90,13 @@ def polyak(
 
 
 def discrepancy(count: int, *, std: ArrayLike, gain: Gain) -> Callable[[Array], Array]:
-    """Returns the target of `polyak` by the discrepancy principle: what the misfit is at a draw
-    from the posterior.
+    """Returns the target of `polyak` by the discrepancy principle: the root mean square of the
+    misfit along a posterior trajectory, `target(sigma) = (m (1 + gain v))^(1/2)`,
+    `v = sigma^2 tau^2 / (sigma^2 + tau^2)`.
 
-    `target(sigma) = (m (1 + gain v))^(1/2)`, `v = sigma^2 tau^2 / (sigma^2 + tau^2)`. Given `x_t`,
-    the data differ from their estimate by their variance, which is v for isotropic normal data, and
-    residuals from theirs by 1 besides: the root mean square of the misfit along a posterior
-    trajectory. It falls to `sqrt(m)`, one noise standard deviation a value, as the level falls to
-    0; `sqrt(m)` from the start fits too closely where the level is large.
+    Given `x_t`, the data differ from their estimate by their variance, v for isotropic normal data,
+    and residuals from theirs by 1 besides. It falls to `sqrt(m)`, one noise standard deviation a
+    value, as the level falls to 0.
 
     Args:
         count: m, the residuals of one measurement, >= 1.
@@ -133,9 +111,7 @@ def discrepancy(count: int, *, std: ArrayLike, gain: Gain) -> Callable[[Array], 
     Reference: Morozov 1966, Soviet Math. Dokl. 7 (the principle).
     """
     if count < 1:
-        raise ValueError(
-            f'count: got {count}, expected at least 1, the number of values in one measurement'
-        )
+        raise ValueError(f'count: got {count}, expected at least 1 value in one measurement')
     std = positive_std(std)
     gain = gain if callable(gain) else positive('gain', gain)
     return lambda sigma: jnp.sqrt(count * (1 + conditional_variance(sigma, std, gain)))
@@ -145,17 +121,15 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
     """Returns the step followed by a descent of the potential at the estimate:
     `x_s <- x_s - length grad potential`.
 
-    The gradient is that of `x_t -> potential(D(x_t / alpha_t, sigma_t / alpha_t))`, through the
-    denoiser. One call of the denoiser and one product with its transposed Jacobian: the wrapped
-    step is given the estimate. The last denoising of a sampler is no step: it is not guided.
+    The gradient is that of `x_t -> potential(D(x_t / alpha_t, sigma_t / alpha_t))`: one call of the
+    denoiser, and one product with its transposed Jacobian. The last denoising of a sampler is no
+    step: it is not guided.
 
     Args:
-        step: any that calls its denoiser once, at `x_t` and t: all of `SAMPLERS` but `heun`.
-            Wrapping a guided step does not add up, as its estimate then no longer depends on x: add
-            the potentials instead.
+        step: any that calls its denoiser once, at `x_t` and t: all of `SAMPLERS` but `heun`. Not a
+            guided one: add the potentials instead.
         schedule: the one the step was built with.
-        potential: of estimates in the coordinates of the step, which are standardised in a
-            `Sampler`.
+        potential: of estimates in the coordinates of the step, standardised in a `Sampler`.
         length: `fixed(scale)`, `polyak(target)`, or another function like them.
 
     Raises:
@@ -163,10 +137,8 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
             not `(b,)`.
     """
 
-    def advance(
-        denoiser: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array
-    ) -> tuple[Array, PyTree]:
-        x_0, pull_back = jax.vjp(lambda x: estimate(schedule, denoiser, x, t), x)
+    def advance(D: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> State:
+        x_0, pull_back = jax.vjp(lambda x: estimate(schedule, D, x, t), x)
         value, slopes = jax.vjp(potential, x_0)
         if value.shape != x.shape[:1]:
             raise ValueError(
@@ -183,7 +155,7 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
         if len(calls) != 1:
             raise ValueError(
                 f'step: it called its denoiser {len(calls)} times, expected once, at x_t; wrap '
-                'another, such as ddim, or use measurement_guided, which suits all'
+                'another, such as ddim, or use measurement_guided'
             )
         size = jnp.asarray(length(value, gradient, schedule.alpha(t), schedule.sigma(t)))
         return (x_s - broadcast(size, x) * gradient).astype(x_s.dtype), memory
@@ -216,19 +188,13 @@ def dps(
     gives 1.04 times the mean, which is the measurement itself, and 0.17 times the standard
     deviation: the noise is fitted. What is not measured has its exact law.
 
-    Args:
-        keys: `(b,)`, one a sample, as of `sample_keys`.
-        denoiser: D, of the data, differentiable.
-        shape: of one sample.
-        likelihood: the measurement, as of `likelihood`; `operator.after(f)` in mirror space.
-        std: tau, of the data, a positive scalar.
-        mean: of the data, a scalar or one a channel.
-        steps: as of `make_sampler`.
+    Args as of `daps` and `make_sampler`, and:
+        denoiser: D, differentiable.
         length: of the descent, in data units; None is `polyak` to the `discrepancy`. As published
             is `fixed(0.05)`, with the options `variance='forward', denoise_last=False`.
         gain: as of `discrepancy`; None is that of selections.
-        distance: l of a rule, `weight` times which is added to the misfit (CG-DPS); None is none.
-        weight: as of `with_constraint`.
+        distance: of a rule, added to the misfit as of `with_constraint` (CG-DPS); None is none.
+        weight: of the distance.
         step: as of `make_sampler`, with one call of its denoiser.
         **options: of `make_sampler`, and of the step.
 
@@ -257,22 +223,13 @@ def dps(
 
 
 def measured_gain(
-    keys: Key,
-    denoiser: Denoiser,
-    of: Likelihood,
-    x: Array,
-    levels: Array,
-    *,
-    std: ArrayLike,
+    keys: Key, denoiser: Denoiser, of: Likelihood, x: Array, levels: Array, *, std: ArrayLike
 ) -> Array:
     """Returns `(n,)`, at each level the mean square over v of the residuals of `y = A(x)` at the
-    estimates `D(x + sigma noise, sigma)`.
+    estimates `D(x + sigma noise, sigma)`, with v as of `discrepancy`.
 
-    With `v = sigma^2 tau^2 / (sigma^2 + tau^2)`, the variance of isotropic normal data given a
-    noisy point, `gain v` is the variance of a measured estimate as it is, and `discrepancy` the
-    root mean square of the misfit along posterior trajectories, whatever the data: of isotropic
-    normal data it is the mean squared norm of the rows of a linear r, of data near a surface of few
-    dimensions much less.
+    So `gain v` is the variance of a measured estimate, whatever the data: of isotropic normal data
+    it is the mean squared norm of the rows of a linear r, near a thin surface much less.
 
     Args:
         keys: `(n,)`, one a level.
@@ -293,9 +250,7 @@ def measured_gain(
 
 
 def gain_at(levels: Array, gains: Array) -> Callable[[Array], Array]:
-    """Returns `sigma -> gain` between levels `(n,)`, in any order, that have these gains > 0:
-    linear in logarithms.
-    """
+    """Returns `sigma -> gain` from gains > 0 at levels `(n,)` in any order, linear in logs."""
     order = jnp.argsort(levels)
     x, y = jnp.log(levels[order]), jnp.log(gains[order])
     return lambda sigma: jnp.exp(jnp.interp(jnp.log(sigma), x, y))

@@ -1,15 +1,12 @@
-"""4D-Var: the trajectory of the solver that best explains a measurement, found through its initial
-state.
+"""4D-Var: the trajectory of the solver that best explains a measurement, by its initial state.
 
     J(u_0) = 1/2 |r(S(u_0))|^2 + weight/2 |(u_0 - mean) / std|^2
 
 Symbols: `u_0` initial states `(b, ...)`, `S` the rollout to fields `x (b, h, w, c)`, `r` the
 residuals of the measurement. S obeys the solver whatever u_0 is, so the constraint holds by
-construction; what is left is a smooth problem without constraint. With weight 1 a minimum is the
-most probable start under a normal prior.
+construction. With weight 1 a minimum is the most probable start under a normal prior.
 
-Reference: Talagrand & Courtier, "Variational assimilation of meteorological observations with the
-adjoint vorticity equation. I: Theory", Q. J. R. Meteorol. Soc. 113 (1987).
+Reference: Talagrand & Courtier 1987, Q. J. R. Meteorol. Soc. 113.
 """
 
 import dataclasses
@@ -25,10 +22,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from namm_jax._arrays import Fields, Metrics, PerSample, axes
+from namm_jax.denoising.denoisers import is_concrete
 from namm_jax.inverse.likelihood import Likelihood
 
-# u_0 (b, ...) -> x, a trajectory in the data's layout
-Rollout: TypeAlias = Callable[[Array], Fields]
+Rollout: TypeAlias = Callable[[Array], Fields]  # u_0 (b, ...) -> a trajectory x
 
 
 def cost(
@@ -40,8 +37,8 @@ def cost(
     weight: ArrayLike = 1.0,
     perturbation: Array | None = None,
 ) -> Partial:
-    """Returns the cost `J` of initial states, as the module states it; sums over all values of a
-    sample.
+    """Returns the cost `J`, `u_0 (b, ...) -> (b,)` without unit, a pytree whose leaves have the
+    batch first; sums are over all values of a sample.
 
     To draw samples instead of one best fit, perturb residuals by a standard normal draw and `mean`
     by `std` times another, sample by sample: where `r` and `S` are linear the minima are exact
@@ -50,27 +47,23 @@ def cost(
     Args:
         rollout: S.
         likelihood: of `y (b, *m)`, one for each initial state.
-        mean: of the initial states before the measurement; a number, or one for each sample, like
-            u_0 `(b, ...)`.
+        mean: of initial states before the measurement; a number, or one for each sample `(b, ...)`.
         std: their standard deviation, > 0; a number, or what broadcasts to one initial state.
-        weight: of the background term, >= 0; 0 is the misfit alone, which few measurements do not
-            determine.
+        weight: of the background term, >= 0; few measurements do not determine the misfit's
+            minimum.
         perturbation: what is added to the residuals, `(b, ...)` of as many values; None is nothing.
-
-    Returns:
-        A function from initial states `(b, ...)` to costs `(b,)`, without unit. It is a pytree,
-        whose leaves have the batch first: what is a sample's own.
 
     Raises:
         ValueError: if a number is out of its range, or `mean` is neither; by the cost, if `y` has
             not the shape of what is measured.
 
-    Reference:
-        Bardsley et al., "Randomize-then-optimize", SIAM J. Sci. Comput. 36 (2014) (samples by
-        perturbation).
+    Reference: Bardsley et al. 2014, SIAM J. Sci. Comput. 36 (samples by perturbation).
     """
-    _check_numbers('std', std, np.greater, 'finite and > 0')
-    _check_numbers('weight', weight, np.greater_equal, 'finite and >= 0')
+    # NumPy, which also computes while JAX traces.
+    if is_concrete(std) and not np.all(np.isfinite(std) & (np.asarray(std) > 0)):
+        raise ValueError(f'std: got {std}, expected finite and > 0')
+    if is_concrete(weight) and not 0 <= float(weight) < np.inf:
+        raise ValueError(f'weight: got {weight}, expected finite and >= 0')
     mean = jnp.asarray(mean)
     b = len(likelihood.y)
     if mean.ndim and len(mean) != b:
@@ -91,23 +84,14 @@ def cost(
 def ensemble_background(
     ensemble: Float[Array, 'n *s'],
 ) -> Callable[[Float[Array, 'b n']], Float[Array, 'b *s']]:
-    """Returns `v -> u_0`, initial states of which standard normal v have the mean and the
-    covariance of an ensemble:
+    """Returns `v -> u_0`, of which standard normal v have the mean and the covariance of an
+    ensemble of initial states `e_i`, at least 2, or a ValueError is raised:
 
         u_0 = m + sum_i v_i (e_i - m) / sqrt(n - 1),    m = mean_i e_i.
 
-    `cost` of `S(u_0(v))`, with mean 0 and std 1, has this background, without its
-    matrix or its inverse.
+    `cost` of `S(u_0(v))`, with mean 0 and std 1, has this background, without its matrix.
 
-    Args:
-        ensemble: Initial states `e_i`, n >= 2.
-
-    Raises:
-        ValueError: If there are fewer than two.
-
-    Reference:
-        Liu, Xiao & Wang, "An ensemble-based four-dimensional variational data assimilation scheme.
-        Part I", Mon. Weather Rev. 136 (2008).
+    Reference: Liu, Xiao & Wang 2008, Mon. Weather Rev. 136.
     """
     if len(ensemble) < 2:
         raise ValueError(f'ensemble: got {len(ensemble)} states, expected at least 2')
@@ -117,90 +101,63 @@ def ensemble_background(
 
 
 class _Search(NamedTuple):
-    """Attributes: the best state so far and its cost; counts of iterations and of evaluations;
-    whether it goes on.
-    """
-
-    u: Float[Array, '...']
-    value: Float[Array, '']
-    gradient: Float[Array, '...']
+    u: Array  # the best state so far
+    value: Float[Array, '']  # its cost
+    gradient: Array
     memory: PyTree
     iterations: Int[Array, '']
     evaluations: Int[Array, '']
-    falling: Bool[Array, '']
+    falling: Bool[Array, '']  # whether the last iteration lowered the cost
 
 
-def minimise(cost: jax.tree_util.Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metrics]:
-    """Returns the best state that L-BFGS finds for each sample, and what that took.
+def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metrics]:
+    """Returns the best state that L-BFGS finds for each sample, like `u_0`, and `(b,)` each: its
+    `cost` and `gradient_norm`, and numbers of `iterations` and of `evaluations`.
 
     Each sample has a memory and a line search of its own, and stops at the first iteration that
     does not lower its cost: round-off is reached, or the cost is not finite. So its result depends
-    on no other sample, and is finite where its start and its cost there are.
-
-    Jit the function that builds the cost from a measurement and calls this one: then it is compiled
-    once for all measurements of a shape.
+    on no other sample, and is finite where its start is. Jit the function that builds the cost from
+    a measurement and calls this one: it is compiled once for all measurements of a shape.
 
     Args:
-        cost: `(b, ...) -> (b,)`, as `cost` returns it: a pytree whose
-            leaves have the batch first and are each sample's own; what the function closes over is
-            shared by all.
-        u_0: Where to start, `(b, ...)`, floating.
-        iterations: Most iterations, >= 1. Each evaluates the cost and its gradient once or twice,
-            at most 20 times.
-
-    Returns:
-        States like `u_0`, and `{'cost', 'gradient_norm', 'iterations', 'evaluations'}`, each
-        `(b,)`: the first two at that state, the last how often the cost and its gradient were
-        evaluated. A cost that is not finite at the start leaves the start as it is.
+        cost: `(b, ...) -> (b,)`, as of `cost`: a pytree whose leaves have the batch first and are
+            each sample's own; what the function closes over is shared by all.
+        u_0: where to start, `(b, ...)`, floating.
+        iterations: most iterations, >= 1, each of one or two evaluations of the cost and its
+            gradient, at most 20.
 
     Raises:
-        ValueError: If `iterations < 1`, or the cost is no `Partial` or does not return one number
-            for each sample.
+        ValueError: if `iterations < 1`, or the cost is no `Partial`.
 
-    Reference:
-        Liu & Nocedal, "On the limited memory BFGS method for large scale optimization", Math.
-        Program. 45 (1989).
+    Reference: Liu & Nocedal 1989, Math. Program. 45.
     """
     if iterations < 1:
         raise ValueError(f'iterations: got {iterations}, expected at least 1')
-    if not isinstance(cost, jax.tree_util.Partial):
+    if not isinstance(cost, Partial):
         raise ValueError(
             f'cost: got a {type(cost).__name__}, expected a jax.tree_util.Partial whose leaves are '
-            "each sample's own: "
-            'pass jax.tree_util.Partial(function, y) for function(y, u_0)'
+            "each sample's own: pass jax.tree_util.Partial(function, y) for function(y, u_0)"
         )
-    found = jax.vmap(lambda cost, u: _lbfgs(_of_one(cost), u, iterations))(cost, u_0)
+
+    def search(cost: Partial, u: Array) -> _Search:
+        batch_of_one = jax.tree.map(lambda leaf: leaf[None], cost)
+        return _lbfgs(lambda u: batch_of_one(u[None])[0], u, iterations)
+
+    found = jax.vmap(search)(cost, u_0)
     norm = jnp.linalg.norm(found.gradient.reshape(len(u_0), -1), axis=1)
     counts = {'iterations': found.iterations, 'evaluations': found.evaluations}
     return found.u, {'cost': found.value, 'gradient_norm': norm, **counts}
 
 
-def _of_one(cost: jax.tree_util.Partial) -> Callable[[Array], Array]:
-    """Returns the cost of one sample, from the cost of a batch with the leaves of that sample."""
-    batch_of_one = jax.tree.map(lambda leaf: leaf[None], cost)
-
-    def of_one(u: Array) -> Array:
-        value = batch_of_one(u[None])
-        if value.shape != (1,):
-            raise ValueError(
-                f'cost: got shape {value.shape} for a batch of one state, expected (1,), one a '
-                'sample'
-            )
-        return value[0]
-
-    return of_one
-
-
 def _lbfgs(cost: Callable[[Array], Array], u: Array, iterations: int) -> _Search:
-    """Returns the search from the start `u` of one sample, at its end."""
+    """Returns the search of one sample from `u`, at its end."""
     optimiser = optax.lbfgs()
 
     def goes_on(search: _Search) -> Array:
         return search.falling & (search.iterations < iterations)
 
     def iterate(search: _Search) -> _Search:
-        # A sample that has stopped waits for the others: without a slope its line search is over at
-        # once.
+        # Without a slope, the line search of a sample that has stopped is over at once.
         slope = jnp.where(goes_on(search), search.gradient, 0)
         step, memory = optimiser.update(
             slope, search.memory, search.u, value=search.value, grad=slope, value_fn=cost
@@ -224,11 +181,3 @@ def _lbfgs(cost: Callable[[Array], Array], u: Array, iterations: int) -> _Search
 
 def _half_squares(v: Array) -> PerSample:
     return jnp.sum(v**2, axes(v)) / 2
-
-
-def _check_numbers(
-    name: str, value: ArrayLike, holds: Callable[..., np.ndarray], expected: str
-) -> None:
-    # NumPy, which also computes while JAX traces; what is traced itself has no value to check.
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value) & holds(value, 0)):
-        raise ValueError(f'{name}: got {value}, expected {expected}')

@@ -1,6 +1,7 @@
 """A prior given a measurement: the front door of posterior sampling."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from namm_jax.inverse.dps import gain_at, measured_gain
 from namm_jax.inverse.likelihood import Likelihood, likelihood
 
 LEVELS = (80.0, 0.002, 24)  # of standardised fields, at which the gain is measured
+_gains = jax.jit(functools.partial(measured_gain, std=1.0))
 
 
 def given(
@@ -33,18 +35,14 @@ def given(
 
     Args:
         prior: of fields `(h, w, c)`.
-        operator: A, `(b, h, w, c) -> (b, *m)`, a JAX function; an operator of
-            `inverse.operators` may have its own noise.
+        operator: A, `(b, h, w, c) -> (b, *m)`, a JAX function, or an `Operator`.
         y: the measurement `(1, *m)`, or one for each sample `(b, *m)`.
-        noise_std: standard deviation of white noise, > 0, in the unit of y; None for the
-            operator's own.
-        gain: mean squared norm of the rows of the residuals' Jacobian, a number, or a function of
-            the noise level of standardised fields. Unless given it is measured on the prior's
+        noise_std: of white noise, > 0, in the unit of y; None for the operator's own.
+        gain: as of `dps.discrepancy`, of standardised fields. None measures it on the prior's
             examples; where it has none it is that of selections.
 
     Raises:
-        ValueError: if y has not the shape of what A measures or is not finite, or there is no
-            noise, or two.
+        ValueError: as of `likelihood`.
 
     Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
     """
@@ -54,7 +52,7 @@ def given(
     jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))
     if gain is None:
         selections = of.precision() * prior.std**2
-        gain = selections if prior.examples is None else _measured(prior, of)
+        gain = selections if prior.examples is None else _measured_gain(prior, of)
     around = lambda S: measurement_guided(S, of.residual, std=1.0, gain=gain, limit=1.0)
     return wrapped(prior, around)
 
@@ -63,13 +61,8 @@ def _measure(measure: Measure, mean: Array, width: Array, u: Fields) -> Array:
     return measure(mean + width * u)
 
 
-def _measured(prior: Prior, of: Likelihood) -> Gain:
+def _measured_gain(prior: Prior, of: Likelihood) -> Gain:
     levels = jnp.geomspace(*LEVELS)
     keys = jax.random.split(jax.random.key(0), len(levels))
     u = prior.standardise(prior.examples)
     return gain_at(levels, _gains(keys, prior.standard, of, u, levels))
-
-
-@jax.jit
-def _gains(keys: Array, standard: Partial, of: Likelihood, u: Fields, levels: Array) -> Array:
-    return measured_gain(keys, standard, of, u, levels, std=1.0)

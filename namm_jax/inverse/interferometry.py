@@ -30,8 +30,8 @@ def eht_coverage(
     elevation: float = 10.0,
     stations: Mapping[str, tuple[float, float]] = STATIONS,
 ) -> Float[np.ndarray, 'm 2']:
-    """Returns the frequencies that pairs of stations sample while the Earth turns: part of an
-    ellipse for each pair.
+    """Returns the frequencies `(m, 2)`, east and north, in cycles per field of view, that pairs of
+    stations sample while the Earth turns: part of an ellipse for each pair.
 
     At Greenwich hour angle H and declination d, the source is at
     `s = (cos d cos H, -cos d sin H, sin d)`, east and north on the sky are `e = (sin H, cos H, 0)`
@@ -39,40 +39,29 @@ def eht_coverage(
     `(u, v) = (B . e, B . n)`. Its reverse samples `(-u, -v)`, the conjugate, and is left out.
 
     Args:
-        field_of_view: Width of the image in microarcseconds, > 0. The ring of M87 is 42 across.
-        hours: First and last H, in hours.
-        interval: Time from one sample to the next, in minutes, > 0.
+        field_of_view: width of the image in microarcseconds, > 0. The ring of M87 is 42 across.
+        hours: first and last H, in hours.
+        interval: time from one sample to the next, in minutes, > 0.
         declination: d in degrees, by default that of M87.
-        wavelength: In metres, > 0.
-        elevation: Least elevation of the source at which a station sees it, in degrees.
-        stations: Name to latitude and east longitude, in degrees.
-
-    Returns:
-        Frequencies `(m, 2)`, east and north, in cycles per field of view.
+        wavelength: in metres, > 0.
+        elevation: least elevation of the source at which a station sees it, in degrees.
+        stations: name to latitude and east longitude, in degrees.
 
     Raises:
-        ValueError: If a number is out of its range, or no two stations ever see the source
-            together.
+        ValueError: if a number is out of its range, or no two stations see the source together.
 
     Reference: Thompson, Moran & Swenson, "Interferometry and Synthesis in Radio Astronomy", 3rd ed.
     2017, chapter 4.
     """
-    for name, value in (
-        ('field_of_view', field_of_view),
-        ('interval', interval),
-        ('wavelength', wavelength),
-    ):
+    positive = {'field_of_view': field_of_view, 'interval': interval, 'wavelength': wavelength}
+    for name, value in positive.items():
         if not 0 < value < np.inf:
             raise ValueError(f'{name}: got {value}, expected a finite number > 0')
-    hour, d = (
-        np.deg2rad(15 * np.arange(hours[0], hours[1] + 1e-6, interval / 60)),
-        np.deg2rad(declination),
-    )
-    source, north, east = (
-        _direction(d, -hour),
-        _direction(d + np.pi / 2, -hour),
-        _direction(0, np.pi / 2 - hour),
-    )
+    hour = np.deg2rad(15 * np.arange(hours[0], hours[1] + 1e-6, interval / 60))
+    d = np.deg2rad(declination)
+    source = _direction(d, -hour)
+    north = _direction(d + np.pi / 2, -hour)
+    east = _direction(0, np.pi / 2 - hour)
     sites = _direction(*np.deg2rad(np.reshape(list(stations.values()), (-1, 2))).T)
     sees = sites @ source.T >= np.sin(np.deg2rad(elevation))
     i, j = np.triu_indices(len(sites), 1)

@@ -24,26 +24,17 @@ from namm_jax.inverse.operators import Law, Operator, as_pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """What a measurement says of fields: `log p(y given x) = -|r(x)|^2 / 2`, but for a constant.
+    """What a measurement says of fields, made by `likelihood`.
 
-    Made by `likelihood`. Another space or unit of x is another `measure`.
-
-    Attributes:
-        measure: A, `x (b, ...) -> (b, *m)`.
-        whiten: the law of its noise, `(y, A(x)) -> r (b, ...)`.
-        y: measurements `(b, *m)`, one a sample, or `(1, *m)`, one for all.
+    Another space or unit of x is another `measure`.
     """
 
-    measure: Measure
-    whiten: Law
-    y: Measurement
+    measure: Measure  # A, x (b, ...) -> (b, *m)
+    whiten: Law  # of its noise, (y, A(x)) -> r (b, ...)
+    y: Measurement  # (b, *m), one a sample, or (1, *m), one for all
 
     def residual(self, x: Array) -> Float[Array, 'b r']:
-        """Returns r(x), of unit variance at the truth, flattened.
-
-        Raises:
-            ValueError: if A gives another shape than that of y, or no real numbers.
-        """
+        """Returns r(x), flattened; a ValueError unless A gives real numbers of the shape of y."""
         Ax = self.measure(x)
         check_shape(self.y.shape, Ax.shape)
         r = self.whiten(jnp.broadcast_to(self.y, Ax.shape), Ax)
@@ -56,11 +47,8 @@ class Likelihood:
         return r.reshape(len(x), -1)
 
     def misfit(self, x: Array) -> PerSample:
-        """Returns `||r(x)||_2`: not squared, over all values of a sample's measurement.
-
-        About the square root of their number at the truth. Its gradient is 0 where it is 0.
-
-        Reference: Chung et al. 2023, arXiv 2209.14687, algorithm 1.
+        """Returns `||r(x)||_2`, over all values of a sample's measurement: about the square root of
+        their number at the truth. Its gradient is 0 where it is 0.
         """
         return _norm(self.residual(x))
 
@@ -94,8 +82,8 @@ def likelihood(operator: Measure, y: ArrayLike, noise_std: ArrayLike | None = No
         operator: A, `x (b, ...) -> (b, *m)`, real and differentiable: an `Operator` or any function
             of x, whose law of noise is its attribute `whiten`, if it has one.
         y: measurements `(b, *m)`, one a sample, or `(1, *m)`, one for all. Raised to float32; of a
-            traced one, as inside a compiled function, only shape and type are checked.
-        noise_std: s > 0, one number in the unit of y: the noise is white, `r = (y - A(x)) / s`. For
+            traced one only shape and type are checked.
+        noise_std: s > 0, one number in the unit of y, of white noise, `r = (y - A(x)) / s`; for
             operators without a law of their own.
 
     Raises:
@@ -109,34 +97,30 @@ def likelihood(operator: Measure, y: ArrayLike, noise_std: ArrayLike | None = No
             f'noise_std: got {got}, expected one of the two; leave noise_std out where the '
             'operator has an attribute `whiten`, and give it where it has none'
         )
-    law = white(noise_std) if law is None else as_pytree(law)
+    if law is None:
+        remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
+        law = Partial(_white, positive('noise_std', noise_std, remedy))
     y = _measurement(y)
     if isinstance(operator, Operator):
         x = jax.ShapeDtypeStruct((len(y), *operator.shape), jnp.float32)
         check_shape(y.shape, jax.eval_shape(operator, x).shape)
-    return Likelihood(as_pytree(operator), law, y)
+    return Likelihood(as_pytree(operator), as_pytree(law), y)
 
 
-def white(noise_std: ArrayLike) -> Law:
-    """Returns the law of white noise, `(y, Ax) -> (y - Ax) / s`; a ValueError unless s > 0."""
-    remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
-    return Partial(lambda s, y, Ax: (y - Ax) / s, positive('noise_std', noise_std, remedy))
+def _white(s: Array, y: Measurement, Ax: Measurement) -> Array:
+    return (y - Ax) / s
 
 
 def _measurement(y: ArrayLike) -> Measurement:
-    """Returns y as an array, float32 at least, after checking that it is `(b, *m)`, real and
-    finite.
-    """
+    """Returns y, float32 at least, after checking that it is `(b, *m)`, real and finite."""
     y = y if isinstance(y, jax.Array) else np.asarray(y)
     if not (jnp.issubdtype(y.dtype, jnp.floating) or jnp.issubdtype(y.dtype, jnp.integer)):
         raise ValueError(
-            f'y: got {y.dtype}, expected real numbers; of complex ones stack both parts on a last '
-            'axis'
+            f'y: got {y.dtype}, expected real numbers; stack the parts of complex ones on an axis'
         )
     if y.ndim < 2 or not y.size:
         raise ValueError(
-            f'y: got shape {y.shape}, expected (b, *m), one measurement or more; add the batch '
-            'axis, y[None]'
+            f'y: got shape {y.shape}, expected (b, *m), b >= 1; add the batch axis, y[None]'
         )
     if isinstance(y, np.ndarray):
         # JAX takes neither long doubles nor another machine's order of bytes.

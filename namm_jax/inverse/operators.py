@@ -1,10 +1,9 @@
 """Measurement operators `y = A(x)`: fields `(b, h, w, c)` to real measurements `(b, *m)`, sample by
 sample, and the law of their noise.
 
-Most select entries of a field; the others are products with matrices along its axes, or a user's
-function. `shape` is that of one field, `(h, w, c)`, throughout. All arrays are fixed when an
-operator is built, outside of `jax.jit`; they are its leaves, so operators of one kind and size
-share a compiled program.
+`shape` is that of one field, `(h, w, c)`, throughout. All arrays are fixed when an operator is
+built, outside of `jax.jit`; they are its leaves, so operators of one kind and size share a compiled
+program. A ValueError is raised for an option out of its range.
 """
 
 import dataclasses
@@ -29,18 +28,12 @@ Law = Callable[[Measurement, Measurement], Array]  # (y, A(x)) -> residuals (b, 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A measurement operator A, called as `y = operator(x)`.
+    """A measurement operator A of fields of a `shape (h, w, c)`, called as `y = operator(x)`.
 
-    Attributes:
-        apply: `(b, h, w, c) -> (b, *m)`, a `jax.tree_util.Partial` whose arguments are the leaves.
-        shape: `(h, w, c)` of the fields it takes. Static under `jax.jit`.
-        linear: whether A is linear, so that it has an adjoint. Static, too.
-        whiten: the law of its noise, `(y, A(x)) -> residuals (b, ...)` of unit variance, such as
-            `(y - Ax) / (0.1 * Ax)`, a `Partial` if it holds arrays. None is white noise, whose
-            standard deviation is given with the measurement.
-
-    Raises:
-        ValueError: if `shape` is no such shape.
+    `apply: (b, h, w, c) -> (b, *m)` is a `jax.tree_util.Partial` whose arguments are the leaves.
+    `linear` says whether A is, so that it has an adjoint. `whiten` is the law of its noise,
+    `(y, A(x)) -> residuals (b, ...)` of unit variance, such as `(y - Ax) / (0.1 * Ax)`, a `Partial`
+    if it holds arrays; None is white noise, whose size is given with the measurement.
     """
 
     apply: Callable[[Array], Array]
@@ -52,27 +45,21 @@ class Operator:
         field_shape(self.shape)
 
     def __call__(self, x: Fields) -> Array:
-        """Returns the measurement `(b, *m)` of fields `(b, *shape)`, half precision raised to
-        float32; a ValueError is raised for fields of another shape.
-        """
+        """Returns the measurement `(b, *m)` of fields `(b, *shape)`, float32 at least."""
         if x.shape[1:] != self.shape:
             expected = ', '.join(map(str, self.shape))
             raise ValueError(
-                f'x: got shape {x.shape}, expected (b, {expected}); build the operator for this '
-                'shape'
+                f'x: got shape {x.shape}, expected (b, {expected}); build the operator for it'
             )
         return self.apply(at_least_single(x))
 
     def adjoint(self, y: Measurement) -> Fields:
-        """Returns `A^T y`, fields `(b, *shape)`: `<A x, y> = <x, A^T y>`, sums over all entries.
-
-        Raises:
-            ValueError: if A is not linear, or y has not the shape `(b, *m)` of a measurement.
+        """Returns `A^T y`, fields `(b, *shape)`: `<A x, y> = <x, A^T y>`, sums over all entries; a
+        ValueError unless A is linear and y `(b, *m)`.
         """
         if not self.linear:
             raise ValueError(
-                'adjoint: got an operator with linear=False, expected a linear one; for others '
-                'use jax.vjp at a field'
+                'adjoint: got an operator with linear=False, expected a linear one; use jax.vjp'
             )
         y = at_least_single(y)
         x = jax.ShapeDtypeStruct((*y.shape[:1], *self.shape), y.dtype)
@@ -87,7 +74,7 @@ class Operator:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """The measurement `A(f(z))` of points z that f maps to fields; as of `Operator.after`."""
+    """The measurement `A(f(z))` of points z that f maps to fields."""
 
     operator: Operator
     f: Callable[[Array], Fields]
@@ -101,54 +88,36 @@ class Composition:
 
 
 def places(shape: Shape) -> Int[np.ndarray, 'h w c']:
-    """Returns the place of each entry in a flattened field: index it like a field, and `selection`
-    measures that part.
-    """
+    """Returns the place of each entry in a flattened field: `selection` measures a part of it."""
     return np.arange(np.prod(field_shape(shape)), dtype=np.int32).reshape(shape)
 
 
 def selection(shape: Shape, *, at: ArrayLike) -> Operator:
     """Returns `y[b] = x[b].flatten()[at]`, measurements `(b, *m)`.
 
-    Args:
-        shape: of one field.
-        at: places in a flattened field, `(*m)`: a part of `places(shape)`. None may occur twice.
-
-    Raises:
-        ValueError: if there are no places, one is outside of the field, or one occurs twice.
+    `at (*m)` is a part of `places(shape)`, one place or more, none of which occurs twice.
     """
     at = np.asarray(at, np.int32)
     size = int(np.prod(field_shape(shape)))
     if not at.size or at.min() < 0 or at.max() >= size:
         got = f'{at.size} of them' + (f' in [{at.min()}, {at.max()}]' if at.size else '')
-        raise ValueError(
-            f'places: got {got}, expected one or more in [0, {size}); index places(shape) like a '
-            'field'
-        )
-    if len(np.unique(at)) < at.size:
-        raise ValueError(
-            f'places: got {at.size - len(np.unique(at))} of {at.size} twice, expected each once'
-        )
+        raise ValueError(f'places: got {got}, expected some of places(shape), in [0, {size})')
+    twice = at.size - len(np.unique(at))
+    if twice:
+        raise ValueError(f'places: got {twice} of {at.size} twice, expected each once')
     return _operator(shape, _select, at)
 
 
 def states(
     shape: Shape, *, indices: Sequence[int], channels_per_state: int | None = None
 ) -> Operator:
-    """Returns the operator that observes whole states of a trajectory.
+    """Returns the operator that observes whole states of a trajectory: fields of these alone,
+    images `x[:, :, indices]`, `(b, h, k, 1)`, or packed flows, `(b, h, w, k channels_per_state)`.
 
     Args:
-        shape: of one field: an image with time along columns, c = 1, or states packed as channels.
-        indices: which states, from 0; negative ones count from the last.
+        shape: an image with time along columns, c = 1, or states packed as channels.
+        indices: which states, from 0, each once; negative ones count from the last.
         channels_per_state: 2 for packed flows. None is images.
-
-    Returns:
-        Measurements like fields of these states alone: images `x[:, :, indices]`, `(b, h, k, 1)`,
-        or packed flows, `(b, h, w, k channels_per_state)`.
-
-    Raises:
-        ValueError: if an index is out of range or occurs twice, or the channels are not those of
-            whole states.
     """
     every = _by_state(shape, channels_per_state)
     count = every.shape[-2]
@@ -161,21 +130,18 @@ def states(
 
 
 def _by_state(shape: Shape, channels_per_state: int | None) -> Int[np.ndarray, '... k channels']:
-    """Returns the places by state, the last axis but one: `(h, k, 1)` of images,
-    `(h, w, k, channels)` if packed.
-    """
-    channels = field_shape(shape)[-1]
-    if channels_per_state is None and channels != 1:
-        raise ValueError(
-            f'shape: got {tuple(shape)}, expected (h, w, 1), time along columns; for states packed '
-            'as channels give channels_per_state, 2 for flows'
-        )
+    """Returns `places` with states the last axis but one, `(h, k, 1)` or `(h, w, k, channels)`."""
+    c = field_shape(shape)[-1]
     if channels_per_state is None:
+        if c != 1:
+            raise ValueError(
+                f'shape: got {tuple(shape)}, expected (h, w, 1), time along columns; for states '
+                'packed as channels give channels_per_state, 2 for flows'
+            )
         return places(shape)
-    if channels_per_state < 1 or channels % channels_per_state:
+    if channels_per_state < 1 or c % channels_per_state:
         raise ValueError(
-            f'channels_per_state: got {channels_per_state}, expected a divisor of the {channels} '
-            'channels'
+            f'channels_per_state: got {channels_per_state}, expected a divisor of the {c} channels'
         )
     return places(shape).reshape(*shape[:2], -1, channels_per_state)
 
@@ -183,44 +149,32 @@ def _by_state(shape: Shape, channels_per_state: int | None) -> Int[np.ndarray, '
 def first_states(
     shape: Shape, *, k: int | None = None, channels_per_state: int | None = None
 ) -> Operator:
-    """Returns `states` of the first k >= 1, by default an eighth of them; of images `x[:, :, :k]`.
-    Other arguments and errors are those of `states`.
-    """
+    """Returns `states` of the first k >= 1, by default an eighth of them."""
     k = max(1, _by_state(shape, channels_per_state).shape[-2] // 8) if k is None else k
     return states(shape, indices=range(k), channels_per_state=channels_per_state)
 
 
 def first_last(shape: Shape, *, channels_per_state: int | None = None) -> Operator:
-    """Returns `states` of the first and the last; arguments and errors are those of `states`."""
+    """Returns `states` of the first and the last."""
     return states(shape, indices=(0, -1), channels_per_state=channels_per_state)
 
 
 def random_sensors(shape: Shape, *, n: int | None = None, seed: int = 0) -> Operator:
     """Returns the operator that observes all channels of n random pixels, by rows: `(b, n, c)`.
 
-    Args:
-        shape: of one field.
-        n: number of pixels, in [1, h w], or a ValueError is raised. None is one in 16.
-        seed: of the draw, in which each set of n is as likely as another.
+    n is in [1, h w], None one in 16; each set of n is as likely as another.
     """
     pixels = places(shape).reshape(-1, shape[-1])
     n = max(1, len(pixels) // 16) if n is None else n
     if not 1 <= n <= len(pixels):
-        raise ValueError(
-            f'n: got {n} sensors, expected a number in [1, {len(pixels)}], that of the pixels'
-        )
+        raise ValueError(f'n: got {n} sensors, expected a number in [1, {len(pixels)}], of pixels')
     rows = jax.random.choice(jax.random.key(seed), len(pixels), (n,), replace=False)
     return selection(shape, at=pixels[np.sort(rows)])
 
 
 def gridded_sensors(shape: Shape, *, every: int = 4) -> Operator:
     """Returns the operator that observes one pixel of each block, `(b, rows, columns, c)`:
-    `y = x[:, every // 2 :: every, every // 2 :: every]`.
-
-    Args:
-        shape: of one field.
-        every: distance of the sensors along both axes, in pixels, in [1, min(h, w)], or a
-            ValueError is raised.
+    `y = x[:, every // 2 :: every, every // 2 :: every]`, `every` in [1, min(h, w)] pixels.
     """
     h, w, _ = field_shape(shape)
     if not 1 <= every <= min(h, w):
@@ -231,15 +185,8 @@ def gridded_sensors(shape: Shape, *, every: int = 4) -> Operator:
 def inpainting(shape: Shape, *, occluded: ArrayLike) -> Operator:
     """Returns the operator that observes what is not occluded, `y = x[:, ~occluded]`, by rows.
 
-    Args:
-        shape: of one field.
-        occluded: True where nothing is observed: pixels `(h, w)`, or entries `(h, w, c)`.
-
-    Returns:
-        Measurements `(b, pixels, c)`, or `(b, entries)`.
-
-    Raises:
-        ValueError: if `occluded` is not of this shape, not boolean, or leaves nothing to observe.
+    `occluded` is True where nothing is observed: pixels `(h, w)`, which give `(b, pixels, c)`, or
+    entries `(h, w, c)`, which give `(b, entries)`.
     """
     occluded = np.asarray(occluded)
     if occluded.dtype != bool or occluded.shape not in (tuple(shape), tuple(shape[:2])):
@@ -251,12 +198,8 @@ def inpainting(shape: Shape, *, occluded: ArrayLike) -> Operator:
 
 
 def occluded_box(shape: Shape, *, box: Sequence[int] | None = None) -> Operator:
-    """Returns `inpainting` of a box.
-
-    Args:
-        shape: of one field.
-        box: its first row, first column, height and width, in pixels, or a ValueError is raised
-            unless it lies in the field and does not fill it. None is the centre, half of each side.
+    """Returns `inpainting` of a box in the field: first row, first column, height and width, in
+    pixels; None is the centre, half of each side.
     """
     h, w, _ = field_shape(shape)
     row, column, height, width = (h // 4, w // 4, h // 2, w // 2) if box is None else box
@@ -287,14 +230,9 @@ def downsampling(
     The rows of G are Gaussians, cut off at 4 standard deviations, of sum 1: constants are kept.
 
     Args:
-        shape: of one field.
         factor: by which height and width shrink, a divisor of both.
-        blur_std: standard deviation of the Gaussian, in pixels of the field, >= 0. None is
-            `factor / 2`.
-        border: how the field goes on beyond its border, `periodic` or `reflecting`.
-
-    Raises:
-        ValueError: if an option is out of its range.
+        blur_std: of the Gaussian, in pixels of the field, >= 0. None is `factor / 2`.
+        border: how the field goes on beyond its border, a key of `BORDERS`.
     """
     h, w, _ = field_shape(shape)
     if factor < 1 or h % factor or w % factor:
@@ -303,16 +241,12 @@ def downsampling(
         )
     blur_std = factor / 2 if blur_std is None else blur_std
     if not 0 <= blur_std < np.inf:
-        raise ValueError(
-            f'blur_std: got {blur_std}, expected a finite number of pixels >= 0; 0 only decimates'
-        )
+        raise ValueError(f'blur_std: got {blur_std}, expected finite pixels >= 0; 0 only decimates')
     place = choose('border', border, BORDERS)
     return _operator(shape, _blur, *(_blur_matrix(n, factor, blur_std, place) for n in (h, w)))
 
 
-def _blur_matrix(
-    n: int, factor: int, std: float, place: Callable[..., np.ndarray]
-) -> Float[np.ndarray, 'm n']:
+def _blur_matrix(n: int, factor: int, std: float, place: Callable[..., Any]) -> np.ndarray:
     reach = int(np.ceil(4 * std))
     offsets = np.arange(-reach, reach + 1)
     centres = np.arange(factor // 2, n, factor)[:, None]
@@ -323,9 +257,7 @@ def _blur_matrix(
     return matrix
 
 
-def _blur(
-    rows: Float[Array, 'p h'], columns: Float[Array, 'q w'], x: Fields
-) -> Float[Array, 'b p q c']:
+def _blur(rows: Array, columns: Array, x: Fields) -> Float[Array, 'b p q c']:
     return _product('bhwc,ph,qw->bpqc', x, rows, columns)
 
 
@@ -333,18 +265,11 @@ def sparse_fourier(shape: Shape, *, uv: ArrayLike | None = None) -> Operator:
     """Returns samples of the Fourier transform, the visibilities that an interferometer measures:
     real and imaginary parts, `(b, m, 2)`.
 
-    `V(u, v) = sum_ij x_ij exp(-2 pi i (u r_j + v s_i))` at the centres of pixels,
+    `V(u, v) = sum_ij x_ij exp(-2 pi i (u r_j + v s_i))` of images `(h, w, 1)` at frequencies
+    `uv (m, 2)` in cycles per field of view, by default `eht_coverage()`. The centres of pixels are
     `r_j = (j + 1/2) / w - 1/2` to the right and `s_i = 1/2 - (i + 1/2) / h` upwards, in fields of
     view from the centre of the image. `V(0, 0)` is the total brightness. Where east is to the left,
     as on the sky, give `-u`.
-
-    Args:
-        shape: of one image, `(h, w, 1)`.
-        uv: frequencies `(m, 2)` in cycles per field of view. None is `eht_coverage()`.
-
-    Raises:
-        ValueError: if the fields have more than one channel, or `uv` is no such array or not
-            finite.
     """
     h, w, channels = field_shape(shape)
     uv = eht_coverage() if uv is None else np.asarray(uv, float)
@@ -359,32 +284,23 @@ def sparse_fourier(shape: Shape, *, uv: ArrayLike | None = None) -> Operator:
     right = 2 * np.pi * uv[:, :1] * ((np.arange(w) + 0.5) / w - 0.5)
     up = 2 * np.pi * uv[:, 1:] * (0.5 - (np.arange(h) + 0.5) / h)
     wave = np.stack([np.cos(right), -np.sin(right)], -1)
-    # A product with the complex number cos - i sin, as the matrix that (real, imaginary) is
-    # multiplied by.
+    # A product with the complex number cos - i sin, as a matrix that (real, imaginary) multiplies.
     cos, sin = np.cos(up), np.sin(up)
     turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
     return _operator(shape, _visibilities, turn, wave)
 
 
-def _visibilities(
-    turn: Float[Array, 'm h 2 2'], wave: Float[Array, 'm w 2'], x: Fields
-) -> Float[Array, 'b m 2']:
+def _visibilities(turn: Array, wave: Array, x: Fields) -> Float[Array, 'b m 2']:
     return _product('bhmk,mhkl->bml', _product('bhw,mwk->bhmk', x[..., 0], wave), turn)
 
 
 def own(
-    shape: Shape,
-    *,
-    function: Callable[[Array], Any],
-    linear: bool = False,
-    whiten: Law | None = None,
+    shape: Shape, *, function: Callable[..., Any], linear: bool = False, whiten: Law | None = None
 ) -> Operator:
     """Returns the operator of a user's function; what it must be, `check_operator` checks.
 
     Args:
-        shape: of one field.
-        function: a pure JAX function `(b, h, w, c) -> (b, *m)`, sample by sample; a ValueError is
-            raised if it is none.
+        function: a pure JAX function `(b, h, w, c) -> (b, *m)`, sample by sample.
         linear: whether it is linear, without a constant term, so that it has an adjoint.
         whiten: the law of its noise, as of `Operator`.
     """
@@ -414,8 +330,7 @@ def make_operator(name: str, shape: Shape, **options: Any) -> Operator:
     """Returns the operator of that name in `OPERATORS`, for fields of a shape `(h, w, c)`.
 
     `states` needs the option `indices`, `inpainting` needs `occluded` and `own` needs `function`;
-    all others have defaults. A ValueError is raised if there is no such operator, or an option is
-    out of its range.
+    all others have defaults.
     """
     return choose('operator', name, OPERATORS)(shape, **options)
 
@@ -428,15 +343,12 @@ def _operator(
 
 
 def _select(at: Array, x: Array) -> Array:
-    # Clipping changes no place, as all are in range. Unique ones let the adjoint scatter in any
-    # order.
+    # Clipping changes no place. Unique ones let the adjoint scatter in any order.
     return jnp.take(x.reshape(len(x), -1), at, axis=1, mode='clip', unique_indices=True)
 
 
 def _product(subscripts: str, x: Array, *matrices: Array) -> Array:
-    """Returns the einsum in the dtype of x, in full precision: accelerators would round to 10 bits
-    or fewer.
-    """
+    """Returns the einsum in x's dtype, in full precision: accelerators would round to 10 bits."""
     matrices = (matrix.astype(x.dtype) for matrix in matrices)
     return jnp.einsum(subscripts, x, *matrices, precision=jax.lax.Precision.HIGHEST)
 

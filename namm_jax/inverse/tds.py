@@ -1,6 +1,4 @@
-"""The twisted diffusion sampler: guided particles whose weights and resampling correct the
-guidance.
-"""
+"""The twisted diffusion sampler: guided particles, corrected by weights and resampling."""
 
 import jax
 import jax.numpy as jnp
@@ -37,31 +35,21 @@ def tds(
     `D + guidance t^2 grad_x log w`, with the twist `w(x, t) = N(r(D(x, t)); 0, (1 + gain v) I)`, r
     the residuals and v the variance of isotropic normal data given x; its weight is multiplied by
     `p(x_s given x_t) w(x_s, s) / (q(x_s given x_t) w(x_t, t))`, `p` being the unguided step and `q`
-    the guided one. A group whose effective number of particles falls below a part of it is
-    resampled, systematically. In the end particles are denoised, weighted by `N(r(x_0); 0, I)` and
-    resampled.
+    the guided one. A group with few effective particles is resampled, systematically. In the end
+    particles are denoised, weighted by `N(r(x_0); 0, I)` and resampled. The cost of a sample is a
+    call of the network a level, differentiated at all but the last.
 
     Whatever the twist, a group's law tends with its size to the posterior whose prior is what
-    `samplers.ancestral` draws on these levels; so what is left is that sampler's own error, which
-    falls with the number of levels, and the denoiser's. A poor twist costs effective particles, and
-    in many dimensions few are left: samples of a group are then descendants of few, and alike.
-    Groups of one particle are the guided sampler alone, without correction.
+    `samplers.ancestral` draws on these levels. A poor twist costs effective particles, and in many
+    dimensions few are left: samples of a group are then descendants of few, and alike. Groups of
+    one particle are the guided sampler alone, without correction.
 
-    The cost of a sample is a call of the network a level, differentiated at all but the last.
-
-    Args:
-        keys: `(b,)`, one a particle; `b` is measurements x particles, a group's particles side by
-            side.
-        denoiser: as of `daps`, as are all that are not listed here; differentiable.
-        shape: of one sample.
+    Args as of `daps`, and:
+        keys: `(b,)`, one a particle; `b` is measurements x particles, a group's side by side.
         particles: number of a group, >= 1, a divisor of `b`.
         likelihood: of `y (b, *m)`, one for each particle, the same within a group.
-        levels: falling noise levels, the last of them below `gain^(-1/2)`, or the last weights are
-            uneven.
-        std: of the data.
-        mean: of the data.
-        gain: about `|J|^2`, the square of how r scales what `x_0` given x may be, as of
-            `dps.discrepancy`; None is that of selections. It changes the twist alone.
+        levels: the last of them below `gain^(-1/2)`, or the last weights are uneven.
+        gain: as of `dps.discrepancy`; None is that of selections. It changes the twist alone.
         guidance: 0 moves particles without the measurement, which then acts by weights alone.
         below: part of a group's particles, in [0, 1]; 0 resamples in the end only, 1 at each level.
 
@@ -72,8 +60,7 @@ def tds(
         left is NaN.
 
     Raises:
-        ValueError: as of `daps`, or if `b` does not consist of groups of `particles`, or these
-            differ in y.
+        ValueError: as of `daps`, or if `b` is not of groups of `particles`, or these differ in y.
 
     Reference: Wu et al. 2023, arXiv 2306.17775, algorithm 1.
     """
@@ -124,9 +111,7 @@ def _ancestors(
     keys: Key, log_weights: PerSample, particles: int, below: float
 ) -> tuple[Array, Array, Array]:
     """Returns whom each particle continues, `(groups, particles)`, who starts anew `(b,)`, and
-    effective numbers.
-
-    A group above the threshold, or without any weight, continues as it is.
+    effective numbers. A group above the threshold, or without weight, continues as it is.
     """
     log_weights = log_weights.reshape(-1, particles)
     most = jnp.max(log_weights, 1, keepdims=True)
@@ -145,14 +130,13 @@ def _systematic(key: Key, weights: Float[Array, ' p']) -> Array:
     n = len(weights)
     total = jnp.cumsum(weights)
     places = (jnp.arange(n) + jax.random.uniform(key, dtype=weights.dtype)) / n * total[-1]
-    # To the right of a place, none without weight is chosen; and none by a place that rounding put
-    # at the end.
+    # To the right, none without weight is chosen; nor by a place that rounding put at the end.
     found = jnp.searchsorted(total, places, side='right')
     return jnp.minimum(found, jnp.searchsorted(total, total[-1]))
 
 
 def _at(ancestors: Array, x: Array) -> Array:
-    """Returns `x (b, ...)` of the ancestors `(groups, particles)`; groups stay on their devices."""
+    # By group, which stays on its devices.
     groups = x.reshape(*ancestors.shape, *x.shape[1:])
     return jax.vmap(lambda group, index: group[index])(groups, ancestors).reshape(x.shape)
 
