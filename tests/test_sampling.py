@@ -244,11 +244,12 @@ def test_a_step_of_ones_own_is_a_function_of_a_schedule():
 
         return step
 
-    scheme = samplers.Scheme(towards, grid='log')
-    sampler = samplers.make_sampler(scheme, steps=4, share=0.5, denoise_last=False)
+    scheme, ones = samplers.Scheme(towards, grid='log'), lambda x, sigma: jnp.ones_like(x)
+    options = {'share': 0.5, 'denoise_last': False}
+    sampler = samplers.make_sampler(scheme, steps=4, **options)
     assert sampler.calls == 3
-    start = draw(samplers.make_sampler(scheme, steps=1, share=0.5, denoise_last=False), None, 2)
-    close(draw(sampler, lambda x, sigma: jnp.ones_like(x), 2), 1 + (start - 1) / 8)
+    start = draw(samplers.make_sampler(scheme, steps=1, **options), ones, 2)
+    close(draw(sampler, ones, 2), 1 + (start - 1) / 8)
     with pytest.raises(ValueError, match='eta: got 2'):
         samplers.make_sampler(samplers.Scheme(samplers.ddim), steps=4, eta=2.0)
 
