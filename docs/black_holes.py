@@ -11,11 +11,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from namm_jax.problems.black_hole_images import BlackHoleProblem, sample_black_holes
+from namm_jax.problems.black_hole_images import BlackHoles
 
-x = np.asarray(
-    sample_black_holes(jax.random.split(jax.random.key(0), 36), problem=BlackHoleProblem())
-)
+x = np.asarray(BlackHoles().fields(jax.random.split(jax.random.key(0), 36)))
 figure = Figure(figsize=(9, 9.6), layout='constrained')
 axes = figure.subplots(6, 6)
 for ax, image in zip(axes.ravel(), x[..., 0], strict=True):

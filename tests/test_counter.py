@@ -2,24 +2,21 @@
 by known amounts.
 """
 
-import functools
-import sys
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.count import count
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
 from namm_jax.problems.counting import classical_count
-from namm_jax.problems.galaxy_images import GalaxyProblem, sample_galaxies_with_counts
+from namm_jax.problems.galaxy_images import Galaxies
 from namm_jax.train.counter import source_map, turned
 
-PROBLEM = GalaxyProblem(points=8, count=2)
+PROBLEM = Galaxies(points=8, count=2)
 
 
 def init(network, *shape):
@@ -43,6 +40,10 @@ def adding():
     )  # biases are vectors
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
     return network, ones | {'Conv_0': ones['Conv_0'] | {'kernel': kernel}}
+
+
+def counting(network, params):
+    return PROBLEM.constraint(counter=Partial(network.apply, {'params': params}))
 
 
 def constant(*values):
@@ -158,8 +159,8 @@ def test_counters_keep_double_and_raise_half_precision(network):
 
 def test_count_is_a_constraint_whose_leaves_are_the_parameters(adding):
     network, params = adding
-    constraint = count(PROBLEM, network, params)
-    assert isinstance(constraint, Constraint) and constraint.target == 2
+    constraint = counting(network, params)
+    assert isinstance(constraint, Constraint) and constraint.name == 'count'
     chex.assert_trees_all_equal(jax.tree.leaves(constraint), jax.tree.leaves(params))
     x = constant(0.25)
     chex.assert_shape(constraint.residual(x), (1, 1))
@@ -168,7 +169,7 @@ def test_count_is_a_constraint_whose_leaves_are_the_parameters(adding):
 
 def test_distance_and_gradient_of_the_adding_network(adding):
     network, params = adding
-    constraint = count(PROBLEM, network, params)
+    constraint = counting(network, params)
     x = constant(0.25, 0.125, 0.0625)  # 64 pixels over 4: counts 4, 2 and 1
     np.testing.assert_allclose(constraint.residual(x)[:, 0], [2, 0, -1], atol=1e-5)
     np.testing.assert_allclose(constraint.distance(x), [2, 0, 1], atol=1e-5)
@@ -179,33 +180,40 @@ def test_distance_and_gradient_of_the_adding_network(adding):
 
 
 def test_the_network_is_static_and_its_parameters_are_not(adding):
-    traced = []
+    traces = []
 
     @jax.jit
     def distance(constraint, x):
-        traced.append(None)
+        traces.append(None)
         return constraint.distance(x)
 
-    _, params = adding
+    network, params = adding
     for factor in (1, 2):
         scaled = params | {
             'Dense_1': jax.tree.map(lambda leaf, factor=factor: factor * leaf, params['Dense_1'])
         }
-        constraint = count(PROBLEM, Counter(filters=(1,), hidden=1), scaled)
-        np.testing.assert_allclose(
-            distance(constraint, constant(0.25)), [4 * factor - 2], atol=1e-5
-        )
-    assert len(traced) == 1
+        counts = distance(counting(network, scaled), constant(0.25))
+        np.testing.assert_allclose(counts, [4 * factor - 2], atol=1e-5)
+    assert len(traces) == 1
 
 
 def test_count_errors(adding):
     network, params = adding
     with pytest.raises(ValueError, match='Got 0 to 16 sources, expected one number'):
-        count(GalaxyProblem(points=64, count=(0, 16)), network, params)
+        Galaxies(points=64, count=(0, 16)).constraint(counter=Partial(network.apply, params))
     with pytest.raises(ValueError, match=r'Got x of shape \(1, 4, 4, 1\), expected \(b, 8, 8, 1\)'):
-        count(PROBLEM, network, params).distance(jnp.zeros((1, 4, 4, 1)))
-    with pytest.raises(ValueError, match='Got params = None'):
-        count(PROBLEM, network, None).distance(constant(1.0))
+        counting(network, params).distance(jnp.zeros((1, 4, 4, 1)))
+    with pytest.raises(
+        ValueError, match=r'counter: got none, .* `counter` .* constraint\(counter='
+    ):
+        PROBLEM.constraint()
+
+
+def test_a_plain_function_counts():
+    constraint = PROBLEM.constraint(counter=lambda x: x.sum((1, 2, 3)))
+    assert constraint.distance(constant(0.25, 0.0)).tolist() == [14, 2]
+    x = constant(0.25)
+    np.testing.assert_allclose(PROBLEM.residual_map(constraint, x), jnp.ones((1, 8, 8)), rtol=1e-6)
 
 
 def blobs(*peaks):
@@ -243,11 +251,7 @@ def test_a_peak_counts_if_it_is_high_and_separated_by_a_deep_saddle(saddle, seco
 
 
 def test_classical_count_of_galaxies():
-    sample = jax.jit(
-        functools.partial(
-            sample_galaxies_with_counts, problem=GalaxyProblem(points=64, count=(0, 16))
-        )
-    )
+    sample = jax.jit(Galaxies(points=64, count=(0, 16)).fields_with_counts)
     x, counts = map(np.asarray, sample(jax.random.split(jax.random.key(0), 64)))
     error = classical_count(x) - counts
     assert np.abs(error).mean() < 1
@@ -268,14 +272,11 @@ def test_classical_count_errors(shape, setting, message):
         classical_count(np.zeros(shape), **setting)
 
 
-def test_classical_count_refuses_what_is_not_finite_and_says_what_it_needs(monkeypatch):
+def test_classical_count_refuses_what_is_not_finite():
     x = np.zeros((3, 4, 4, 1))
     x[1, 2, 2] = np.nan
     with pytest.raises(ValueError, match='Got 1 of 3 images with values that are not finite'):
         classical_count(x)
-    monkeypatch.setitem(sys.modules, 'scipy', None)
-    with pytest.raises(ImportError, match='pip install scipy'):
-        classical_count(x[:1])
 
 
 def test_training_images_are_turned_into_all_their_mirror_images():

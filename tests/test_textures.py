@@ -2,9 +2,6 @@
 nearest points.
 """
 
-import functools
-import types
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,13 +9,12 @@ import numpy as np
 import pytest
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.periodic import periodic
-from namm_jax.problems.periodic_textures import TextureProblem, sample_textures, sample_tiles
+from namm_jax.problems.periodic_textures import Textures
 
-PROBLEM = TextureProblem(points=32)
-EIGHT = periodic(TextureProblem(points=8))
-NINE = periodic(TextureProblem(points=9, tiles=3))
-SAMPLE = jax.jit(functools.partial(sample_textures, problem=PROBLEM))
+PROBLEM = Textures(points=32)
+EIGHT = Textures(points=8).constraint()
+NINE = Textures(points=9, tiles=3).constraint()
+SAMPLE = jax.jit(PROBLEM.fields)
 
 
 def normal(seed, *shape):
@@ -38,7 +34,7 @@ def constant_quadrants(*values):
 @pytest.fixture(scope='module')
 def tiles():
     keys = jax.random.split(jax.random.key(0), 1000)
-    return np.asarray(jax.jit(functools.partial(sample_tiles, problem=PROBLEM))(keys))
+    return np.asarray(jax.jit(PROBLEM.gaussian_tiles)(keys))
 
 
 # exp(-2 (sin^2(pi r / 15) + sin^2(pi c / 15)) / 0.49), by hand
@@ -75,13 +71,13 @@ def test_textures_are_binary_and_repeat():
     for axis in (1, 2):
         np.testing.assert_array_equal(np.roll(x, 16, axis), x)
         np.testing.assert_array_equal(x.take(15, axis), x.take(16, axis))
-    assert float(periodic(PROBLEM).distance(jnp.asarray(x)).max()) == 0
+    assert float(PROBLEM.distance(jnp.asarray(x)).max()) == 0
 
 
 def test_the_standard_deviation_does_not_matter_after_the_threshold():
     keys = jax.random.split(jax.random.key(2), 8)
-    other = sample_textures(keys, problem=TextureProblem(points=32, std=0.1))
-    assert float((other != sample_textures(keys, problem=PROBLEM)).mean()) < 1e-3
+    other = Textures(points=32, std=0.1).fields(keys)
+    assert float((other != PROBLEM.fields(keys)).mean()) < 1e-3
 
 
 def test_texture_depends_on_its_key_alone():
@@ -95,21 +91,19 @@ def test_texture_depends_on_its_key_alone():
 
 def test_textures_need_a_vector_of_typed_keys():
     for keys in (jax.random.key(0), jax.random.PRNGKey(0)):
-        with pytest.raises(ValueError, match='expected a vector of typed keys'):
-            sample_textures(keys, problem=PROBLEM)
+        with pytest.raises(ValueError, match='expected one typed key a sample'):
+            PROBLEM.fields(keys)
 
 
 def test_tile_sizes():
-    assert (TextureProblem().tile, PROBLEM.tile, TextureProblem(points=48, tiles=3).tile) == (
-        32,
-        16,
-        16,
-    )
+    assert Textures().cell == (32, 32)
+    assert PROBLEM.cell == Textures(points=48, tiles=3).cell == (16, 16)
 
 
 @pytest.mark.parametrize(
     ('setting', 'message'),
     [
+        ({'points': 9, 'tiles': 2}, 'points = 9 and tiles = 2'),
         ({'points': 33}, 'points = 33 and tiles = 2, expected a multiple of 2'),
         ({'points': 4}, 'at least 6'),
         ({'tiles': 1}, 'tiles = 1, expected at least 2'),
@@ -119,7 +113,7 @@ def test_tile_sizes():
 )
 def test_texture_problem_errors(setting, message):
     with pytest.raises(ValueError, match=message):
-        TextureProblem(**setting)
+        Textures(**setting)
 
 
 def test_periodic_is_a_constraint_without_leaves():
@@ -180,6 +174,8 @@ def test_the_default_restore_is_the_nearest_point():
     assert list(EIGHT.restores) == ['mean', 'median', 'copy']
     restored, _ = EIGHT.restore(x)
     chex.assert_trees_all_equal(restored, EIGHT.restores['mean'](x)[0])
+    through = jax.jit(lambda constraint, x: constraint.restore(x)[0])(EIGHT, x)
+    np.testing.assert_allclose(through, restored, atol=1e-6)
     # The set is a linear space: nearest is what leaves a rest orthogonal to it, of sum 0 over the
     # tiles.
     rest = (x - restored).reshape(4, 2, 4, 2, 4)
@@ -219,5 +215,18 @@ def test_periodic_errors():
         jax.eval_shape(EIGHT.distance, jnp.zeros((2, 8, 6, 1)))
     with pytest.raises(ValueError, match=r'Got x of shape \(2, 8, 8, 2\)'):
         jax.eval_shape(EIGHT.residual, jnp.zeros((2, 8, 8, 2)))
-    with pytest.raises(ValueError, match='points = 9 and tiles = 2'):
-        periodic(types.SimpleNamespace(points=9, tiles=2))
+
+
+def test_equal_problems_compile_once():
+    traces = []
+
+    @jax.jit
+    def distance(constraint, x):
+        traces.append(None)
+        return constraint.distance(x)
+
+    x = normal(9, 2, 8, 8, 1)
+    distance(EIGHT, x)
+    distance(Textures(points=8).constraint(), x)
+    distance(Textures(points=8, std=1.0).constraint(), x)
+    assert len(traces) == 2, 'one for each of two problems'

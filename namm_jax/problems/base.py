@@ -44,7 +44,7 @@ class View(NamedTuple):
     centred: bool = False
 
 
-def parameter(default: Any, meaning: str, **limits: float) -> Any:
+def parameter(default: Any, meaning: str, **limits: int | float) -> Any:
     """Returns a field of a problem's dataclass, with its default, meaning and range.
 
     Args:
@@ -200,13 +200,14 @@ def check_fields(problem: Problem, x: Array) -> Fields:
     if x.ndim != 4 or x.shape[1:] != problem.shape:
         raise ValueError(
             f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): build '
-            'the constraint from the problem that the data were made with.'
+            'the constraint from the problem that the data were made with; fields of files go '
+            'through `pack` first.'
         )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for item in np.ravel(value) if 'least' in limits or 'above' in limits else ():
+    for item in np.ravel(value) if {'least', 'above', 'most'} & set(limits) else ():
         least, above = limits.get('least', -math.inf), limits.get('above', -math.inf)
         if not (item >= least and (item > above or above == -math.inf)):
             expected = f'at least {least}' if least > -math.inf else f'more than {above}'

@@ -144,7 +144,7 @@ def _check_data(x: np.ndarray) -> None:
             'leave those samples out'
         )
     if x.min() == x.max():
-        raise ValueError(f'x: got {x.flat[0]} in every pixel, expected data that vary')
+        raise ValueError(f'x: got {float(x.flat[0]):.6g} in every pixel, expected data that vary')
 
 
 def _unit(constraint: Constraint, x: Fields, noise: Fields) -> float:
