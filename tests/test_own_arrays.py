@@ -1,6 +1,7 @@
 """Arrays and a rule of one's own as a problem: what is measured of them, and what is refused."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,11 @@ def test_data_that_are_refused(x, message):
 def test_rules_that_are_refused(functions, message):
     with pytest.raises(ValueError, match=message):
         problem(X, **functions)
+
+
+def test_both_spatial_axes_wrap_or_not():
+    with pytest.raises(ValueError, match=r'periodic: got \(True, False, True\), expected two'):
+        inspect.unwrap(problem)(X, distance=distance, periodic=(True, False, True))
 
 
 def test_fields_of_another_shape_are_refused():

@@ -107,12 +107,14 @@ def problem(
     """
     x = np.asarray(x)
     _check_data(x)
+    if np.shape(periodic) != (2,):
+        raise ValueError(f'periodic: got {periodic}, expected two, one for each spatial axis')
     mean = x.mean((0, 1, 2), dtype=np.float64)
     varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
     scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1)
     own = Arrays(
         *x.shape[1:],
-        periodic=tuple(periodic),
+        periodic=tuple(map(bool, periodic)),
         mean=tuple(mean.tolist()),
         scale=tuple(scale.tolist()),
         distance_function=distance,
