@@ -11,7 +11,8 @@ ladder of thresholds.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Int
 from scipy import ndimage
 
 CLIP = 3.0  # pixels farther than this many standard deviations from the median are no background
@@ -20,7 +21,7 @@ DYNAMIC_RANGE = 50.0
 
 
 def classical_count(
-    x: Float[np.ndarray, 'n h w 1'],
+    x: ArrayLike,
     *,
     smoothing: float = 0.5,
     threshold: float = 4.0,
@@ -37,8 +38,8 @@ def classical_count(
     x makes no difference, nor does a constant added to it; a constant image has no peaks.
 
     Args:
-        x: images, brighter at sources, which have peaks of 5.62 standard deviations of the noise or
-            more for the defaults to fit.
+        x: images `(n, h, w, 1)`, brighter at sources; the defaults are for peaks of at least 5.62
+            standard deviations of the noise.
         smoothing: standard deviation in pixels of the Gaussian that smooths the image, >= 0; about
             1 pixel against noise from pixel to pixel, and less than a source's own.
         threshold: least height of a peak, in standard deviations of the noise, > `prominence`.
@@ -92,5 +93,5 @@ def _peaks(image: np.ndarray, threshold: float, prominence: float) -> int:
         labels, n = ndimage.label(height >= threshold + (k - 1) * prominence, np.ones((3, 3)))
         inside, peaks = labels > 0, np.zeros(n)
         np.maximum.at(peaks, labels[inside] - 1, height[inside])
-        total += np.count_nonzero(np.floor((peaks - threshold) / prominence) == k)
+        total += int(np.count_nonzero(np.floor((peaks - threshold) / prominence) == k))
     return total

@@ -111,10 +111,12 @@ def problem(
     """
     x = np.asarray(x)
     _check_data(x)
+    if np.shape(periodic) != (2,):
+        raise ValueError(f'periodic: got {periodic}, expected two, one for each spatial axis')
     mean, scale = units(x)
     own = Arrays(
         *x.shape[1:],
-        periodic=tuple(periodic),
+        periodic=tuple(map(bool, periodic)),
         mean=mean,
         scale=scale,
         distance_function=distance,
