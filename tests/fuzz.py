@@ -51,7 +51,7 @@ from fuzz_cases import (
 )
 from ml_collections import ConfigDict
 
-from namm_jax.train import command, dataset, solve
+from namm_jax.train import command, dataset, solve, tasks
 from namm_jax.train.arguments import parse, solve_flags
 from namm_jax.train.config import steps_of
 from namm_jax.train.own import read_user_data
@@ -238,7 +238,7 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
         shape = make_problem(ConfigDict(run)).shape
-        taken = outcome(lambda: solve.checked(config, shape, y))
+        taken = outcome(lambda: solve.checked(config, y))
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)

@@ -65,7 +65,9 @@ def _solve(arguments: list[str]) -> None:
         config = asked_config(ConfigDict(experiment.config.to_dict()), values)
         posterior, told = _posterior(experiment._replace(config=config), y)
         np.save(
-            out, np.asarray(experiment.problem.unpack(jnp.asarray(posterior)), np.float32), allow_pickle=False
+            out,
+            np.asarray(experiment.problem.unpack(jnp.asarray(posterior)), np.float32),
+            allow_pickle=False,
         )
     print(json.dumps(told), flush=True)
 
