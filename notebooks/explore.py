@@ -120,8 +120,8 @@ show(noise_figure)
 # %% [markdown]
 # ## A rule of your own
 #
-# Any function of fields that is 0 where the rule holds, and that JAX can differentiate: here, how far
-# values lie outside of two bounds. No config: a problem, a recipe, and `fit`.
+# Any function of fields that is 0 where the rule holds, and that JAX can differentiate: here, how
+# far values lie outside of two bounds. No config: a problem, a recipe, and `fit`.
 
 
 # %%

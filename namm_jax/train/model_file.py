@@ -118,7 +118,8 @@ def _network(spec: Mapping[str, Any], networks: Mapping[str, Any]) -> Any:
         if spec['own'] not in networks:
             raise UserError(
                 f'networks: got {sorted(networks)}, expected {spec["own"]!r}, a network of '
-                f'your own that the file does not hold; load(path, networks={{{spec["own"]!r}: ...}})'
+                'your own, which the file does not hold; load(path, '
+                f'networks={{{spec["own"]!r}: ...}})'
             )
         return networks[spec['own']]
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec['fields'].items()}

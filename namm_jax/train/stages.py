@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Params, from_standard, to_standard
+from namm_jax._arrays import Constraint, Params
 from namm_jax._checks import check_rule
 from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.train import dataset, tasks
@@ -165,12 +166,11 @@ def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
 
 
 def dm(experiment: Experiment) -> dict[str, Any]:
-    """Trains the plain diffusion model, on the data."""
-    units = experiment.problem.units
-    x, held_out = (
-        np.asarray(to_standard(experiment.split(name), *units)) for name in ('train', 'validation')
-    )
-    return _train_diffusion(experiment, 'dm', x, held_out, lambda u: from_standard(u, *units))
+    """Trains the plain diffusion model, on the data, standardised."""
+    standardise, to_data = experiment.unit_maps
+    splits = (jnp.asarray(experiment.split(name)) for name in ('train', 'validation'))
+    x, held_out = (np.asarray(standardise(split)) for split in splits)
+    return _train_diffusion(experiment, 'dm', x, held_out, to_data)
 
 
 def mdm(experiment: Experiment) -> dict[str, Any]:
