@@ -32,16 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import (
-    Constraint,
-    Fields,
-    Key,
-    Metrics,
-    MirrorMap,
-    Params,
-    PerSample,
-    Unit,
-)
+from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample, Unit
 from namm_jax._checks import choose
 from namm_jax.networks.icnn import gradient_map
 
