@@ -83,7 +83,7 @@ def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 class FunctionError(ValueError):
-    """What is wrong with a user's function: which, what was got, what was expected, what to do."""
+    """What is wrong with a user's function."""
 
 
 # What a function returns for b fields, and the least and most axes of it.
@@ -117,20 +117,18 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, floa
     """Returns the distance of data and of data with noise, after checking that it can be trained.
 
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
-    have finite gradients near the data, not all 0 off the set. Data of a `floor_mean` not small
-    beside `perturbed_mean` do not obey the rule. A distance to a reference cannot be checked.
+    have finite gradients near the data, not all 0 off the set. Returned are `floor_mean` and
+    `floor_max`, the distance on the data, and `perturbed_mean`, that after noise of 10 % of their
+    standard deviation (0 where an inequality leaves that much room). Data whose floor is not small
+    beside it do not obey the rule.
 
     Args:
-        constraint: of its methods only `distance` is called.
+        constraint: of its methods only `distance` is called; one to a reference cannot be checked.
         x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2.
-        key: for the noise.
-
-    Returns:
-        `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that after noise
-        of 10 % of the data's standard deviation: 0 where an inequality leaves that much room.
+        key: of the noise.
 
     Raises:
-        ValueError: If the distance is none of that, or the data do not vary.
+        ValueError: if the distance is none of that, or the data do not vary.
     """
     label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
     x = jnp.asarray(x, jnp.float32)
@@ -173,14 +171,13 @@ def check_operator(
         x: where to check it, fields `(b, *shape)`, b >= 2; standard normal noise unless given.
 
     Raises:
-        ValueError: If the operator is none of that.
+        ValueError: if the operator is none of that.
     """
     x = np.random.default_rng(0).normal(size=(3, *field_shape(shape))) if x is None else x
     x = np.asarray(x, np.float32)
     if x.shape[1:] != tuple(shape) or len(x) < 2:
-        raise ValueError(
-            f'x: got shape {x.shape}, expected two or more fields of shape {tuple(shape)}'
-        )
+        expected = f'two or more fields of shape {tuple(shape)}'
+        raise ValueError(f'x: got shape {x.shape}, expected {expected}')
     measure = _measure('operator', operator, 'operator')
     y, gradients = measure(x, 'at the fields')
     _check_dependence('operator', measure, x, y, gradients)
@@ -227,11 +224,10 @@ def _check_dependence(
     elsewhere = measure(x[::-1], 'in reversed order')[0][::-1]
     alone = measure(x[-1:], 'for one sample alone')[0]
     expected = 'one that depends on the sample alone; take no mean, norm or index over axis 0'
-    for got, true, place in (
-        (elsewhere, values, 'at another place in the batch'),
-        (alone, values[-1:], 'alone'),
-    ):  # sums in another order differ by round-off
-        _refuse(label, np.abs(got - true) > 1e-3 * largest, f'another value {place}', expected)
+    tolerance = 1e-3 * largest  # sums in another order differ by round-off
+    moved = np.abs(elsewhere - values) > tolerance
+    _refuse(label, moved, 'another value at another place in the batch', expected)
+    _refuse(label, np.abs(alone - values[-1:]) > tolerance, 'another value alone', expected)
 
 
 def _refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
