@@ -17,46 +17,36 @@ arXiv 1609.07152.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from namm_jax._checks import choose
-from namm_jax.networks.convolution import convolve_twice_differentiable
+from namm_jax.networks.convolution import Periodic, convolve_twice_differentiable
 
-# What multiplies the sum over pixels of the channel mean of v(z): with 'sum' the gradient does not
-# depend on the image's shape; 'row_sum' is published, the sum over rows of the mean over columns.
+# What multiplies the sum over pixels of the channel mean of v(z). 'row_sum' is published; with 'sum'
+# the gradient does not depend on the image's shape.
 REDUCTIONS = {
     'sum': lambda h, w: 1.0,
     'row_sum': lambda h, w: 1.0 / w,
     'mean': lambda h, w: 1.0 / (h * w),
 }
-
-
 SMALL_POSITIVE = lambda key, shape: jax.random.uniform(key, shape, minval=0.0, maxval=1e-3)
 
 
 class ICNN(nn.Module):
-    """A convex function of an image.
+    """A convex function of an image, `(b, h, w, c) -> (b,)`."""
 
-    Attributes:
-        filters: channels of each hidden layer.
-        layers: number of `w_k`; there are `layers + 1` pairs `q_k, l_k`.
-        slope: leaky slope.
-        periodic: which of the two spatial axes wrap.
-        reduction: a key of `REDUCTIONS`.
-    """
-
-    filters: int = 32
-    layers: int = 3
-    slope: float = 0.2
-    periodic: tuple[bool, bool] = (True, True)
-    reduction: str = 'sum'
+    filters: int = 32  # channels of each hidden layer
+    layers: int = 3  # number of `w_k`; there are `layers + 1` pairs `q_k, l_k`
+    slope: float = 0.2  # leaky slope
+    periodic: Periodic = (True, True)
+    reduction: str = 'sum'  # a key of `REDUCTIONS`
 
     def __post_init__(self):
         choose('reduction', self.reduction, REDUCTIONS)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `(b,)`, the convex function of each image `(b, h, w, c)`."""
+    def __call__(self, x: Array) -> Array:
         n = self.layers + 1
         c = x.shape[-1]
 
@@ -73,20 +63,16 @@ class ICNN(nn.Module):
             w = self.param(f'nonnegative_{k}', SMALL_POSITIVE, (3, 3, self.filters, self.filters))
             z = nn.leaky_relu(convolve_twice_differentiable(z, w, self.periodic) + pair, self.slope)
 
-        # A circular convolution followed by a sum over pixels is a product with the kernel's
-        # spatial sum.
+        # A circular convolution summed over pixels is a product with the kernel's spatial sum.
         v = self.param('nonnegative_last', SMALL_POSITIVE, (3, 3, self.filters, c))
         return REDUCTIONS[self.reduction](*x.shape[1:3]) * (z.sum((1, 2)) @ v.sum((0, 1)).mean(-1))
 
 
-def gradient_map(
-    network: nn.Module, params: dict, x: jax.Array, *, strong_convexity: float
-) -> jax.Array:
+def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity: float) -> Array:
     """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`.
 
     Args:
-        network: of any module `x -> (b,)`, `ICNN` or another.
-        params: its parameters.
+        network, params: any module `x -> (b,)`, `ICNN` or another, and its parameters.
         x: fields `(b, h, w, c)`.
         strong_convexity: a in [0, 1]; 1 gives the identity.
     """
@@ -95,11 +81,11 @@ def gradient_map(
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns the tree of booleans, true for the parameters that have to be >= 0 for convexity:
-    those with a name, or inside a module with one, that starts with `nonnegative`.
+    """Returns the tree of booleans, true for parameters that must be >= 0 for convexity: in their
+    path is a name that starts with `nonnegative`.
     """
 
-    def marked(path: tuple, _: jax.Array) -> bool:
+    def marked(path: tuple, _: Array) -> bool:
         return any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path)
 
     return jax.tree_util.tree_map_with_path(marked, params)
