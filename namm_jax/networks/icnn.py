@@ -22,8 +22,8 @@ from jaxtyping import Array
 from namm_jax._checks import choose
 from namm_jax.networks.convolution import Periodic, convolve_twice_differentiable
 
-# What multiplies the sum over pixels of the channel mean of v(z). 'row_sum' is published; with 'sum'
-# the gradient does not depend on the image's shape.
+# What multiplies the sum over pixels of the channel mean of v(z): 'row_sum' is the published one,
+# with 'sum' the gradient does not depend on the image's shape.
 REDUCTIONS = {
     'sum': lambda h, w: 1.0,
     'row_sum': lambda h, w: 1.0 / w,

@@ -18,23 +18,15 @@ HELD_OUT = 16  # samples that are kept out of training, at most; 1 in 8 of a sma
 
 
 class Recipe(NamedTuple):
-    """What `fit` trains, and what it makes of it.
+    """What `fit` trains, and what it makes of it."""
 
-    Attributes:
-        task: `(arrays, steps) -> Task`, once the training data are known.
-        result: `(averaged parameters, frozen, held-out arrays) -> what fit returns`.
-        shape: `(h, w, c)` of a sample.
-        batch_size: of a step.
-        ema: decay of the average.
-        extra: arrays besides the data, `{'z': ...}` for finetuning; drawn from on their own.
-    """
-
-    task: Callable[[Mapping[str, Array], int], Task]
+    task: Callable[[Mapping[str, Array], int], Task]  # of the training arrays and the steps
+    # (averaged parameters, frozen, held-out arrays) -> what `fit` returns
     result: Callable[[Params, PyTree, Mapping[str, Array]], Any]
-    shape: tuple[int, int, int]
-    batch_size: int = 16
-    ema: float = 0.999
-    extra: Mapping[str, Array] = MappingProxyType({})
+    shape: tuple[int, int, int]  # (h, w, c) of a sample
+    batch_size: int = 16  # of a step
+    ema: float = 0.999  # decay of the average
+    extra: Mapping[str, Array] = MappingProxyType({})  # besides the data, sampled on their own
 
 
 def fit(
@@ -48,8 +40,8 @@ def fit(
 ) -> Any:
     """Returns what a recipe makes of data: a mirror map of `namm`, a prior of `diffusion`.
 
-    The last samples, 1 in 8 and 16 at most, are kept out of training: a prior measures on them how
-    far to trust its estimates.
+    The result is a pytree with the averaged parameters. The last samples, 1 in 8 and 16 at most,
+    are kept out of training: a prior measures on them how far to trust its estimates.
 
     Args:
         recipe: as of `namm`, `finetune` or `diffusion`.
@@ -58,9 +50,6 @@ def fit(
         key: a PRNG key; `jax.random.key(0)` unless given.
         batch_size: samples a step; the recipe's unless given.
         progress: whether a bar is shown.
-
-    Returns:
-        A pytree with the averaged parameters.
 
     Raises:
         ValueError: if the data have another shape than the recipe's, are fewer than a batch, or are
@@ -80,10 +69,9 @@ def fit(
     state = init_state(task, key_init)
     parts = math.gcd(size, 2) if jax.default_backend() == 'cpu' else 1
     step = jax.jit(_on_rows(train_step(task, ema=recipe.ema, parts=parts)), donate_argnums=0)
-    orders = {
-        name: _orders(jax.random.fold_in(key_order, i), len(array), size)
-        for i, (name, array) in enumerate(train.items())
-    }
+    orders = {}
+    for i, (name, array) in enumerate(train.items()):
+        orders[name] = _orders(jax.random.fold_in(key_order, i), len(array), size)
     for index in _bar(steps) if progress else range(steps):
         rows = {name: next(order) for name, order in orders.items()}
         state, terms = step(state, task.frozen, stream, train, rows)
@@ -123,7 +111,7 @@ def _held_out(array: Array) -> int:
 
 
 def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Array:
-    """Returns an array to train on, once it is known to be one."""
+    """Returns an array to train on, after checks."""
     x = jnp.asarray(x)
     if x.shape[1:] != shape:
         raise ValueError(

@@ -6,7 +6,7 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from namm_jax import mirror
-from namm_jax._arrays import Constraint, Key, Metrics, MirrorMap, Params, Task, to_standard
+from namm_jax._arrays import Constraint, Key, Loss, Metrics, MirrorMap, Params, Task, to_standard
 from namm_jax.constraints.base import standardised
 from namm_jax.denoising.denoisers import denoising_loss, make_parameterisation
 from namm_jax.denoising.prior import NetworkDenoiser, Prior
@@ -29,19 +29,17 @@ from namm_jax.training.optimizers import make_optimizer, per_network
 Shape = tuple[int, int, int]
 Units = tuple[Any, Any]  # mean and scale of the data, a number or one a channel each
 UNITLESS: Units = (0.0, 1.0)
-Loss = Callable[..., tuple[Array, Metrics]]
+Transform = optax.GradientTransformation
 
 
 def _mirror_loss(mirror_map: MirrorMap, units: Units, weights: Mapping[str, float]) -> Loss:
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
-        everything = frozen['params'] | params
-        x, constraint = to_standard(batch['x'], *units), frozen['constraint']
-        z = batch.get('z')
-        return mirror.namm_loss(
-            mirror_map, everything, key, x, constraint, z, train=train, **weights
-        )
+        params = frozen['params'] | params
+        x = to_standard(batch['x'], *units)
+        of = (frozen['constraint'], batch.get('z'))
+        return mirror.namm_loss(mirror_map, params, key, x, *of, train=train, **weights)
 
     return loss
 
@@ -50,7 +48,7 @@ def namm_task(
     mirror_map: MirrorMap,
     shape: Shape,
     constraint: Constraint,
-    optimizers: Mapping[str, optax.GradientTransformation],
+    optimizers: Mapping[str, Transform],
     *,
     units: Units = UNITLESS,
     **weights: float,
@@ -61,7 +59,7 @@ def namm_task(
         mirror_map: of standardised fields.
         shape: `(h, w, c)` of a field.
         constraint: the set M, of standardised fields.
-        optimizers: `{'forward': ..., 'inverse': ...}`.
+        optimizers: of g and f, `{'forward': ..., 'inverse': ...}`.
         units: mean and scale of the data.
         **weights: of `mirror.namm_loss`.
     """
@@ -77,20 +75,14 @@ def finetune_task(
     mirror_map: MirrorMap,
     params: Params,
     constraint: Constraint,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transform,
     *,
     units: Units = UNITLESS,
     **weights: float,
 ) -> Task:
     """Returns the training of f alone, on batches `{'x': data, 'z': samples in mirror space}`.
 
-    Args:
-        mirror_map: of standardised fields.
-        params: of the trained map, `{'forward': ..., 'inverse': ...}`.
-        constraint: the set M, of standardised fields.
-        optimizer: of f.
-        units: mean and scale of the data.
-        **weights: of `mirror.namm_loss`.
+    Args as of `namm_task`, with the `params` of the trained map and the optimizer of f.
     """
     return Task(
         init=lambda key: {'inverse': jax.tree.map(jnp.copy, params['inverse'])},
@@ -105,8 +97,7 @@ def score(
 ) -> Array:
     """Returns the output of a score network; dropout acts where a key is given.
 
-    Raises:
-        ValueError: if it is not like x.
+    Raises a ValueError if it is not like x.
     """
     train = dropout_key is not None
     rngs = {'dropout': dropout_key} if train else None
@@ -122,7 +113,7 @@ def score(
 def denoising_task(
     network: Any,
     shape: Shape,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transform,
     *,
     mean: Array | float = 0.0,
     std: Array | float = 1.0,
@@ -136,8 +127,7 @@ def denoising_task(
         network: a Flax module `(x, label, *, train) -> like x`.
         shape: `(h, w, c)` of a field.
         optimizer: of the network.
-        mean: of the standardised training set, a scalar.
-        std: its standard deviation, a scalar.
+        mean, std: of the standardised training set, scalars.
         parameterisation: a key of `denoisers.PARAMETERISATIONS`.
         reduction: a key of `denoisers.REDUCTIONS`.
         units: mean and scale by which the training set is standardised.
@@ -189,15 +179,14 @@ def namm(
             given.
         strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
         output: a key of `mirror.OUTPUTS`; `centred` for a rule on the sum of the pixels.
-        sigma_max: largest noise in mirror space, in units of the data's standard deviation where
-            the problem has units.
+        sigma_max: largest noise in mirror space, in standard deviations of the data where the
+            problem has units.
         sigma_power: `sigma = sigma_max u^power` with u uniform; larger favours small noise.
-        lambda_cycle: weight of both cycle terms.
-        lambda_constr: weight of the rule's distance, per the problem's unit of it.
-        lambda_reg: weight of the regularisation term.
+        lambda_cycle, lambda_constr, lambda_reg: weights of the cycle terms, the rule's distance
+            (per the problem's unit of it) and the regularisation.
         batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: of both networks, arguments of `optimizers.make_optimizer`.
+        ema: decay of the average of the parameters, in [0, 1).
+        optimizer: arguments of `optimizers.make_optimizer`.
 
     Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
     """
@@ -211,22 +200,14 @@ def namm(
     rule = constraint or problem.constraint()
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
+    weights['strong_convexity'] = strong_convexity
     settings = dict(warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         masks = {'forward': nonnegative_mask, 'inverse': None}
-        optimizers = {
-            name: make_optimizer(steps, mask=mask, **settings) for name, mask in masks.items()
-        }
-        return namm_task(
-            mirror_map,
-            problem.shape,
-            standardised(rule, *units),
-            optimizers,
-            units=units,
-            strong_convexity=strong_convexity,
-            **weights,
-        )
+        optimizers = {name: make_optimizer(steps, mask=m, **settings) for name, m in masks.items()}
+        constraint = standardised(rule, *units)
+        return namm_task(mirror_map, problem.shape, constraint, optimizers, units=units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
         return mirror.Mirror(params, **networks, **of_map, units=units)
@@ -250,34 +231,18 @@ def finetune(
 ) -> Recipe:
     """Returns the recipe of finetuning: f learns on samples of the mirror diffusion model.
 
-    Args:
-        problem: the data and their rule.
-        fitted: the mirror map, of which g stays as it is.
-        z: samples of the prior in mirror space `(m, h, w, c)`.
-        constraint: the rule; the problem's own unless given.
-        sigma_max: largest noise that they take.
-        sigma_power: law of that noise.
-        lambda_cycle: weight of both cycle terms.
-        lambda_constr: weight of the rule's distance.
-        batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: of f, arguments of `optimizers.make_optimizer`.
+    Args as of `namm`, and the mirror map `fitted`, of which g stays as it is, and samples z of the
+    prior in mirror space, `(m, h, w, c)`, which take the noise.
     """
     rule = standardised(constraint or problem.constraint(), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
+    weights['strong_convexity'] = fitted.strong_convexity
     settings = dict(learning_rate=1e-3, warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
-        return finetune_task(
-            fitted.map,
-            fitted.params,
-            rule,
-            make_optimizer(steps, **settings),
-            units=fitted.units,
-            strong_convexity=fitted.strong_convexity,
-            **weights,
-        )
+        of = fitted.map, fitted.params, rule, make_optimizer(steps, **settings)
+        return finetune_task(*of, units=fitted.units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
         return dataclasses.replace(fitted, params=fitted.params | params)
@@ -304,28 +269,23 @@ def diffusion(
         network: a Flax module `(x, label, *, train=False) -> like x`; a `UNet` unless given.
         parameterisation: a key of `denoisers.PARAMETERISATIONS`.
         reduction: a key of `denoisers.REDUCTIONS`.
-        batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: arguments of `optimizers.make_optimizer`.
+        batch_size, ema, optimizer: as of `namm`.
     """
     network = network or _unet(problem, channels=(48, 96), norm='group')
 
-    def units(arrays: Mapping[str, Array]) -> Units:
-        x = np.asarray(arrays['x'], np.float64)
-        mean = tuple(x.mean((0, 1, 2)).tolist())
-        width = tuple(np.where((std := x.std((0, 1, 2))) > 0, std, 1.0).tolist())
-        return mean, width
-
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
+        x = np.asarray(arrays['x'], np.float64)
+        std = x.std((0, 1, 2))
+        units = tuple(x.mean((0, 1, 2)).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
         base = denoising_task(
             network,
             problem.shape,
             make_optimizer(steps, **dict(optimizer or {})),
             parameterisation=parameterisation,
             reduction=reduction,
-            units=units(arrays),
+            units=units,
         )
-        mean, width = (jnp.asarray(part, jnp.float32) for part in units(arrays))
+        mean, width = (jnp.asarray(part, jnp.float32) for part in units)
         return base._replace(frozen=base.frozen | {'centre': mean, 'width': width})
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> Prior:
@@ -336,14 +296,16 @@ def diffusion(
 
 
 def _unet(problem: Problem, *, channels: tuple[int, ...], norm: str) -> UNet:
-    """Returns a U-Net for the problem's fields, told where it is within what their law repeats."""
+    """Returns a U-Net for the problem's fields, with the place within what their law repeats as
+    input.
+    """
     fold = 2
     factor = fold * 2 ** (len(channels) - 1)
     if any(size % factor for size in problem.shape[:2]):
+        h, w, _ = problem.shape
         raise ValueError(
-            f'network: got fields of {problem.shape[0]}x{problem.shape[1]} pixels, expected '
-            f'multiples of {factor}, which the U-Net needs to halve them; crop or pad the data, or '
-            'give a network of your own'
+            f'network: got fields of {h}x{w} pixels, expected multiples of {factor}, which the '
+            'U-Net needs to halve them; crop or pad the data, or give a network of your own'
         )
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
