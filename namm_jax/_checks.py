@@ -83,7 +83,7 @@ def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 class FunctionError(ValueError):
-    """What is wrong with a user's function."""
+    """What is wrong with a user's function or data."""
 
 
 # What a function returns for b fields, and the least and most axes of it.
@@ -203,9 +203,9 @@ def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callabl
     def measure(x: Fields, where: str) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = map(np.asarray, _translated(label, compiled, x))
         least = f'{values.min():.3g} {where}'
-        _refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
-        _refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
-        _refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
+        refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
+        refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
+        refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
         return values, gradients
 
     return measure
@@ -226,11 +226,12 @@ def _check_dependence(
     expected = 'one that depends on the sample alone; take no mean, norm or index over axis 0'
     tolerance = 1e-3 * largest  # sums in another order differ by round-off
     moved = np.abs(elsewhere - values) > tolerance
-    _refuse(label, moved, 'another value at another place in the batch', expected)
-    _refuse(label, np.abs(alone - values[-1:]) > tolerance, 'another value alone', expected)
+    refuse(label, moved, 'another value at another place in the batch', expected)
+    refuse(label, np.abs(alone - values[-1:]) > tolerance, 'another value alone', expected)
 
 
-def _refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
+def refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
+    """Raises a FunctionError if any entry of `bad (b, ...)` is true, with the first such sample."""
     bad = bad.reshape(len(bad), -1).any(1)
     if bad.any():
         raise FunctionError(

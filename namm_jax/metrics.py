@@ -52,16 +52,13 @@ def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Scalar:
     """Returns an unbiased estimate of the squared maximum mean discrepancy, without unit.
 
     `MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` with
-    `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c` in `multiples` and `h` the median distance
-    between two members of y. Its expectation is 0 for equal distributions: it can be negative.
+    `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c > 0` in `multiples` and `h` the median
+    distance between two members of y. Its expectation is 0 for equal distributions: it can be
+    negative.
 
     Args:
-        x, y: samples and reference, `n, m >= 2`. NaN results if more than half of the pairs of y
-            coincide.
-        multiples: the factors `c > 0`.
-
-    Raises:
-        ValueError: if the fields differ in shape or a set has fewer than 2 members.
+        x, y: samples and reference, of one field shape and `n, m >= 2`, or a ValueError is raised.
+            NaN results if more than half of the pairs of y coincide.
 
     Reference: Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
     """
@@ -79,11 +76,8 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
 
     Args:
         key: of the directions.
-        x, y: samples and reference.
-        projections: the number of directions.
-
-    Raises:
-        ValueError: if the fields differ in shape, or `projections < 1`.
+        x, y: samples and reference, of one field shape, or a ValueError is raised.
+        projections: the number of directions, at least 1.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
@@ -358,9 +352,7 @@ def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:
 def _count(samples: Array, valid: Array | None) -> Array:
     """Returns the number of valid samples of each measurement, `(n, 1, 1, 1)`."""
     if samples.ndim != 5:
-        raise ValueError(
-            f'samples: got shape {samples.shape}, expected (n, k, h, w, c), k of each measurement'
-        )
+        raise ValueError(f'samples: got shape {samples.shape}, expected (n, k, h, w, c), k of each')
     if valid is None:
         return jnp.full((len(samples), 1, 1, 1), samples.shape[1], samples.dtype)
     if valid.shape != samples.shape[:2] or valid.dtype != bool:

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample, Unit
 from namm_jax._checks import choose
+from namm_jax.networks import output_like
 from namm_jax.networks.icnn import gradient_map
 
 _PIXELS = (1, 2, 3)
@@ -84,31 +85,20 @@ def neural_mirror_map(
             called, if its network's output is not like z.
     """
     if not 0 < strong_convexity <= 1:
-        raise ValueError(
-            f'strong_convexity: got {strong_convexity}, expected a number in (0, 1]; the paper '
-            'uses 0.9'
-        )
+        expected = 'a number in (0, 1]; the paper uses 0.9'
+        raise ValueError(f'strong_convexity: got {strong_convexity}, expected {expected}')
     corrected = choose('output', output, OUTPUTS)
 
     def init(key: Key, x: Array) -> Params:
         key_forward, key_inverse = jax.random.split(key)
-        return {
-            'forward': forward.init(key_forward, x)['params'],
-            'inverse': inverse.init(key_inverse, x)['params'],
-        }
+        params = {'forward': forward.init(key_forward, x)['params']}
+        return params | {'inverse': inverse.init(key_inverse, x)['params']}
 
     def g(params: Params, x: Array) -> Array:
         return forward_map(forward, params['forward'], x, strong_convexity=strong_convexity)
 
     def f(params: Params, z: Array, dropout_key: Key | None = None) -> Array:
-        variables = {'params': params['inverse']}
-        rngs = None if dropout_key is None else {'dropout': dropout_key}
-        y = inverse.apply(variables, z, train=dropout_key is not None, rngs=rngs)
-        if y.shape != z.shape:
-            raise ValueError(
-                f'inverse: got an output of shape {y.shape}, expected {z.shape}, that of z; let '
-                'the network of f keep the shape of its input'
-            )
+        y = output_like('inverse', inverse, params['inverse'], z, dropout_key=dropout_key)
         return corrected(z, y, strong_convexity)
 
     return MirrorMap(init, g, f)
@@ -160,14 +150,8 @@ def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) ->
     `g(x) = (log(x - low) - log(high - x)) / 2 = artanh((2 x - low - high) / (high - low))`, `f(z) =
     low + (high - low)(1 + tanh z)/2`, `phi(x) = sum ((x - low) log(x - low) + (high - x) log(high -
     x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|, |high|)`, and f stays inside to the
-    same, exactly if low is 0.
-
-    Args:
-        low, high: the bounds, low < high.
-        floor: part of the set's centre that is mixed into the data, in [0, 1).
-
-    Raises:
-        ValueError: if a number is out of its range.
+    same, exactly if low is 0. The `floor` in [0, 1) is the part of the set's centre that is mixed
+    into the data. Numbers out of their range raise a ValueError.
     """
     _check_set('high - low', high - low, floor)
     middle = (low + high) / 2
@@ -219,10 +203,6 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     return _without_parameters(g, lambda z: total * jax.nn.softmax(z, _PIXELS))
 
 
-# name -> (size of the set, *, floor) -> MirrorMap
-CLOSED_FORM = {'box': box_map, 'ball': ball_map, 'simplex': simplex_map}
-
-
 def add_noise(
     key: Key, z: Fields, *, sigma_max: float, power: float = 1.0
 ) -> tuple[Fields, PerSample]:
@@ -258,14 +238,11 @@ def namm_loss(
     """Returns the loss of the module's docstring, and its terms before their weights.
 
     Args:
-        mirror, params: the mirror map and its parameters.
         key: of noise and dropout.
         x: data `(b, h, w, c)`.
-        constraint: the set M.
         z: the mirror points that take noise, `(b, h, w, c)`, samples of the mirror diffusion model
             in finetuning; `g(x)` when absent.
-        sigma_max, sigma_power: law of the noise, see `add_noise`.
-        lambda_cycle, lambda_constr, lambda_reg: weights of the terms.
+        sigma_max, sigma_power: law of the noise, as of `add_noise`.
         strong_convexity: a of the forward map.
         train: whether dropout acts.
 
@@ -307,16 +284,13 @@ def robustness(
     constraint: Constraint,
     sigma: Float[Array, ' k'],
 ) -> dict[str, Float[Array, ' k']]:
-    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of the given levels.
+    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of levels `sigma
+    (k,)`.
 
     With `x' = f(z + sigma noise)`: mean and standard deviation of the distance `l(x')` over
     samples, and the mean error `|x' - x|`, `{'distance_mean', 'distance_std', 'error_mean'}`,
-    `(k,)` each. The noise is the same at every level, so that differences are not its chance.
-
-    Args:
-        mirror, params, x, constraint: as of `namm_loss`.
-        key: of the noise.
-        sigma: noise levels `(k,)`, in the units of z; training saw those up to its `sigma_max`.
+    `(k,)` each. The noise is the same at every level, so that differences are not its chance;
+    levels are in the units of z, and training saw those up to its `sigma_max`.
     """
     z = mirror.forward(params, x)
     noise = jax.random.normal(key, x.shape, x.dtype)

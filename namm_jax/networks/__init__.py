@@ -13,7 +13,9 @@ import difflib
 from typing import Any
 
 import flax.linen as nn
+from jaxtyping import Array
 
+from namm_jax._arrays import Key, Params
 from namm_jax._checks import choose
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.resnet import ResNet
@@ -46,3 +48,19 @@ def make_network(network: str | type, /, **fields: Any) -> nn.Module:
         expected = f'its fields are {", ".join(names)}{hint}'
         raise ValueError(f'network {network!r}: got {got}, which it does not have; {expected}')
     return kind(**fields)
+
+
+def output_like(
+    label: str, network: nn.Module, params: Params, x: Array, *of: Array, dropout_key: Key | None
+) -> Array:
+    """Returns the output of a network f or score network; dropout acts where a key is given.
+
+    Raises a ValueError that starts with the label if it is not like x.
+    """
+    train = dropout_key is not None
+    rngs = {'dropout': dropout_key} if train else None
+    y = network.apply({'params': params}, x, *of, train=train, rngs=rngs)
+    if y.shape != x.shape:
+        got = f'an output of shape {y.shape}, expected {x.shape}, that of the input'
+        raise ValueError(f'{label}: got {got}; let the network keep it')
+    return y

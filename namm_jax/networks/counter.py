@@ -15,16 +15,9 @@ from jaxtyping import Array
 
 from namm_jax.networks.convolution import Conv, space_to_depth
 
-START_COUNT = 8.0  # objects in an image of the size that the network is initialised with
-
 
 def _conv(features: int, dtype: DTypeLike) -> Conv:
     return Conv(features, periodic=(False, False), dtype=dtype)
-
-
-def _average_pool(h: Array) -> Array:
-    b, height, width, c = h.shape
-    return h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
 
 
 def huber(count: Array, sources: Array) -> Array:
@@ -74,7 +67,9 @@ class Counter(nn.Module):
     def __call__(self, x: Array) -> Array:
         h = _prepare(x, 2 ** len(self.filters))
         for features in self.filters:
-            h = _average_pool(nn.relu(_conv(features, h.dtype)(h)))
+            h = nn.relu(_conv(features, h.dtype)(h))
+            b, height, width, c = h.shape
+            h = h.reshape(b, height // 2, 2, width // 2, 2, c).mean((2, 4))
         h = h.reshape(h.shape[0], math.prod(h.shape[1:]))
         h = nn.relu(nn.Dense(self.hidden, dtype=h.dtype)(h))
         return nn.Dense(1, dtype=h.dtype)(h)[:, 0]
@@ -108,7 +103,7 @@ class DensityCounter(nn.Module):
             for _ in range(self.convolutions):
                 h = h + nn.swish(_conv(features, dtype)(h))
         h = nn.swish(h + nn.Dense(h.shape[-1], dtype=dtype)(h.mean((1, 2)))[:, None, None])
-        start = min(0.5, START_COUNT / math.prod(h.shape[1:3]))
+        start = min(0.5, 8 / math.prod(h.shape[1:3]))  # 8 objects in an image
         bias = nn.initializers.constant(math.log(start / (1 - start)))
         return nn.Dense(1, bias_init=bias, dtype=dtype)(h)
 

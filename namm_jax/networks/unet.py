@@ -19,9 +19,9 @@ from namm_jax._checks import choose
 from namm_jax.networks.convolution import Conv, GlobalConv, Periodic, depth_to_space, space_to_depth
 
 
-def fourier_features(label: Array, features: int, period: float = 1e4) -> Array:
+def fourier_features(label: Array, features: int) -> Array:
     """Returns sines and cosines `(b, features)` of `label (b,)`, frequencies even in logarithm."""
-    frequencies = jnp.exp(-jnp.log(period) * jnp.arange(features // 2) / (features // 2))
+    frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(features // 2) / (features // 2))
     angles = label[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
@@ -121,7 +121,8 @@ class UNet(nn.Module):
         if h % factor or w % factor:
             raise ValueError(
                 f'channels: got fields of {h}x{w} pixels, expected multiples of {factor}, which '
-                f'fold = {self.fold} and {len(self.channels)} resolutions need; use fewer channels'
+                f'fold = {self.fold} and {len(self.channels)} resolutions need; crop or pad the '
+                'data, use fewer channels or another network'
             )
 
     def _block(self, h: Array, embedding: Array | None, train: bool) -> Array:

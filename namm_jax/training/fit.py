@@ -1,5 +1,6 @@
 """Training in memory: from data to a mirror map or a prior in one call."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from namm_jax._arrays import Key, Metrics, Params, Task
-from namm_jax.training.step import TrainState, TrainStep, init_state, train_step
+from namm_jax._checks import refuse
+from namm_jax.training.step import TrainState, init_state, train_step
 
 CHECK_EVERY = 50  # steps between two looks at the loss
 HELD_OUT = 16  # samples that are kept out of training, at most; 1 in 8 of a small set
@@ -68,27 +70,23 @@ def fit(
     key_init, stream, key_order = jax.random.split(key, 3)
     state = init_state(task, key_init)
     parts = math.gcd(size, 2) if jax.default_backend() == 'cpu' else 1
-    step = jax.jit(_on_rows(train_step(task, ema=recipe.ema, parts=parts)), donate_argnums=0)
+    update = train_step(task, ema=recipe.ema, parts=parts)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, frozen: PyTree, stream: Key, arrays: PyTree, rows: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        return update(state, frozen, stream, jax.tree.map(lambda a, i: a[i], arrays, rows))
+
     orders = {}
     for i, (name, array) in enumerate(train.items()):
         orders[name] = _orders(jax.random.fold_in(key_order, i), len(array), size)
-    for index in _bar(steps) if progress else range(steps):
+    for index in _bar(steps) if progress else range(1, steps + 1):
         rows = {name: next(order) for name, order in orders.items()}
         state, terms = step(state, task.frozen, stream, train, rows)
-        if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
-            _check_finite(index + 1, terms)
+        if index % CHECK_EVERY == 0 or index == steps:
+            _check_finite(index, terms)
     return recipe.result(state.ema, task.frozen, held)
-
-
-def _on_rows(step: TrainStep) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the step on the rows of arrays that stay on the device."""
-
-    def on_rows(
-        state: TrainState, frozen: PyTree, stream: Key, arrays: PyTree, rows: PyTree
-    ) -> tuple[TrainState, Metrics]:
-        return step(state, frozen, stream, jax.tree.map(lambda a, i: a[i], arrays, rows))
-
-    return on_rows
 
 
 def _orders(key: Key, n: int, size: int) -> Iterator[np.ndarray]:
@@ -103,7 +101,7 @@ def _orders(key: Key, n: int, size: int) -> Iterator[np.ndarray]:
 def _bar(steps: int) -> Iterator[int]:
     from rich.progress import track  # only where a bar is shown
 
-    return track(range(steps), description='fit')
+    return track(range(1, steps + 1), description='fit')
 
 
 def _held_out(array: Array) -> int:
@@ -126,11 +124,7 @@ def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Arra
             f'expected a batch of {size} besides; bring more, or give a smaller batch_size'
         )
     bad = ~np.asarray(jnp.isfinite(x).all((1, 2, 3)))
-    if bad.any():
-        raise ValueError(
-            f'{name}: got NaN or infinity in {bad.sum()} of {len(x)} samples, the first of index '
-            f'{np.argmax(bad)}, expected finite numbers; leave those out'
-        )
+    refuse(name, bad, 'NaN or infinity', 'finite numbers; leave those out')
     return x
 
 

@@ -20,6 +20,7 @@ from namm_jax._arrays import Constraint, Key, Loss, Metrics, MirrorMap, Params, 
 from namm_jax.constraints.base import standardised
 from namm_jax.denoising.denoisers import denoising_loss, make_parameterisation
 from namm_jax.denoising.prior import NetworkDenoiser, Prior
+from namm_jax.networks import output_like
 from namm_jax.networks.icnn import ICNN, nonnegative_mask
 from namm_jax.networks.unet import UNet
 from namm_jax.problems.base import Problem
@@ -56,9 +57,8 @@ def namm_task(
     """Returns the training of the mirror map, g and f together, on batches `{'x': data}`.
 
     Args:
-        mirror_map: of standardised fields.
+        mirror_map, constraint: of standardised fields.
         shape: `(h, w, c)` of a field.
-        constraint: the set M, of standardised fields.
         optimizers: of g and f, `{'forward': ..., 'inverse': ...}`.
         units: mean and scale of the data.
         **weights: of `mirror.namm_loss`.
@@ -95,19 +95,8 @@ def finetune_task(
 def score(
     network: Any, params: Params, x: Array, label: Array, *, dropout_key: Key | None = None
 ) -> Array:
-    """Returns the output of a score network; dropout acts where a key is given.
-
-    Raises a ValueError if it is not like x.
-    """
-    train = dropout_key is not None
-    rngs = {'dropout': dropout_key} if train else None
-    y = network.apply({'params': params}, x, label, train=train, rngs=rngs)
-    if y.shape != x.shape:
-        raise ValueError(
-            f'score network: got an output of shape {y.shape}, expected {x.shape}, that of x; let '
-            'the network keep the shape of its input'
-        )
-    return y
+    """Returns the output of a score network, as of `networks.output_like`."""
+    return output_like('score network', network, params, x, label, dropout_key=dropout_key)
 
 
 def denoising_task(
@@ -126,10 +115,9 @@ def denoising_task(
     Args:
         network: a Flax module `(x, label, *, train) -> like x`.
         shape: `(h, w, c)` of a field.
-        optimizer: of the network.
         mean, std: of the standardised training set, scalars.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
-        reduction: a key of `denoisers.REDUCTIONS`.
+        parameterisation, reduction: keys of `denoisers.PARAMETERISATIONS` and
+            `denoisers.REDUCTIONS`.
         units: mean and scale by which the training set is standardised.
     """
 
@@ -179,9 +167,8 @@ def namm(
             given.
         strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
         output: a key of `mirror.OUTPUTS`; `centred` for a rule on the sum of the pixels.
-        sigma_max: largest noise in mirror space, in standard deviations of the data where the
-            problem has units.
-        sigma_power: `sigma = sigma_max u^power` with u uniform; larger favours small noise.
+        sigma_max, sigma_power: law of the noise in mirror space, as of `mirror.add_noise`, in
+            standard deviations of the data where the problem has units.
         lambda_cycle, lambda_constr, lambda_reg: weights of the cycle terms, the rule's distance
             (per the problem's unit of it) and the regularisation.
         batch_size: samples a step.
@@ -192,7 +179,7 @@ def namm(
     """
     networks = {
         'forward_network': forward or ICNN(filters=16, layers=2, periodic=problem.periodic),
-        'inverse_network': inverse or _unet(problem, channels=(48, 96), norm='none'),
+        'inverse_network': inverse or _unet(problem, norm='none'),
     }
     of_map = dict(strong_convexity=strong_convexity, output=output)
     mirror_map = mirror.neural_mirror_map(*networks.values(), **of_map)
@@ -267,11 +254,10 @@ def diffusion(
     Args:
         problem: of which the fields are: their shape, and which axes wrap.
         network: a Flax module `(x, label, *, train=False) -> like x`; a `UNet` unless given.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
-        reduction: a key of `denoisers.REDUCTIONS`.
+        parameterisation, reduction: as of `denoising_task`.
         batch_size, ema, optimizer: as of `namm`.
     """
-    network = network or _unet(problem, channels=(48, 96), norm='group')
+    network = network or _unet(problem, norm='group')
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         x = np.asarray(arrays['x'], np.float64)
@@ -295,18 +281,8 @@ def diffusion(
     return Recipe(task, result, problem.shape, batch_size, ema)
 
 
-def _unet(problem: Problem, *, channels: tuple[int, ...], norm: str) -> UNet:
-    """Returns a U-Net for the problem's fields, with the place within what their law repeats as
-    input.
-    """
-    fold = 2
-    factor = fold * 2 ** (len(channels) - 1)
-    if any(size % factor for size in problem.shape[:2]):
-        h, w, _ = problem.shape
-        raise ValueError(
-            f'network: got fields of {h}x{w} pixels, expected multiples of {factor}, which the '
-            'U-Net needs to halve them; crop or pad the data, or give a network of your own'
-        )
+def _unet(problem: Problem, *, norm: str) -> UNet:
+    """Returns a U-Net for a problem's fields, which sees the place within what their law repeats."""
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
-    return UNet(channels, fold=fold, periodic=problem.periodic, cell=cell, norm=norm)
+    return UNet((48, 96), periodic=problem.periodic, cell=cell, norm=norm)
