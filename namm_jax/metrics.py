@@ -8,8 +8,8 @@ finite.
 
 Of posteriors, the errors of their mean, of their distribution, and of the spread they claim, given
 the `truth (n, h, w, c)` of n measurements and k `samples (n, k, h, w, c)` of each, in data units.
-Samples that `valid (n, k)` leaves out, finite or not, have no effect (None: all count); the `m <=
-k` others of a measurement are its ensemble. Other shapes raise a ValueError.
+Samples that `valid (n, k)` leaves out, finite or not, have no effect (None: all count); m others
+remain. Other shapes raise a ValueError.
 """
 
 import functools
@@ -53,12 +53,9 @@ def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Scalar:
 
     `MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` with
     `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c > 0` in `multiples` and `h` the median
-    distance between two members of y. Its expectation is 0 for equal distributions: it can be
-    negative.
-
-    Args:
-        x, y: samples and reference, of one field shape and `n, m >= 2`, or a ValueError is raised.
-            NaN results if more than half of the pairs of y coincide.
+    distance between two members of y (NaN results if more than half of its pairs coincide). Its
+    expectation is 0 for equal distributions: it can be negative. Sets that differ in field shape or
+    have fewer than 2 members raise a ValueError.
 
     Reference: Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
     """
@@ -70,14 +67,10 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
     """Returns the sliced Wasserstein-1 distance >= 0, in data units, for sets of any two sizes.
 
     `SW_1 = mean_theta integral |F_x(s) - F_y(s)| ds`, with `F` the empirical distribution functions
-    of `x . theta` and `y . theta`, `theta` uniform on the unit sphere. A shift of every coordinate
-    by `delta` gives about `0.8 delta`. Between finite sets of one distribution it is above 0 and
-    falls as they grow: read it beside its value between two halves of the reference.
-
-    Args:
-        key: of the directions.
-        x, y: samples and reference, of one field shape, or a ValueError is raised.
-        projections: the number of directions, at least 1.
+    of `x . theta` and `y . theta`, in so many directions `theta` uniform on the unit sphere.
+    Between finite sets of one distribution it is above 0 and falls as they grow: read it beside its
+    value between two halves of the reference. Sets that differ in field shape and `projections < 1`
+    raise a ValueError.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
@@ -118,8 +111,7 @@ def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int 
     A resample weights each member by how often it occurs, `w ~ Multinomial(n, 1/n)`. The resamples'
     2.5 % and 97.5 % quantiles are shifted by `value - median`, since distances of resampled,
     noisier sets are biased upwards. The interval says how far other samples would have moved the
-    value, perhaps below 0; for what two sets of one distribution score, compare halves of the
-    reference.
+    value; for what two sets of one distribution score, compare halves of the reference.
 
     Args:
         key: of the resamples.
@@ -356,10 +348,8 @@ def _count(samples: Array, valid: Array | None) -> Array:
     if valid is None:
         return jnp.full((len(samples), 1, 1, 1), samples.shape[1], samples.dtype)
     if valid.shape != samples.shape[:2] or valid.dtype != bool:
-        raise ValueError(
-            f'valid: got {valid.dtype} of shape {valid.shape}, expected bool of shape '
-            f'{samples.shape[:2]}, one for each sample'
-        )
+        expected = f'bool of shape {samples.shape[:2]}, one for each sample'
+        raise ValueError(f'valid: got {valid.dtype} of shape {valid.shape}, expected {expected}')
     return jnp.sum(valid, 1, dtype=samples.dtype)[:, None, None, None]
 
 

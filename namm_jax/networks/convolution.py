@@ -1,8 +1,4 @@
-"""Convolutions that wrap along the periodic axes and only those: the one place that pads.
-
-They commute with every rolling of a wrapped axis: no border is seen. Along the others zeros are
-padded.
-"""
+"""Convolutions that wrap along the periodic axes and only those: the one place that pads."""
 
 import functools
 from collections.abc import Callable
@@ -32,13 +28,8 @@ def wrap(x: Array, width: int, periodic: Periodic) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def convolve(x: Array, kernel: Array, periodic: Periodic, stride: int = 1) -> Array:
-    """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields with a kernel.
-
-    Args:
-        x: fields `(b, h, w, c)`.
-        kernel: `(k, k, c, d)`, k odd.
-        periodic: which of the two spatial axes wrap; the others are padded with zeros.
-        stride: step in pixels, along both axes.
+    """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields `x (b, h, w, c)`
+    with a kernel `(k, k, c, d)`, k odd; axes that are not periodic are padded with zeros.
     """
     return _correlate(x, kernel, periodic, stride)
 
@@ -71,8 +62,7 @@ def _convolve_jvp(periodic: Periodic, stride: int, primals: tuple, tangents: tup
 class GlobalConv(nn.Module):
     """Maps `(b, h, w, c)` to `h + k * h`, each channel's kernel as large as the image, 0 at first.
 
-    By Fourier transforms, in float32: a feature crosses any distance at once. Compare Li et al.
-    2021, arXiv 2010.08895.
+    By Fourier transforms, in float32; compare Li et al. 2021, arXiv 2010.08895.
     """
 
     periodic: Periodic
@@ -105,12 +95,9 @@ def convolve_patches(x: Array, kernel: Array, periodic: Periodic) -> Array:
 
 def convolve_twice_differentiable(x: Array, kernel: Array, periodic: Periodic) -> Array:
     """Returns `convolve(x, kernel, periodic)`, its second derivatives fastest on this platform."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: convolve_patches(x, kernel, periodic),
-        default=lambda x, kernel: convolve(x, kernel, periodic),
-    )
+    patches = lambda x, kernel: convolve_patches(x, kernel, periodic)
+    plain = lambda x, kernel: convolve(x, kernel, periodic)
+    return lax.platform_dependent(x, kernel, cpu=patches, default=plain)
 
 
 def space_to_depth(x: Array, factor: int) -> Array:

@@ -1,9 +1,9 @@
-"""Networks that count: an image in, a number out. Two, built differently, so that one can check the
+"""Networks that count: an image in, a number out. Two of different build, so that one can check the
 other.
 
 Both compute in the type of their input, half precision raised to float32; parameters stay float32.
-Each has the `loss (x, sources) -> (b,)` that it can be trained by, from the objects at each pixel
-`(b, h, w, 1)`: where the output has a place, positions teach more than a number.
+Each has a `loss (x, sources) -> (b,)` to be trained by, of the objects at each pixel `(b, h, w,
+1)`.
 """
 
 import math
@@ -32,11 +32,9 @@ def huber(count: Array, sources: Array) -> Array:
 def misplacement(logits: Array, inside: Array) -> Array:
     """Returns the sum over cells of cross-entropies, `(b,)`: how unlikely the objects' places are.
 
-    Over images that look alike its mean is least where p is the mean of n.
-
-    Args:
-        logits: log(p / (1 - p)) `(b, h, w, 1)`, with p the probability of an object in a cell.
-        inside: n, the objects in each cell `(b, h, w, 1)`, where several count as one.
+    Over images that look alike its mean is least where p is the mean of n. Given are the logits
+    `log(p / (1 - p)) (b, h, w, 1)`, with p the probability of an object in a cell, and n, the
+    objects inside each, `(b, h, w, 1)`, where several count as one.
     """
     return (nn.softplus(logits) - jnp.minimum(inside, 1) * logits).sum((1, 2, 3))
 

@@ -7,8 +7,7 @@ With convolutions `l_k`, `q_k` of the input and non-negative convolutions `w_k`:
     ICNN(x) = reduction over pixels and channels of v(z_K)
     g(x)    = (1 - a) grad_x ICNN(x) + a x
 
-is convex in x (a non-negative sum of convex functions of convex functions), so that g is the
-gradient of a strongly convex function and therefore injective: a mirror map.
+is convex in x, so that g is the gradient of a strongly convex function and therefore injective.
 
 References: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017,
 arXiv 1609.07152.
@@ -69,12 +68,8 @@ class ICNN(nn.Module):
 
 
 def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity: float) -> Array:
-    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`.
-
-    Args:
-        network, params: any module `x -> (b,)`, `ICNN` or another, and its parameters.
-        x: fields `(b, h, w, c)`.
-        strong_convexity: a in [0, 1]; 1 gives the identity.
+    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`, a in [0, 1]; the
+    network is any module `x -> (b,)`.
     """
     gradient = jax.grad(lambda x: network.apply({'params': params}, x).sum())(x)
     return (1 - strong_convexity) * gradient + strong_convexity * x

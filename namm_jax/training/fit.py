@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+from rich.progress import track
 
 from namm_jax._arrays import Key, Metrics, Params, Task
 from namm_jax._checks import refuse
@@ -81,7 +82,8 @@ def fit(
     orders = {}
     for i, (name, array) in enumerate(train.items()):
         orders[name] = _orders(jax.random.fold_in(key_order, i), len(array), size)
-    for index in _bar(steps) if progress else range(1, steps + 1):
+    indices = range(1, steps + 1)
+    for index in track(indices, description='fit') if progress else indices:
         rows = {name: next(order) for name, order in orders.items()}
         state, terms = step(state, task.frozen, stream, train, rows)
         if index % CHECK_EVERY == 0 or index == steps:
@@ -98,12 +100,6 @@ def _orders(key: Key, n: int, size: int) -> Iterator[np.ndarray]:
             yield order[start : start + size]
 
 
-def _bar(steps: int) -> Iterator[int]:
-    from rich.progress import track  # only where a bar is shown
-
-    return track(range(1, steps + 1), description='fit')
-
-
 def _held_out(array: Array) -> int:
     return min(HELD_OUT, len(array) // 8)
 
@@ -112,10 +108,8 @@ def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Arra
     """Returns an array to train on, after checks."""
     x = jnp.asarray(x)
     if x.shape[1:] != shape:
-        raise ValueError(
-            f'{name}: got shape {x.shape}, expected (n, {", ".join(map(str, shape))}), the shape '
-            'of the problem that the recipe was made for'
-        )
+        expected = f'(n, {", ".join(map(str, shape))}), the shape of the problem of the recipe'
+        raise ValueError(f'{name}: got shape {x.shape}, expected {expected}')
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'{name}: got {x.dtype}, expected floating-point numbers; cast it')
     if len(x) - _held_out(x) < size:

@@ -22,11 +22,9 @@ def learning_rate_schedule(
     """Returns a linear warm-up and a decay over so many steps, as a function of the update."""
     updates = -(-steps // accumulate)
     start = round(warmup * updates)
-    decays = {
-        'cosine': lambda: optax.cosine_decay_schedule(learning_rate, max(1, updates - start)),
-        'constant': lambda: optax.constant_schedule(learning_rate),
-    }
-    rest = choose('optimizer.decay', decay, decays)()
+    cosine = optax.cosine_decay_schedule(learning_rate, max(1, updates - start))
+    decays = {'cosine': cosine, 'constant': optax.constant_schedule(learning_rate)}
+    rest = choose('optimizer.decay', decay, decays)
     rise = optax.linear_schedule(0.0, learning_rate, max(1, start))
     return optax.join_schedules([rise, rest], [start])
 
@@ -69,12 +67,11 @@ def make_optimizer(
     if not (0 <= b1 < 1 and 0 <= b2 < 1):
         raise ValueError(f'got b1 {b1}, b2 {b2}, expected numbers in [0, 1)')
     adam = optax.scale_by_adam(b1, b2)
-    directions = {'adam': lambda: adam, 'muon': lambda: muon(adam)}
-    schedule = learning_rate_schedule(
-        steps, learning_rate=learning_rate, decay=decay, warmup=warmup, accumulate=accumulate
-    )
+    directions = {'adam': adam, 'muon': muon(adam)}
+    settings = dict(decay=decay, warmup=warmup, accumulate=accumulate)
+    schedule = learning_rate_schedule(steps, learning_rate=learning_rate, **settings)
     chain = [optax.clip_by_global_norm(clip)] if clip else []
-    chain.append(choose('optimizer.name', name, directions)())
+    chain.append(choose('optimizer.name', name, directions))
     chain.append(optax.scale_by_learning_rate(schedule))
     if mask is not None:
         chain.append(optax.masked(optax.keep_params_nonnegative(), mask))

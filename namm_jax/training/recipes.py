@@ -125,8 +125,7 @@ def denoising_task(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
-        moments = {'mean': frozen['mean'], 'std': frozen['std']}
-        of = make_parameterisation(parameterisation, **moments)
+        of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
         dropout = {'dropout_key': key_dropout if train else None}
         denoiser = of.denoiser(functools.partial(score, network, params, **dropout))
         x = to_standard(batch['x'], *units)
@@ -177,17 +176,15 @@ def namm(
 
     Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
     """
-    networks = {
-        'forward_network': forward or ICNN(filters=16, layers=2, periodic=problem.periodic),
-        'inverse_network': inverse or _unet(problem, norm='none'),
-    }
+    forward = forward or ICNN(filters=16, layers=2, periodic=problem.periodic)
+    inverse = inverse or _unet(problem, norm='none')
     of_map = dict(strong_convexity=strong_convexity, output=output)
-    mirror_map = mirror.neural_mirror_map(*networks.values(), **of_map)
+    mirror_map = mirror.neural_mirror_map(forward, inverse, **of_map)
     units = (problem.mean, problem.scale)
     rule = constraint or problem.constraint()
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
-    weights['strong_convexity'] = strong_convexity
+    weights |= dict(strong_convexity=strong_convexity)
     settings = dict(warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
@@ -197,7 +194,7 @@ def namm(
         return namm_task(mirror_map, problem.shape, constraint, optimizers, units=units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
-        return mirror.Mirror(params, **networks, **of_map, units=units)
+        return mirror.Mirror(params, forward, inverse, **of_map, units=units)
 
     return Recipe(task, result, problem.shape, batch_size, ema)
 
@@ -224,7 +221,7 @@ def finetune(
     rule = standardised(constraint or problem.constraint(), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
-    weights['strong_convexity'] = fitted.strong_convexity
+    weights |= dict(strong_convexity=fitted.strong_convexity)
     settings = dict(learning_rate=1e-3, warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
@@ -263,14 +260,9 @@ def diffusion(
         x = np.asarray(arrays['x'], np.float64)
         std = x.std((0, 1, 2))
         units = tuple(x.mean((0, 1, 2)).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-        base = denoising_task(
-            network,
-            problem.shape,
-            make_optimizer(steps, **dict(optimizer or {})),
-            parameterisation=parameterisation,
-            reduction=reduction,
-            units=units,
-        )
+        of = network, problem.shape, make_optimizer(steps, **dict(optimizer or {}))
+        options = dict(parameterisation=parameterisation, reduction=reduction)
+        base = denoising_task(*of, units=units, **options)
         mean, width = (jnp.asarray(part, jnp.float32) for part in units)
         return base._replace(frozen=base.frozen | {'centre': mean, 'width': width})
 
@@ -282,7 +274,7 @@ def diffusion(
 
 
 def _unet(problem: Problem, *, norm: str) -> UNet:
-    """Returns a U-Net for a problem's fields, which sees the place within what their law repeats."""
+    """Returns a U-Net for a problem's fields, which sees the place in what their law repeats."""
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
     return UNet((48, 96), periodic=problem.periodic, cell=cell, norm=norm)

@@ -2,8 +2,8 @@
 
     params <- params + optimizer(grad loss),    average <- average + (1 - decay) (params - average)
 
-Step k takes the key `fold_in(stream, k)`, so that a resumed run needs no key of its own. What comes
-out of training are the averaged parameters.
+Step k takes the key `fold_in(stream, k)`: a resumed run needs none of its own. The averaged
+parameters are the result.
 """
 
 from collections.abc import Callable
@@ -46,12 +46,9 @@ def ema_decay(step: Array, decay: float) -> Array:
 def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., Gradient]:
     """Returns `(params, frozen, key, batch) -> ((loss, terms), gradient)`, means over the parts.
 
-    XLA:CPU, whose convolutions use one thread each, runs the parts side by side. Part i takes every
-    `parts`-th sample, and so keeps the batch's sharding, and the key `fold_in(key, i)`.
-
-    Args:
-        loss: of a task, a mean over the batch.
-        parts: a divisor of the batch size on each device.
+    XLA:CPU, whose convolutions use one thread each, runs the parts side by side; their number
+    divides the batch size on each device. Part i takes every `parts`-th sample, and so keeps the
+    batch's sharding, and the key `fold_in(key, i)`. The loss is a mean over the batch.
     """
     gradient_of = jax.value_and_grad(loss, has_aux=True)
 
