@@ -22,18 +22,12 @@ _NOT_JAX = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_IN_JAX = (
-    'write jax.numpy for numpy, jnp.where for `if` and for indexing by a mask, and no float(), '
-    'int() or .item()'
-)
+_IN_JAX = 'write jax.numpy for numpy, jnp.where for `if` and masks; no float(), int() or .item()'
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'
 )
-_POSITIVE = (
-    'numbers >= 0, and 0 where the rule holds; take the absolute value or the square of what '
-    'should vanish'
-)
+_POSITIVE = 'numbers >= 0, and 0 where the rule holds; take the absolute value or the square'
 
 
 def nearest(got: str, choices: Iterable[str]) -> str:
@@ -54,18 +48,15 @@ def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
 def check_keys(keys: jax.Array) -> None:
     """Raises a ValueError unless the keys are `(n,)`, typed, one a sample."""
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(
-            f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use '
-            'jax.random.split(jax.random.key(seed), n)'
-        )
+        got = f'{keys.dtype}{list(keys.shape)}'
+        remedy = 'use jax.random.split(jax.random.key(seed), n)'
+        raise ValueError(f'keys: got {got}, expected one typed key a sample; {remedy}')
 
 
 def field_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the shape `(h, w, c)` of one field as integers; raises a ValueError if it is none."""
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(
-            f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field'
-        )
+        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1')
     return tuple(map(int, shape))
 
 
@@ -95,9 +86,7 @@ _OUTPUTS = {
 
 
 def check_output(label: str, values: Any, b: int, kind: str) -> Array:
-    """Returns what a function of `kind`, a key of `_OUTPUTS`, gave for b fields; raises unless it
-    is one floating-point array of that shape.
-    """
+    """Returns the values that a function gave for b fields, if they are an array of its kind."""
     shape, least, most = _OUTPUTS[kind]
     expected = f'expected one floating-point array of shape {shape.format(b=b)}'
     if not isinstance(values, jax.Array | np.ndarray):
@@ -119,13 +108,12 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, floa
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
     have finite gradients near the data, not all 0 off the set. Returned are `floor_mean` and
     `floor_max`, the distance on the data, and `perturbed_mean`, that after noise of 10 % of their
-    standard deviation (0 where an inequality leaves that much room). Data whose floor is not small
-    beside it do not obey the rule.
+    standard deviation (0 where an inequality leaves that much room). One to a reference cannot be
+    checked.
 
     Args:
-        constraint: of its methods only `distance` is called; one to a reference cannot be checked.
+        constraint: of its methods only `distance` is called.
         x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2.
-        key: of the noise.
 
     Raises:
         ValueError: if the distance is none of that, or the data do not vary.
@@ -166,9 +154,8 @@ def check_operator(
     finite values and gradients, not all 0; and be linear if its attribute `linear` says so.
 
     Args:
-        operator: `(b, h, w, c) -> (b, *m)`.
-        shape: `(h, w, c)` of the fields.
-        x: where to check it, fields `(b, *shape)`, b >= 2; standard normal noise unless given.
+        operator: fields `(b, *shape)`, shape `(h, w, c)`, to `(b, *m)`.
+        x: where to check it, b >= 2 fields; standard normal noise unless given.
 
     Raises:
         ValueError: if the operator is none of that.
@@ -184,10 +171,9 @@ def check_operator(
     if getattr(operator, 'linear', False):
         gap = measure(2 * x[:1] - 3 * x[1:2], 'at a sum of two')[0] - 2 * y[:1] + 3 * y[1:2]
         if np.abs(gap).max() > 5e-3 * np.abs(y).max():
-            raise FunctionError(
-                'operator: got linear=True for one that is not, expected A(2 a - 3 b) = 2 A(a) - '
-                '3 A(b); give linear=False'
-            )
+            got = 'linear=True for one that is not'
+            expected = 'A(2 a - 3 b) = 2 A(a) - 3 A(b); give linear=False'
+            raise FunctionError(f'operator: got {got}, expected {expected}')
     return y.shape[1:]
 
 

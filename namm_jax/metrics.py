@@ -1,8 +1,8 @@
 """How good samples are: arrays in, scalars out.
 
 Of sets, how far samples `x (n, ...)` are from a constraint and from a reference `y (m, ...)`, in
-one layout and in data units. A distance of distributions is a function of weights `w (n,)` and `v
-(m,)` of their members: what costs (Gram matrices, sorted projections, power spectra) is computed
+one layout and in data units. A distance of distributions is a function of weights `w (n,)` and
+`v (m,)` of their members: what costs (Gram matrices, sorted projections, power spectra) is computed
 once, and a bootstrap resample is another pair of weights. Samples that are not finite make it not
 finite.
 
@@ -83,8 +83,8 @@ def spectrum(x: _X, axes: _Axes) -> Float[Array, ' k']:
     """Returns the mean power spectrum of fields, summed over shells of equal wavenumber.
 
     `E(k) = mean sum_{round|q| = k} |x_hat(q)|^2` with `x_hat = fft(x) / N`, k = 0, 1, ... cycles a
-    domain, in squared data units. The mean is over samples and all axes that are not transformed
-    (time, channels), so that `sum_k E(k) = mean x^2` (Parseval).
+    domain, in squared data units. The mean is over samples and axes that are not transformed (time,
+    channels): `sum_k E(k) = mean x^2`.
 
     Args:
         x: fields `(n, ...)`; states in a mosaic must be packed as channels first.
@@ -99,8 +99,7 @@ def spectrum_distance(x: _X, y: _Y, axes: _Axes) -> Scalar:
     """Returns the mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`, in decades of power.
 
     Powers below 1.2e-7 (single precision) of the strongest wavenumber of `y` are raised to that in
-    both spectra: there is only round-off. Axes as of `spectrum`; sets that differ in shape raise a
-    ValueError.
+    both. Axes as of `spectrum`; fields that differ in shape raise a ValueError.
     """
     return _spectrum_of_weights(x, y, axes)(jnp.ones(len(x)), jnp.ones(len(y)))
 
@@ -285,10 +284,9 @@ def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     """Returns the fair continuous ranked probability score, the mean over measurements and values.
 
     `mean_i |x_i - truth| - sum_ij |x_i - x_j| / (2 m (m - 1))`, at each value by itself, in data
-    units. Its expectation does not depend on m and is least where truth and samples have one
-    distribution: `sigma / sqrt(pi)` for normal values of standard deviation sigma. It can be
-    negative; an ensemble of one sample scores its absolute error. NaN if no measurement has a valid
-    sample.
+    units. Its expectation does not depend on m and is least where truth and samples have one law:
+    `sigma / sqrt(pi)` for a normal one. It can be negative; one sample scores its absolute error.
+    NaN if no measurement has a valid sample.
 
     References: Ferro, "Fair scores for ensemble forecasts", Q. J. R. Meteorol. Soc. 140 (2014);
     Zamo & Naveau, Math. Geosci. 50 (2018), eq. 8 (by sorting).
@@ -311,12 +309,11 @@ def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
 def spread_skill(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     """Returns the spread-skill ratio: 1 if calibrated, below 1 overconfident.
 
-    `sqrt(mean (m + 1)/m variance) / rmse`, means over values and the measurements that have two
-    valid samples (NaN if none has): where truth and samples have one distribution of variance V,
-    the squared error of the mean of m samples is `V + V/m` on average.
+    `sqrt(mean (m + 1)/m variance) / rmse`, means over values and the measurements with two valid
+    samples (NaN if none): where truth and samples have one law of variance V, the squared error of
+    the mean of m samples is `V + V/m` on average.
 
-    Reference: Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?", J.
-    Hydrometeorol. 15 (2014).
+    Reference: Fortin et al., J. Hydrometeorol. 15 (2014).
     """
     _check_truth(truth, samples)
     mean, variance = posterior_moments(samples, valid)

@@ -11,14 +11,13 @@ learned map, `neural_mirror_map`, is trained on
 
 Box, ball and simplex have maps without parameters: `g = grad phi` of a convex potential phi takes
 the inside of the set to all of mirror space, and `f = (grad phi)^-1` takes every finite z back. On
-the border, where real data do lie, g is infinite: with a `floor` in [0, 1) it reads `x' = (1 -
-floor) x + floor centre` in place of x, and `f(g(x)) = x'`. A small floor leaves a long tail in
-mirror space (of a simplex's pixels near 1, one of 1e-12 lies 28 below the others), a large one a
-bias; with floor 0 the round trip is exact, and the data must be inside.
+the border, where real data do lie, g is infinite: with a `floor` in [0, 1) it reads
+`x' = (1 - floor) x + floor centre` in place of x, and `f(g(x)) = x'`. A large floor is a bias, a
+small one a long tail in mirror space: a simplex's pixel of 1e-12 lies 28 below one of 1.
 
 References: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
-Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffusion Models for
-Constrained and Watermarked Generation", NeurIPS 2023, arXiv 2310.01236 (closed forms).
+Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffusion Models", NeurIPS
+2023, arXiv 2310.01236 (closed forms).
 """
 
 import dataclasses
@@ -149,9 +148,9 @@ def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) ->
 
     `g(x) = (log(x - low) - log(high - x)) / 2 = artanh((2 x - low - high) / (high - low))`, `f(z) =
     low + (high - low)(1 + tanh z)/2`, `phi(x) = sum ((x - low) log(x - low) + (high - x) log(high -
-    x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|, |high|)`, and f stays inside to the
-    same, exactly if low is 0. The `floor` in [0, 1) is the part of the set's centre that is mixed
-    into the data. Numbers out of their range raise a ValueError.
+    x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|,
+    |high|)`, and f stays inside to the same, exactly if low is 0. The `floor` in [0, 1) is the part
+    of the set's centre that is mixed into the data. Numbers out of their range raise a ValueError.
     """
     _check_set('high - low', high - low, floor)
     middle = (low + high) / 2
@@ -168,10 +167,10 @@ def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) ->
 def ball_map(radius: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     """Returns the mirror map of `|x| < radius`, the Euclidean norm over all pixels of a field.
 
-    `phi(x) = -log(R^2 - |x|^2)`, `g(x) = 2 x / (R^2 - |x|^2)` and `f(z) = R^2 z / (1 + sqrt(1 + R^2
-    |z|^2))`, which has no norm to divide by. In float32 `f(g(x)) = x` to 1e-6 R where `|x| < (1 -
-    1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up to 1e18. Floor, whose centre is 0, and
-    errors as of `box_map`; radius R > 0.
+    `phi(x) = -log(R^2 - |x|^2)`, `g(x) = 2 x / (R^2 - |x|^2)` and
+    `f(z) = R^2 z / (1 + sqrt(1 + R^2 |z|^2))`, which has no norm to divide by. In float32
+    `f(g(x)) = x` to 1e-6 R where `|x| < (1 - 1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up
+    to 1e18. Floor, whose centre is 0, and errors as of `box_map`; radius R > 0.
     """
     _check_set('radius', radius, floor)
     square = lambda x: jnp.sum(x * x, _PIXELS, keepdims=True)
@@ -188,11 +187,11 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     """Returns the mirror map of `x > 0, sum(x) = total`, over all pixels of a field.
 
     `phi(x) = sum x log x`, whose gradient on the simplex is `g(x) = log x - mean(log x)`: mirror
-    points are fields of mean 0. `f(z) = total softmax(z)`, the same for `z + constant`, so `g(f(z))
-    = z - mean(z)`: of the noise in mirror space one number a field has no effect. In float32
-    `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to 1e-6 of
-    the total; a pixel more than 104 below the largest z is 0. Floor, which costs samples that part
-    of their light to an even haze, and errors as of `box_map`; total > 0.
+    points are fields of mean 0. `f(z) = total softmax(z)`, the same for `z + constant`, so
+    `g(f(z)) = z - mean(z)`: of the noise in mirror space one number a field has no effect. In
+    float32 `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to
+    1e-6 of the total. Floor, which costs samples that part of their light to an even haze, and
+    errors as of `box_map`; total > 0.
     """
     _check_set('total', total, floor)
 
@@ -208,11 +207,8 @@ def add_noise(
 ) -> tuple[Fields, PerSample]:
     """Returns `(z + sigma noise, sigma)`, `sigma = sigma_max u^power` with u ~ U(0, 1) a sample.
 
-    Args:
-        key: of levels and noise.
-        z: mirror points `(b, h, w, c)`.
-        sigma_max: largest noise level, in the units of z; >= 0.
-        power: 1 for the paper's uniform law; larger favours small noise.
+    The largest level is >= 0 and in the units of z, `(b, h, w, c)`; the power 1 gives the paper's
+    uniform law, a larger one favours small noise.
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sigma_max * jax.random.uniform(key_sigma, z.shape[:1]) ** power
@@ -235,7 +231,9 @@ def namm_loss(
     strong_convexity: float = 0.9,
     train: bool = True,
 ) -> tuple[Array, Metrics]:
-    """Returns the loss of the module's docstring, and its terms before their weights.
+    """Returns the loss of the module's docstring, and its terms before their weights: the scalars
+    `cycle_data`, `cycle_mirror`, `constraint` (and `constraint/NAME`, if there are several) and
+    `regularisation`.
 
     Args:
         key: of noise and dropout.
@@ -245,10 +243,6 @@ def namm_loss(
         sigma_max, sigma_power: law of the noise, as of `add_noise`.
         strong_convexity: a of the forward map.
         train: whether dropout acts.
-
-    Returns:
-        The scalar loss, and the scalars `cycle_data`, `cycle_mirror`, `constraint` (and one entry
-            `constraint/NAME` a term, if the constraint has several) and `regularisation`.
     """
     key_noise, key_dropout = jax.random.split(key)
     g_x = mirror.forward(params, x)
@@ -284,13 +278,12 @@ def robustness(
     constraint: Constraint,
     sigma: Float[Array, ' k'],
 ) -> dict[str, Float[Array, ' k']]:
-    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of levels `sigma
-    (k,)`.
+    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of levels sigma.
 
     With `x' = f(z + sigma noise)`: mean and standard deviation of the distance `l(x')` over
     samples, and the mean error `|x' - x|`, `{'distance_mean', 'distance_std', 'error_mean'}`,
-    `(k,)` each. The noise is the same at every level, so that differences are not its chance;
-    levels are in the units of z, and training saw those up to its `sigma_max`.
+    `(k,)` each. The noise is the same at every level; levels `(k,)` are in the units of z, and
+    training saw those up to its `sigma_max`.
     """
     z = mirror.forward(params, x)
     noise = jax.random.normal(key, x.shape, x.dtype)

@@ -53,9 +53,8 @@ def make_network(network: str | type, /, **fields: Any) -> nn.Module:
 def output_like(
     label: str, network: nn.Module, params: Params, x: Array, *of: Array, dropout_key: Key | None
 ) -> Array:
-    """Returns the output of a network f or score network; dropout acts where a key is given.
-
-    Raises a ValueError that starts with the label if it is not like x.
+    """Returns the output of f or of a score network; raises a ValueError if it is not like x.
+    Dropout acts where a key is given.
     """
     train = dropout_key is not None
     rngs = {'dropout': dropout_key} if train else None

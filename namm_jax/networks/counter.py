@@ -2,8 +2,8 @@
 other.
 
 Both compute in the type of their input, half precision raised to float32; parameters stay float32.
-Each has a `loss (x, sources) -> (b,)` to be trained by, of the objects at each pixel `(b, h, w,
-1)`.
+Each has a `loss (x, sources) -> (b,)` to be trained by, of the objects at each pixel
+`(b, h, w, 1)`.
 """
 
 import math
@@ -21,9 +21,7 @@ def _conv(features: int, dtype: DTypeLike) -> Conv:
 
 
 def huber(count: Array, sources: Array) -> Array:
-    """Returns Huber's loss of counts `(b,)`, quadratic below half an object, given the objects at
-    each pixel `(b, h, w, 1)`: its best guess is near the median count.
-    """
+    """Returns Huber's loss, of width 1/2, of counts `(b,)` given the objects at each pixel."""
     error = jnp.abs(count - sources.sum((1, 2, 3)))
     quadratic = jnp.minimum(error, 0.5)
     return quadratic * (error - quadratic / 2)
@@ -32,9 +30,8 @@ def huber(count: Array, sources: Array) -> Array:
 def misplacement(logits: Array, inside: Array) -> Array:
     """Returns the sum over cells of cross-entropies, `(b,)`: how unlikely the objects' places are.
 
-    Over images that look alike its mean is least where p is the mean of n. Given are the logits
-    `log(p / (1 - p)) (b, h, w, 1)`, with p the probability of an object in a cell, and n, the
-    objects inside each, `(b, h, w, 1)`, where several count as one.
+    Given are the logits `log(p / (1 - p)) (b, h, w, 1)`, with p the probability of an object in a
+    cell, and the objects inside each, `(b, h, w, 1)`, where several count as one.
     """
     return (nn.softplus(logits) - jnp.minimum(inside, 1) * logits).sum((1, 2, 3))
 
@@ -52,8 +49,7 @@ class Counter(nn.Module):
     """Maps images `(b, h, w, c)` to counts `(b,)`, which can be negative.
 
     For each number of filters a 3x3 convolution, ReLU and the average over 2x2 pixels; then a dense
-    layer, ReLU and a dense layer of one output. The parameters belong to one image size: 16.8
-    million at 128x128, 4.2 million at 64x64.
+    layer, ReLU and a dense layer of one output. The parameters belong to one image size.
 
     Reference: the counting network of Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
     """
@@ -82,8 +78,8 @@ class DensityCounter(nn.Module):
 
     The image is folded into cells of 2x2 pixels, and those again for each further resolution; at
     each of them 3x3 convolutions with skips. The mean over the image, added to every cell, says how
-    strong the noise is against the sources. The density is the logistic function of a linear map of
-    each cell, the probability of an object there: sure cells add 0 or 1, and no noise.
+    strong the noise is. The density is the logistic function of a linear map of each cell, the
+    probability of an object there: sure cells add 0 or 1, and no noise.
 
     Reference: Lempitsky & Zisserman, NeurIPS 2010: counting as the integral of a density.
     """

@@ -76,9 +76,7 @@ def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns the tree of booleans, true for parameters that must be >= 0 for convexity: in their
-    path is a name that starts with `nonnegative`.
-    """
+    """Returns a tree of booleans, true for parameters whose path has a name like `nonnegative...`."""
 
     def marked(path: tuple, _: Array) -> bool:
         return any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path)

@@ -1,7 +1,7 @@
 """A U-Net, used as score network (noise-conditioned) and as inverse map f (not).
 
-Residual blocks of equal width and one skip connection at each resolution. Pixels may first be
-folded into channels (`space_to_depth`): coarser convolutions, and nothing is lost.
+Residual blocks of equal width and one skip connection at each resolution, of pixels that may first
+be folded into channels.
 
 References: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv
 2006.11239.
@@ -120,9 +120,8 @@ class UNet(nn.Module):
         factor = self.fold * 2 ** (len(self.channels) - 1)
         if h % factor or w % factor:
             raise ValueError(
-                f'channels: got fields of {h}x{w} pixels, expected multiples of {factor}, which '
-                f'fold = {self.fold} and {len(self.channels)} resolutions need; crop or pad the '
-                'data, use fewer channels or another network'
+                f'got fields of {h}x{w} pixels, expected multiples of {factor}, which fold = '
+                f'{self.fold} and {len(self.channels)} resolutions need; use fewer channels or pad'
             )
 
     def _block(self, h: Array, embedding: Array | None, train: bool) -> Array:

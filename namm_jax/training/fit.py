@@ -55,8 +55,7 @@ def fit(
         progress: whether a bar is shown.
 
     Raises:
-        ValueError: if the data have another shape than the recipe's, are fewer than a batch, or are
-            not finite.
+        ValueError: if the data are not of the recipe's shape, fewer than a batch, or not finite.
         FloatingPointError: if the loss is not finite.
     """
     key = jax.random.key(0) if key is None else key
@@ -125,7 +124,5 @@ def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Arra
 def _check_finite(step: int, terms: Metrics) -> None:
     for term, value in jax.device_get(terms).items():
         if not np.isfinite(value):
-            raise FloatingPointError(
-                f'fit: {term} is {value} at step {step}, expected a finite number; lower the '
-                'learning rate, or look at the data'
-            )
+            remedy = 'expected a finite number; lower the learning rate, or look at the data'
+            raise FloatingPointError(f'fit: {term} is {value} at step {step}, {remedy}')

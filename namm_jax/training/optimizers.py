@@ -55,7 +55,7 @@ def make_optimizer(
         b1, b2: Adam's decays of the first and second moment, in [0, 1).
         accumulate: batches whose mean gradient makes one update.
         clip: largest norm of the gradient; 0 for no clipping.
-        mask: `params -> tree of booleans`, those that stay non-negative; None for none.
+        mask: `params -> tree of booleans`, those that stay non-negative.
 
     Raises:
         ValueError: if a value is out of range.
@@ -85,8 +85,8 @@ def muon(otherwise: Transform) -> Transform:
     """Returns Muon's direction for matrices, and `otherwise` for biases, scales, rows and columns.
 
     Muon's is about the nearest (semi-)orthogonal matrix to the gradient's running mean, times
-    `MUON_RMS` and the root of its larger side. A convolution's kernel is the matrix from its inputs
-    at all offsets to its outputs.
+    `MUON_RMS` and the root of its larger side. Kernels are matrices from inputs at all offsets to
+    outputs.
 
     References: Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; Liu et al.,
     "Muon is scalable for LLM training", arXiv 2502.16982, 2025 (the scale).
@@ -133,9 +133,8 @@ def moments_of(opt_state: PyTree) -> list[optax.ScaleByAdamState | MuonState]:
 
 
 def continued(optimizer: Transform, moments: PyTree) -> Transform:
-    """Returns `optimizer` started from another run's moments, as `moments_of` returns them, its
-    learning-rate schedule from 0; raises a ValueError, when its state is made, if they are of
-    another kind.
+    """Returns `optimizer` started from another run's moments, as of `moments_of`, its schedule from
+    0; raises a ValueError, when its state is made, if they are of another kind.
     """
 
     def init(params: Params) -> PyTree:

@@ -116,8 +116,7 @@ def denoising_task(
         network: a Flax module `(x, label, *, train) -> like x`.
         shape: `(h, w, c)` of a field.
         mean, std: of the standardised training set, scalars.
-        parameterisation, reduction: keys of `denoisers.PARAMETERISATIONS` and
-            `denoisers.REDUCTIONS`.
+        parameterisation, reduction: keys of `PARAMETERISATIONS`, `REDUCTIONS` in `denoisers`.
         units: mean and scale by which the training set is standardised.
     """
 
@@ -162,8 +161,7 @@ def namm(
         problem: the data and their rule.
         constraint: the rule; the problem's own unless given.
         forward: the input-convex network of g, `x (b, h, w, c) -> (b,)`; an `ICNN` unless given.
-        inverse: the network of f, a Flax module `(z, *, train=False) -> like z`; a `UNet` unless
-            given.
+        inverse: the network of f, `(z, *, train=False) -> like z`; a `UNet` unless given.
         strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
         output: a key of `mirror.OUTPUTS`; `centred` for a rule on the sum of the pixels.
         sigma_max, sigma_power: law of the noise in mirror space, as of `mirror.add_noise`, in
