@@ -41,9 +41,9 @@ class Constraint(Protocol):
     """A set M, given by a differentiable distance. Implementations are pytrees.
 
     `terms(x)` maps fields `(b, h, w, c)` to named distances `(b,)`, each >= 0 and 0 iff satisfied;
-    `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. There may
-    also be `restores`, a mapping from names to exact ways back `x -> (x, info)`, each the identity
-    on M; `restore`, the first of them; and `given(x_ref) -> Constraint`.
+    `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. There may be
+    `restores`, names of exact ways back `x -> (x, info)`, each the identity on M; `restore`, the
+    first of them; and `given(x_ref) -> Constraint`.
     """
 
     def terms(self, x: Fields) -> Mapping[str, PerSample]: ...

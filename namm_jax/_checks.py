@@ -106,17 +106,14 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, floa
     """Returns the distance of data and of data with noise, after checking that it can be trained.
 
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
-    have finite gradients near the data, not all 0 off the set. Returned are `floor_mean` and
-    `floor_max`, the distance on the data, and `perturbed_mean`, that after noise of 10 % of their
-    standard deviation (0 where an inequality leaves that much room). One to a reference cannot be
-    checked.
+    have finite gradients near the data, not all 0 off the set: a ValueError is raised otherwise.
+    Returned are `floor_mean` and `floor_max`, the distance on the data, and `perturbed_mean`, that
+    after noise of 10 % of their standard deviation (0 where an inequality leaves that much room).
 
     Args:
-        constraint: of its methods only `distance` is called.
-        x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2.
-
-    Raises:
-        ValueError: if the distance is none of that, or the data do not vary.
+        constraint: of its methods only `distance` is called; one to a reference cannot be checked.
+        x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2, not
+            constant.
     """
     label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
     x = jnp.asarray(x, jnp.float32)
@@ -151,14 +148,12 @@ def check_operator(
     """Returns the shape m of a measurement, after checking that the operator can guide a sampler.
 
     It must trace under `jax.jit`; return real numbers `(b, *m)`, row i of sample i alone; have
-    finite values and gradients, not all 0; and be linear if its attribute `linear` says so.
+    finite values and gradients, not all 0; and be linear if its attribute `linear` says so: a
+    ValueError is raised otherwise.
 
     Args:
         operator: fields `(b, *shape)`, shape `(h, w, c)`, to `(b, *m)`.
         x: where to check it, b >= 2 fields; standard normal noise unless given.
-
-    Raises:
-        ValueError: if the operator is none of that.
     """
     x = np.random.default_rng(0).normal(size=(3, *field_shape(shape))) if x is None else x
     x = np.asarray(x, np.float32)

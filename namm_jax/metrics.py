@@ -80,15 +80,14 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
 
 @functools.partial(jax.jit, static_argnames='axes')
 def spectrum(x: _X, axes: _Axes) -> Float[Array, ' k']:
-    """Returns the mean power spectrum of fields, summed over shells of equal wavenumber.
+    """Returns the mean power spectrum of fields `(n, ...)`, summed over shells of equal wavenumber.
 
     `E(k) = mean sum_{round|q| = k} |x_hat(q)|^2` with `x_hat = fft(x) / N`, k = 0, 1, ... cycles a
     domain, in squared data units. The mean is over samples and axes that are not transformed (time,
-    channels): `sum_k E(k) = mean x^2`.
+    channels): `sum_k E(k) = mean x^2`. States in a mosaic must be packed as channels first.
 
     Args:
-        x: fields `(n, ...)`; states in a mosaic must be packed as channels first.
-        axes: the spatial axes, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images.
+        axes: the spatial ones, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images.
             Others, or one twice, raise a ValueError.
     """
     return jnp.mean(_spectra(x, axes), axis=0)
@@ -143,8 +142,8 @@ def distribution_distances(
     """Returns the three distances between samples and a reference set, each by `bootstrap`.
 
     `{'mmd', 'sliced_wasserstein', 'spectrum'}`, each `{'value', 'low', 'high'}`: squared; in data
-    units; in decades. Arguments and errors are those of the three functions, `spatial_axes` the
-    axes of `spectrum`. Memory is that of both sets and of `(n + m)^2` numbers.
+    units; in decades. Arguments and errors are those of the three. Memory is that of both sets and
+    of `(n + m)^2` numbers.
     """
     key_directions, key_resamples = jax.random.split(key)
     statistics = {

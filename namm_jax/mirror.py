@@ -116,9 +116,9 @@ def identity_map() -> MirrorMap:
 def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
     """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units.
 
-    `g(x) = g_s((x - mean) / scale)` and `f(z) = mean + scale f_s(z)`, with numbers or one a channel
-    `(c,)`, scale > 0; the map itself for 0 and 1. Train the given map, on standardised fields:
-    `namm_loss` compares `g(x)` with `a x`.
+    `g(x) = g_s((x - mean) / scale)`, `f(z) = mean + scale f_s(z)`, mean and scale > 0 being numbers
+    or one a channel; the map itself for 0 and 1. Train the given map: `namm_loss` compares `g(x)`
+    with `a x`.
     """
     mean = np.asarray(mean)
     scale = np.asarray(scale)
@@ -146,11 +146,11 @@ def _check_set(name: str, value: float | int, floor: float | int) -> None:
 def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     """Returns the mirror map of `low < x < high`, pixel by pixel.
 
-    `g(x) = (log(x - low) - log(high - x)) / 2 = artanh((2 x - low - high) / (high - low))`, `f(z) =
-    low + (high - low)(1 + tanh z)/2`, `phi(x) = sum ((x - low) log(x - low) + (high - x) log(high -
-    x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|,
-    |high|)`, and f stays inside to the same, exactly if low is 0. The `floor` in [0, 1) is the part
-    of the set's centre that is mixed into the data. Numbers out of their range raise a ValueError.
+    `g(x) = (log(x - low) - log(high - x)) / 2`, `f(z) = low + (high - low)(1 + tanh z)/2`, and phi
+    the sum of `((x - low) log(x - low) + (high - x) log(high - x)) / 2`. In float32 `f(g(x)) = x`
+    to 1e-6 of `max(|low|, |high|)`, and f stays inside to the same, exactly if low is 0. The
+    `floor` in [0, 1) is the part of the set's centre that is mixed into the data. Numbers out of
+    their range raise a ValueError.
     """
     _check_set('high - low', high - low, floor)
     middle = (low + high) / 2
@@ -316,9 +316,8 @@ class Mirror:
     @property
     def map(self) -> MirrorMap:
         """The map of standardised fields."""
-        networks = self.forward_network, self.inverse_network
         settings = dict(strong_convexity=self.strong_convexity, output=self.output)
-        return neural_mirror_map(*networks, **settings)
+        return neural_mirror_map(self.forward_network, self.inverse_network, **settings)
 
     def forward(self, x: Fields) -> Fields:
         """Returns the mirror points `z = g(x)` of data `(b, h, w, c)`."""

@@ -76,7 +76,7 @@ def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns a tree of booleans, true for parameters whose path has a name like `nonnegative...`."""
+    """Returns a tree of booleans, true for parameters with `nonnegative...` in their path."""
 
     def marked(path: tuple, _: Array) -> bool:
         return any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path)

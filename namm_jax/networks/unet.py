@@ -105,9 +105,7 @@ class UNet(nn.Module):
     head: int = 16  # channels at full resolution, before the output
     norm: str = 'group'  # a key of `NORMS`
     attention: bool = False  # at the lowest resolution
-    # Whether a `GlobalConv` follows at the highest resolution, on the way down and on the way up;
-    # the parameters then belong to one image size.
-    global_convolution: bool = False
+    global_convolution: bool = False  # at the highest resolution, down and up: for one image size
     dropout: float = 0.0  # probability of dropping a feature in training
     remat: bool = False  # whether blocks are computed again in the backward pass, not kept
     dtype: DTypeLike = jnp.float32  # of the computation

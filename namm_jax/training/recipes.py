@@ -39,8 +39,9 @@ def _mirror_loss(mirror_map: MirrorMap, units: Units, weights: Mapping[str, floa
     ) -> tuple[Array, Metrics]:
         params = frozen['params'] | params
         x = to_standard(batch['x'], *units)
-        of = (frozen['constraint'], batch.get('z'))
-        return mirror.namm_loss(mirror_map, params, key, x, *of, train=train, **weights)
+        rule = frozen['constraint']
+        z = batch.get('z')
+        return mirror.namm_loss(mirror_map, params, key, x, rule, z, train=train, **weights)
 
     return loss
 
@@ -125,8 +126,8 @@ def denoising_task(
     ) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
         of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
-        dropout = {'dropout_key': key_dropout if train else None}
-        denoiser = of.denoiser(functools.partial(score, network, params, **dropout))
+        dropout_key = key_dropout if train else None
+        denoiser = of.denoiser(functools.partial(score, network, params, dropout_key=dropout_key))
         x = to_standard(batch['x'], *units)
         return denoising_loss(denoiser, of, key_loss, x, reduction=reduction)
 
@@ -213,8 +214,8 @@ def finetune(
 ) -> Recipe:
     """Returns the recipe of finetuning: f learns on samples of the mirror diffusion model.
 
-    Args as of `namm`, and the mirror map `fitted`, of which g stays as it is, and samples z of the
-    prior in mirror space, `(m, h, w, c)`, which take the noise.
+    Args as of `namm`; of the mirror map `fitted`, g stays as it is; z are samples `(m, h, w, c)` of
+    the prior in mirror space.
     """
     rule = standardised(constraint or problem.constraint(), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
@@ -272,7 +273,7 @@ def diffusion(
 
 
 def _unet(problem: Problem, *, norm: str) -> UNet:
-    """Returns a U-Net for a problem's fields, which sees the place in what their law repeats."""
+    """Returns a U-Net for a problem's fields."""
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
     return UNet((48, 96), periodic=problem.periodic, cell=cell, norm=norm)
