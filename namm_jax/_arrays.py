@@ -23,17 +23,14 @@ PerSample: TypeAlias = Float[Array, ' b']
 # (x, sigma) -> E[x_0 | x_0 + sigma noise = x], in data units; sigma a scalar or `(b,)`.
 Denoiser: TypeAlias = Callable[[Array, Array], Array]
 
-# (denoiser, keys, x_t, memory, t, s) -> (x_s, memory); keys `(b,)`, one a sample; memory starts as
-# `()`.
+# (denoiser, keys `(b,)`, x_t, memory, t, s) -> (x_s, memory); memory starts as `()`.
 Step: TypeAlias = Callable[[Denoiser, Key, Array, PyTree, Array, Array], tuple[Array, PyTree]]
 
 Measurement: TypeAlias = Float[Array, 'b *m']
-Measure: TypeAlias = Callable[
-    [Array], Measurement
-]  # x (b, ...) -> A(x) (b, *m), row by row, differentiable
-Gain: TypeAlias = (
-    ArrayLike | Callable[[Array], Array]
-)  # |A|^2: a number, or a function of the noise level
+# x (b, ...) -> A(x) (b, *m), row by row, differentiable
+Measure: TypeAlias = Callable[[Array], Measurement]
+# |A|^2: a number, or a function of the noise level
+Gain: TypeAlias = ArrayLike | Callable[[Array], Array]
 
 # (params, frozen, key, batch, *, train) -> (scalar, named terms)
 Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
@@ -43,10 +40,10 @@ Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
 class Constraint(Protocol):
     """A set M, given by a differentiable distance. Implementations are pytrees.
 
-    `terms(x)` maps fields `(b, h, w, c)` to named non-negative distances `(b,)`, each 0 iff
-    satisfied; `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. A
-    constraint may also have `restores`, a mapping from names to exact ways back `x -> (x, info)`,
-    each the identity on M; `restore`, the first of them; and `given(x_ref) -> Constraint`.
+    `terms(x)` maps fields `(b, h, w, c)` to named distances `(b,)`, each >= 0 and 0 iff satisfied;
+    `distance(x)` is their weighted sum `(b,)`; `residual(x)` is `(b, ...)` and 0 on M. There may be
+    `restores`, names of exact ways back `x -> (x, info)`, each the identity on M; `restore`, the
+    first of them; and `given(x_ref) -> Constraint`.
     """
 
     def terms(self, x: Fields) -> Mapping[str, PerSample]: ...
@@ -57,24 +54,16 @@ class Constraint(Protocol):
 
 
 class MirrorMap(NamedTuple):
-    """A forward map g into mirror space and its (approximate) inverse f.
+    """A forward map g into mirror space and its (approximate) inverse f."""
 
-    Attributes:
-        init: `(key, x) -> params`, `{}` for a closed form; otherwise
-            `{'forward': ..., 'inverse': ...}`.
-        forward: `(params, x) -> z`, the map g.
-        inverse: `(params, z, dropout_key=None) -> x`, the map f; no key means no dropout.
-    """
-
-    init: Callable[[Key, Array], Params]
-    forward: Callable[[Params, Array], Array]
-    inverse: Callable[..., Array]
+    init: Callable[[Key, Array], Params]  # (key, x) -> {'forward', 'inverse'}; {} of closed forms
+    forward: Callable[[Params, Array], Array]  # (params, x) -> z, the map g
+    inverse: Callable[..., Array]  # (params, z, dropout_key=None) -> x, the map f; None: no dropout
 
     def bind(self, params: Params) -> tuple[jax.tree_util.Partial, jax.tree_util.Partial]:
         """Returns `(g, f)` as functions of arrays alone, which are themselves pytrees."""
-        return jax.tree_util.Partial(self.forward, params), jax.tree_util.Partial(
-            self.inverse, params
-        )
+        partial = jax.tree_util.Partial
+        return partial(self.forward, params), partial(self.inverse, params)
 
 
 class Schedule(NamedTuple):
@@ -85,33 +74,20 @@ class Schedule(NamedTuple):
 
 
 class Parameterisation(NamedTuple):
-    """How a network becomes a denoiser, and how it is trained.
+    """How a network becomes a denoiser, and how it is trained."""
 
-    Attributes:
-        denoiser: `network -> Denoiser`, where `network(x, label) -> array like x`.
-        levels: `(key, n) -> (n,)` training noise levels sigma.
-        weight: `sigma -> weight` of the squared denoising error.
-    """
-
-    denoiser: Callable[[Callable[..., Array]], Denoiser]
-    levels: Callable[[Key, int], Array]
-    weight: Callable[[Array], Array]
+    denoiser: Callable[[Callable[..., Array]], Denoiser]  # of a network (x, label) -> like x
+    levels: Callable[[Key, int], Array]  # (key, n) -> training noise levels sigma (n,)
+    weight: Callable[[Array], Array]  # sigma -> weight of the squared denoising error
 
 
 class Task(NamedTuple):
-    """What the training loop trains.
-
-    Attributes:
-        init: `key -> params`.
-        loss: `(params, frozen, key, batch, *, train) -> (scalar, named terms)`.
-        optimizer: an optax gradient transformation.
-        frozen: a pytree the loss reads and training leaves alone; an argument of the compiled step.
-    """
+    """What the training loop trains."""
 
     init: Callable[[Key], Params]
     loss: Loss
-    optimizer: Any
-    frozen: PyTree = ()
+    optimizer: Any  # an optax gradient transformation
+    frozen: PyTree = ()  # what the loss reads and training leaves alone
 
 
 def axes(x: Array) -> tuple[int, ...]:

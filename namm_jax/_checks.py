@@ -22,18 +22,12 @@ _NOT_JAX = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_IN_JAX = (
-    'write jax.numpy for numpy, jnp.where for `if` and for indexing by a mask, and no float(), '
-    'int() or .item()'
-)
+_IN_JAX = 'write jax.numpy for numpy, jnp.where for `if` and masks; no float(), int() or .item()'
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'
 )
-_POSITIVE = (
-    'numbers >= 0, and 0 where the rule holds; take the absolute value or the square of what '
-    'should vanish'
-)
+_POSITIVE = 'numbers >= 0, and 0 where the rule holds; take the absolute value or the square'
 
 
 def nearest(got: str, choices: Iterable[str]) -> str:
@@ -54,18 +48,15 @@ def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
 def check_keys(keys: jax.Array) -> None:
     """Raises a ValueError unless the keys are `(n,)`, typed, one a sample."""
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(
-            f'keys: got {keys.dtype}{list(keys.shape)}, expected one typed key a sample; use '
-            'jax.random.split(jax.random.key(seed), n)'
-        )
+        got = f'{keys.dtype}{list(keys.shape)}'
+        remedy = 'use jax.random.split(jax.random.key(seed), n)'
+        raise ValueError(f'keys: got {got}, expected one typed key a sample; {remedy}')
 
 
 def field_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the shape `(h, w, c)` of one field as integers; raises a ValueError if it is none."""
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(
-            f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1, that of one field'
-        )
+        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1')
     return tuple(map(int, shape))
 
 
@@ -83,7 +74,7 @@ def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 class FunctionError(ValueError):
-    """What is wrong with a user's function: which, what was got, what was expected, what to do."""
+    """What is wrong with a user's function or data."""
 
 
 # What a function returns for b fields, and the least and most axes of it.
@@ -95,9 +86,7 @@ _OUTPUTS = {
 
 
 def check_output(label: str, values: Any, b: int, kind: str) -> Array:
-    """Returns what a function of `kind`, a key of `_OUTPUTS`, gave for b fields; raises unless it
-    is one floating-point array of that shape.
-    """
+    """Returns the values that a function gave for b fields, if they are an array of its kind."""
     shape, least, most = _OUTPUTS[kind]
     expected = f'expected one floating-point array of shape {shape.format(b=b)}'
     if not isinstance(values, jax.Array | np.ndarray):
@@ -117,20 +106,14 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, floa
     """Returns the distance of data and of data with noise, after checking that it can be trained.
 
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
-    have finite gradients near the data, not all 0 off the set. Data of a `floor_mean` not small
-    beside `perturbed_mean` do not obey the rule. A distance to a reference cannot be checked.
+    have finite gradients near the data, not all 0 off the set: a ValueError is raised otherwise.
+    Returned are `floor_mean` and `floor_max`, the distance on the data, and `perturbed_mean`, that
+    after noise of 10 % of their standard deviation (0 where an inequality leaves that much room).
 
     Args:
-        constraint: of its methods only `distance` is called.
-        x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2.
-        key: for the noise.
-
-    Returns:
-        `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that after noise
-        of 10 % of the data's standard deviation: 0 where an inequality leaves that much room.
-
-    Raises:
-        ValueError: If the distance is none of that, or the data do not vary.
+        constraint: of its methods only `distance` is called; one to a reference cannot be checked.
+        x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2, not
+            constant.
     """
     label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
     x = jnp.asarray(x, jnp.float32)
@@ -165,32 +148,27 @@ def check_operator(
     """Returns the shape m of a measurement, after checking that the operator can guide a sampler.
 
     It must trace under `jax.jit`; return real numbers `(b, *m)`, row i of sample i alone; have
-    finite values and gradients, not all 0; and be linear if its attribute `linear` says so.
+    finite values and gradients, not all 0; and be linear if its attribute `linear` says so: a
+    ValueError is raised otherwise.
 
     Args:
-        operator: `(b, h, w, c) -> (b, *m)`.
-        shape: `(h, w, c)` of the fields.
-        x: where to check it, fields `(b, *shape)`, b >= 2; standard normal noise unless given.
-
-    Raises:
-        ValueError: If the operator is none of that.
+        operator: fields `(b, *shape)`, shape `(h, w, c)`, to `(b, *m)`.
+        x: where to check it, b >= 2 fields; standard normal noise unless given.
     """
     x = np.random.default_rng(0).normal(size=(3, *field_shape(shape))) if x is None else x
     x = np.asarray(x, np.float32)
     if x.shape[1:] != tuple(shape) or len(x) < 2:
-        raise ValueError(
-            f'x: got shape {x.shape}, expected two or more fields of shape {tuple(shape)}'
-        )
+        expected = f'two or more fields of shape {tuple(shape)}'
+        raise ValueError(f'x: got shape {x.shape}, expected {expected}')
     measure = _measure('operator', operator, 'operator')
     y, gradients = measure(x, 'at the fields')
     _check_dependence('operator', measure, x, y, gradients)
     if getattr(operator, 'linear', False):
         gap = measure(2 * x[:1] - 3 * x[1:2], 'at a sum of two')[0] - 2 * y[:1] + 3 * y[1:2]
         if np.abs(gap).max() > 5e-3 * np.abs(y).max():
-            raise FunctionError(
-                'operator: got linear=True for one that is not, expected A(2 a - 3 b) = 2 A(a) - '
-                '3 A(b); give linear=False'
-            )
+            got = 'linear=True for one that is not'
+            expected = 'A(2 a - 3 b) = 2 A(a) - 3 A(b); give linear=False'
+            raise FunctionError(f'operator: got {got}, expected {expected}')
     return y.shape[1:]
 
 
@@ -206,9 +184,9 @@ def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callabl
     def measure(x: Fields, where: str) -> tuple[np.ndarray, np.ndarray]:
         values, gradients = map(np.asarray, _translated(label, compiled, x))
         least = f'{values.min():.3g} {where}'
-        _refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
-        _refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
-        _refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
+        refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
+        refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
+        refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
         return values, gradients
 
     return measure
@@ -227,14 +205,14 @@ def _check_dependence(
     elsewhere = measure(x[::-1], 'in reversed order')[0][::-1]
     alone = measure(x[-1:], 'for one sample alone')[0]
     expected = 'one that depends on the sample alone; take no mean, norm or index over axis 0'
-    for got, true, place in (
-        (elsewhere, values, 'at another place in the batch'),
-        (alone, values[-1:], 'alone'),
-    ):  # sums in another order differ by round-off
-        _refuse(label, np.abs(got - true) > 1e-3 * largest, f'another value {place}', expected)
+    tolerance = 1e-3 * largest  # sums in another order differ by round-off
+    moved = np.abs(elsewhere - values) > tolerance
+    refuse(label, moved, 'another value at another place in the batch', expected)
+    refuse(label, np.abs(alone - values[-1:]) > tolerance, 'another value alone', expected)
 
 
-def _refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
+def refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
+    """Raises a FunctionError if any entry of `bad (b, ...)` is true, with the first such sample."""
     bad = bad.reshape(len(bad), -1).any(1)
     if bad.any():
         raise FunctionError(

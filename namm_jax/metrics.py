@@ -1,16 +1,15 @@
 """How good samples are: arrays in, scalars out.
 
-Of sets, how far samples `x (n, ...)` are from a constraint and from a reference `y (m, ...)`. Every
-distance of distributions is a function of weights `w (n,)` and `v (m,)` of their members: what
-costs (Gram matrices, sorted projections, power spectra) is computed once, and a bootstrap resample
-is only another pair of weights. Samples that are not finite make a distance not finite: nothing is
-dropped.
+Of sets, how far samples `x (n, ...)` are from a constraint and from a reference `y (m, ...)`, in
+one layout and in data units. A distance of distributions is a function of weights `w (n,)` and
+`v (m,)` of their members: what costs (Gram matrices, sorted projections, power spectra) is computed
+once, and a bootstrap resample is another pair of weights. Samples that are not finite make it not
+finite.
 
 Of posteriors, the errors of their mean, of their distribution, and of the spread they claim, given
 the `truth (n, h, w, c)` of n measurements and k `samples (n, k, h, w, c)` of each, in data units.
-Samples that `valid (n, k)` leaves out, finite or not, have no effect (None: all count); the
-`m <= k` others of a measurement are its ensemble, of which nothing is dropped. Other shapes raise a
-ValueError.
+Samples that `valid (n, k)` leaves out, finite or not, have no effect (None: all count); m others
+remain. Other shapes raise a ValueError.
 """
 
 import functools
@@ -32,6 +31,7 @@ Valid: TypeAlias = Bool[Array, 'n k']
 
 _X: TypeAlias = Float[Array, 'n ...']
 _Y: TypeAlias = Float[Array, 'm ...']
+_Axes: TypeAlias = tuple[int, ...]
 _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators otherwise multiply in about 3 digits
 
@@ -39,14 +39,11 @@ _HIGHEST = jax.lax.Precision.HIGHEST  # accelerators otherwise multiply in about
 def distance_statistics(distances: Float[Array, '...']) -> Metrics:
     """Returns `{'mean', 'median', 'max'}` of constraint distances `(n,)`, in their unit.
 
-    Raises:
-        ValueError: if `distances` is not a non-empty vector.
+    Raises a ValueError if they are not a non-empty vector.
     """
     if distances.ndim != 1 or not distances.size:
-        raise ValueError(
-            f'distances: got shape {distances.shape}, expected (n,), n >= 1; pass '
-            'constraint.distance(x)'
-        )
+        remedy = 'pass constraint.distance(x)'
+        raise ValueError(f'distances: got shape {distances.shape}, expected (n,), n >= 1; {remedy}')
     return {'mean': jnp.mean(distances), 'median': jnp.median(distances), 'max': jnp.max(distances)}
 
 
@@ -55,17 +52,10 @@ def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Scalar:
     """Returns an unbiased estimate of the squared maximum mean discrepancy, without unit.
 
     `MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)` with
-    `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c` in `multiples` and `h` the median distance
-    between two members of y. Its expectation is 0 for equal distributions: it can be negative.
-
-    Args:
-        x: samples `(n, ...)`, `n >= 2`, in data units.
-        y: reference `(m, ...)`, `m >= 2`; it alone sets the bandwidths, so that one kernel measures
-            every row of a table. NaN results if more than half of its pairs coincide.
-        multiples: the factors `c > 0`.
-
-    Raises:
-        ValueError: if the fields differ in shape or a set has fewer than 2 members.
+    `k(a, b) = mean_c exp(-|a - b|^2 / (2 (c h)^2))`, `c > 0` in `multiples` and `h` the median
+    distance between two members of y (NaN results if more than half of its pairs coincide). Its
+    expectation is 0 for equal distributions: it can be negative. Sets that differ in field shape or
+    have fewer than 2 members raise a ValueError.
 
     Reference: Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
     """
@@ -77,18 +67,10 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
     """Returns the sliced Wasserstein-1 distance >= 0, in data units, for sets of any two sizes.
 
     `SW_1 = mean_theta integral |F_x(s) - F_y(s)| ds`, with `F` the empirical distribution functions
-    of `x . theta` and `y . theta`, `theta` uniform on the unit sphere. A shift of every coordinate
-    by `delta` gives about `0.8 delta`. Between finite sets of one distribution it is above 0 and
-    falls as they grow: read it beside its value between two halves of the reference.
-
-    Args:
-        key: of the directions; the same key and field shape give the same directions.
-        x: samples `(n, ...)`, in data units.
-        y: reference `(m, ...)`, in the same units.
-        projections: the number of directions.
-
-    Raises:
-        ValueError: if the fields differ in shape, or `projections < 1`.
+    of `x . theta` and `y . theta`, in so many directions `theta` uniform on the unit sphere.
+    Between finite sets of one distribution it is above 0 and falls as they grow: read it beside its
+    value between two halves of the reference. Sets that differ in field shape and `projections < 1`
+    raise a ValueError.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
@@ -97,37 +79,26 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
 
 
 @functools.partial(jax.jit, static_argnames='axes')
-def spectrum(x: _X, axes: tuple[int, ...]) -> Float[Array, ' k']:
-    """Returns the mean power spectrum of fields, summed over shells of equal wavenumber.
+def spectrum(x: _X, axes: _Axes) -> Float[Array, ' k']:
+    """Returns the mean power spectrum of fields `(n, ...)`, summed over shells of equal wavenumber.
 
     `E(k) = mean sum_{round|q| = k} |x_hat(q)|^2` with `x_hat = fft(x) / N`, k = 0, 1, ... cycles a
-    domain, in squared data units. The mean is over samples and all axes that are not transformed
-    (time, channels), so that `sum_k E(k) = mean x^2` (Parseval).
+    domain, in squared data units. The mean is over samples and axes that are not transformed (time,
+    channels): `sum_k E(k) = mean x^2`. States in a mosaic must be packed as channels first.
 
     Args:
-        x: fields `(n, ...)`; states in a mosaic must be packed as channels first.
-        axes: the spatial axes, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images.
-
-    Raises:
-        ValueError: if an axis is repeated, out of range, or the batch axis.
+        axes: the spatial ones, the batch being axis 0: `(1,)` for Burgers, `(1, 2)` for images.
+            Others, or one twice, raise a ValueError.
     """
     return jnp.mean(_spectra(x, axes), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames='axes')
-def spectrum_distance(x: _X, y: _Y, axes: tuple[int, ...]) -> Scalar:
+def spectrum_distance(x: _X, y: _Y, axes: _Axes) -> Scalar:
     """Returns the mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`, in decades of power.
 
     Powers below 1.2e-7 (single precision) of the strongest wavenumber of `y` are raised to that in
-    both spectra: where a smooth or zero-mean field has only round-off there is nothing to compare.
-
-    Args:
-        x: samples `(n, ...)`, in data units.
-        y: reference `(m, ...)`.
-        axes: as in `spectrum`.
-
-    Raises:
-        ValueError: if the fields differ in shape, or for bad `axes`.
+    both. Axes as of `spectrum`; fields that differ in shape raise a ValueError.
     """
     return _spectrum_of_weights(x, y, axes)(jnp.ones(len(x)), jnp.ones(len(y)))
 
@@ -136,27 +107,22 @@ def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int 
     """Returns a statistic of two sets with its 95 % interval: `{'value', 'low', 'high'}`.
 
     A resample weights each member by how often it occurs, `w ~ Multinomial(n, 1/n)`. The resamples'
-    2.5 % and 97.5 % quantiles are shifted by `value - median`: resampled sets are noisier than the
-    sets, so that their distances are biased upwards and the plain percentile interval can miss the
-    value. The interval says how far other samples would have moved the value, perhaps below 0; for
-    what two sets of one distribution score, compare halves of the reference.
+    2.5 % and 97.5 % quantiles are shifted by `value - median`, since distances of resampled,
+    noisier sets are biased upwards. The interval says how far other samples would have moved the
+    value; for what two sets of one distribution score, compare halves of the reference.
 
     Args:
         key: of the resamples.
         statistic: `(w, v) -> scalar` of the weights `(n,)` and `(m,)`, which sum to n and m.
-        n, m: sizes of the two sets.
-        resamples: how many; 200 fix the ends of the interval to about a tenth of its width.
-
-    Raises:
-        ValueError: if a size or `resamples` is less than 1.
+        n, m: sizes of the two sets; less than 1 raises a ValueError.
+        resamples: how many, at least 1; 200 fix the ends of the interval to about a tenth of its
+            width.
 
     Reference: Efron and Tibshirani, "An introduction to the bootstrap" (1993), ch. 13.
     """
     if min(n, m, resamples) < 1:
-        raise ValueError(
-            f'bootstrap: got n={n}, m={m}, resamples={resamples}, expected all >= 1; pass '
-            'non-empty sets'
-        )
+        got = f'n={n}, m={m}, resamples={resamples}'
+        raise ValueError(f'bootstrap: got {got}, expected all >= 1; pass non-empty sets')
 
     def weights(key: Key, n: int) -> Array:
         return jnp.bincount(jax.random.randint(key, (n,), 0, n), length=n).astype(float)
@@ -171,28 +137,13 @@ def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int 
 
 @functools.partial(jax.jit, static_argnames=('spatial_axes', 'projections', 'resamples'))
 def distribution_distances(
-    key: Key,
-    x: _X,
-    y: _Y,
-    *,
-    spatial_axes: tuple[int, ...],
-    projections: int = 128,
-    resamples: int = 200,
+    key: Key, x: _X, y: _Y, *, spatial_axes: _Axes, projections: int = 128, resamples: int = 200
 ) -> dict[str, Metrics]:
     """Returns the three distances between samples and a reference set, each by `bootstrap`.
 
     `{'mmd', 'sliced_wasserstein', 'spectrum'}`, each `{'value', 'low', 'high'}`: squared; in data
-    units; in decades. Memory is that of both sets and of `(n + m)^2` numbers.
-
-    Args:
-        key: of directions and resamples.
-        x: samples `(n, ...)`, `n >= 2`, in data units.
-        y: reference `(m, ...)`, `m >= 2`, in the same units.
-        spatial_axes: the axes of `spectrum`, a tuple.
-        projections, resamples: as in `sliced_wasserstein` and `bootstrap`.
-
-    Raises:
-        ValueError: for sets too small, of different field shapes, or bad axes.
+    units; in decades. Arguments and errors are those of the three. Memory is that of both sets and
+    of `(n + m)^2` numbers.
     """
     key_directions, key_resamples = jax.random.split(key)
     statistics = {
@@ -201,17 +152,15 @@ def distribution_distances(
         'spectrum': _spectrum_of_weights(x, y, spatial_axes),
     }
     # One key: the intervals are of the same resampled sets.
-    interval = lambda statistic: bootstrap(
-        key_resamples, statistic, len(x), len(y), resamples=resamples
-    )
+    sizes = len(x), len(y)
+    interval = lambda statistic: bootstrap(key_resamples, statistic, *sizes, resamples=resamples)
     return {name: interval(statistic) for name, statistic in statistics.items()}
 
 
 def _mmd_of_weights(x: Array, y: Array, multiples: tuple[float, ...]) -> Statistic:
     x, y = _flat_pair(x, y, least=2)
     squares = _square_distances(y, y)
-    others = jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares)
-    median = jnp.nanmedian(others)  # of pairs, not of selves
+    median = jnp.nanmedian(jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares))  # of pairs
 
     def kernel(squares: Array) -> Array:
         return sum(jnp.exp(-squares / (2 * c**2 * median)) for c in multiples) / len(multiples)
@@ -220,25 +169,23 @@ def _mmd_of_weights(x: Array, y: Array, multiples: tuple[float, ...]) -> Statist
     kyy = kernel(squares)
     kxy = kernel(_square_distances(x, y))
 
-    # A resample repeats members, and k(x_i, x_i) = 1 would count as a pair: the naive bootstrap of
-    # this U-statistic is biased by about 1/n + 1/m, more than close distributions differ. So the
-    # diagonal is left out whatever the weights, which centres the resamples on the value. Their
-    # spread is right where the distributions differ, and too wide (up to about sqrt(3)) where they
-    # do not.
+    # A resample repeats members, and k(x_i, x_i) = 1 would count as a pair, a bias of about
+    # 1/n + 1/m: so the diagonal is left out whatever the weights. The resamples' spread is then
+    # right where the distributions differ, and too wide (up to about sqrt(3)) where they do not.
     def pairs(k: Array, w: Array) -> Array:
         off_diagonal = _bilinear(w, k, w) - jnp.sum(w**2 * jnp.diagonal(k))
         return off_diagonal / (jnp.sum(w) ** 2 - jnp.sum(w**2))
 
-    return lambda w, v: (
-        pairs(kxx, w) + pairs(kyy, v) - 2 * _bilinear(w, kxy, v) / (jnp.sum(w) * jnp.sum(v))
-    )
+    def statistic(w: Array, v: Array) -> Array:
+        across = 2 * _bilinear(w, kxy, v) / (jnp.sum(w) * jnp.sum(v))
+        return pairs(kxx, w) + pairs(kyy, v) - across
+
+    return statistic
 
 
 def _sliced_wasserstein_of_weights(key: Key, x: Array, y: Array, projections: int) -> Statistic:
     if projections < 1:
-        raise ValueError(
-            f'projections: got {projections}, expected >= 1; 128 resolves the distance to about 1 %'
-        )
+        raise ValueError(f'projections: got {projections}, expected >= 1; 128 give it to about 1 %')
     x, y = _flat_pair(x, y, least=1)
     theta = jax.random.normal(key, (projections, x.shape[1]))
     theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
@@ -254,7 +201,7 @@ def _sliced_wasserstein_of_weights(key: Key, x: Array, y: Array, projections: in
     return statistic
 
 
-def _spectrum_of_weights(x: Array, y: Array, axes: tuple[int, ...]) -> Statistic:
+def _spectrum_of_weights(x: Array, y: Array, axes: _Axes) -> Statistic:
     _check_pair(x, y, least=1)
     ex, ey = _spectra(x, axes), _spectra(y, axes)
     floor = jnp.finfo(ey.dtype).eps * jnp.max(jnp.mean(ey, axis=0))
@@ -265,7 +212,7 @@ def _spectrum_of_weights(x: Array, y: Array, axes: tuple[int, ...]) -> Statistic
     return lambda w, v: jnp.mean(jnp.abs(decades(w, ex) - decades(v, ey)))
 
 
-def _spectra(x: Array, axes: tuple[int, ...]) -> Array:
+def _spectra(x: Array, axes: _Axes) -> Array:
     """Returns the power spectra `(n, k)` of single fields, means over axes not transformed."""
     if not axes or len(set(axes)) < len(axes) or not all(0 < axis < x.ndim for axis in axes):
         raise ValueError(
@@ -336,10 +283,9 @@ def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     """Returns the fair continuous ranked probability score, the mean over measurements and values.
 
     `mean_i |x_i - truth| - sum_ij |x_i - x_j| / (2 m (m - 1))`, at each value by itself, in data
-    units. Its expectation does not depend on m and is least where truth and samples have one
-    distribution: `sigma / sqrt(pi)` for normal values of standard deviation sigma. One score can be
-    negative. An ensemble of one sample scores its absolute error, which is larger. The mean is over
-    the measurements that have a valid sample; NaN if none has.
+    units. Its expectation does not depend on m and is least where truth and samples have one law:
+    `sigma / sqrt(pi)` for a normal one. It can be negative; one sample scores its absolute error.
+    NaN if no measurement has a valid sample.
 
     References: Ferro, "Fair scores for ensemble forecasts", Q. J. R. Meteorol. Soc. 140 (2014);
     Zamo & Naveau, Math. Geosci. 50 (2018), eq. 8 (by sorting).
@@ -352,8 +298,7 @@ def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     rank = jnp.arange(samples.shape[1])[None, :, None, None, None]
     # Samples left out come behind all others.
     ordered = jnp.sort(jnp.where(weight > 0, difference, jnp.inf), 1)
-    # sum_{i < j} |x_i - x_j| = sum_r (2 r - m + 1) x_(r): x_(r) is the larger of r pairs, the
-    # smaller of m - 1 - r.
+    # sum_{i < j} |x_i - x_j| = sum_r (2 r - m + 1) x_(r), with r from 0
     inside = rank < m[:, None]
     terms = (2 * rank - m[:, None] + 1) * jnp.where(inside, ordered, 0)
     pairs = jnp.sum(jnp.where(inside, terms, 0), 1)
@@ -363,13 +308,11 @@ def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
 def spread_skill(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     """Returns the spread-skill ratio: 1 if calibrated, below 1 overconfident.
 
-    `sqrt(mean (m + 1)/m variance) / rmse`, means over measurements and values. If truth and samples
-    have one distribution of variance V, the unbiased variance of the samples is V on average and
-    the squared error of their mean `V + V/m`: hence the factor. Both means are over the
-    measurements that have two valid samples; NaN if none has.
+    `sqrt(mean (m + 1)/m variance) / rmse`, means over values and the measurements with two valid
+    samples (NaN if none): where truth and samples have one law of variance V, the squared error of
+    the mean of m samples is `V + V/m` on average.
 
-    Reference: Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?", J.
-    Hydrometeorol. 15 (2014).
+    Reference: Fortin et al., J. Hydrometeorol. 15 (2014).
     """
     _check_truth(truth, samples)
     mean, variance = posterior_moments(samples, valid)
@@ -397,17 +340,12 @@ def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:
 def _count(samples: Array, valid: Array | None) -> Array:
     """Returns the number of valid samples of each measurement, `(n, 1, 1, 1)`."""
     if samples.ndim != 5:
-        raise ValueError(
-            f'samples: got shape {samples.shape}, expected (n, k, h, w, c): samples of each '
-            'measurement'
-        )
+        raise ValueError(f'samples: got shape {samples.shape}, expected (n, k, h, w, c), k of each')
     if valid is None:
         return jnp.full((len(samples), 1, 1, 1), samples.shape[1], samples.dtype)
     if valid.shape != samples.shape[:2] or valid.dtype != bool:
-        raise ValueError(
-            f'valid: got {valid.dtype} of shape {valid.shape}, expected bool of shape '
-            f'{samples.shape[:2]}, one for each sample'
-        )
+        expected = f'bool of shape {samples.shape[:2]}, one for each sample'
+        raise ValueError(f'valid: got {valid.dtype} of shape {valid.shape}, expected {expected}')
     return jnp.sum(valid, 1, dtype=samples.dtype)[:, None, None, None]
 
 

@@ -1,8 +1,8 @@
 """Mirror maps: a forward map g into mirror space and an inverse f, learned or in closed form.
 
 Symbols: `x` data on the constraint set M, `z = g(x)` mirror points, `z_noisy = z + sigma noise`
-with `sigma ~ U(0, sigma_max)` for each sample, `l` the distance to M, `a` the strong convexity.
-The learned map, `neural_mirror_map`, is trained on
+with `sigma ~ U(0, sigma_max)` for each sample, `l` the distance to M, `a` the strong convexity. The
+learned map, `neural_mirror_map`, is trained on
 
     L        = L_cycle + lambda_constr L_constr + lambda_reg L_reg
     L_cycle  = 1/2 mean|f(g(x)) - x| + 1/2 mean|g(f(z_noisy)) - z_noisy|
@@ -10,19 +10,18 @@ The learned map, `neural_mirror_map`, is trained on
     L_reg    = mean|(g(x) - a x) / (1 - a)|
 
 Box, ball and simplex have maps without parameters: `g = grad phi` of a convex potential phi takes
-the inside of the set to all of mirror space, and `f = (grad phi)^-1` takes every finite z back, so
-that samples violate the set by no more than round-off. On the border, where real data do lie, g is
-infinite: with a `floor` in [0, 1) it reads `x' = (1 - floor) x + floor centre` in place of x. f
-does not undo this: `f(g(x)) = x'`, a bias of `floor (centre - x)`. A small floor has a price too, a
-long tail in mirror space: of a simplex's pixels near 1, one of 1e-12 lies 28 below the others. With
-floor 0 the round trip is exact, and the data must be inside.
+the inside of the set to all of mirror space, and `f = (grad phi)^-1` takes every finite z back. On
+the border, where real data do lie, g is infinite: with a `floor` in [0, 1) it reads
+`x' = (1 - floor) x + floor centre` in place of x, and `f(g(x)) = x'`. A large floor is a bias, a
+small one a long tail in mirror space: a simplex's pixel of 1e-12 lies 28 below one of 1.
 
 References: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
-Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffusion Models for
-Constrained and Watermarked Generation", NeurIPS 2023, arXiv 2310.01236 (closed forms).
+Models", ICLR 2025, arXiv 2406.12816; Liu, Chen, Theodorou & Tao, "Mirror Diffusion Models", NeurIPS
+2023, arXiv 2310.01236 (closed forms).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,26 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import (
-    Constraint,
-    Fields,
-    Key,
-    Metrics,
-    MirrorMap,
-    Params,
-    PerSample,
-    Unit,
-)
+from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample, Unit
 from namm_jax._checks import choose
+from namm_jax.networks import output_like
 from namm_jax.networks.icnn import gradient_map
 
 _PIXELS = (1, 2, 3)
 CHUNK = 256  # samples mapped at once by `Mirror`
 
-# From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part,
-# which a network of normalised features can only approximate. `centred` does so but for each
-# sample's mean, which is y's alone, as of such a network: what noise does to a sample's sum is gone
-# before anything is learned. The others are the paper's.
+# From z, the network's output y and a to f(z). `residual` corrects the inverse of g's linear part;
+# `centred` does so but for each sample's mean, which is y's alone, so that noise does not change a
+# sample's sum. The others are the paper's.
 OUTPUTS = {
     'residual': lambda z, y, a: z / a + y,
     'centred': lambda z, y, a: (z - z.mean(_PIXELS, keepdims=True)) / a + y,
@@ -61,14 +51,12 @@ OUTPUTS = {
 }
 
 
-def network_map(
-    network: Any, params: Params, x: jax.Array, *, strong_convexity: float
-) -> jax.Array:
+def network_map(network: Any, params: Params, x: Array, *, strong_convexity: float) -> Array:
     """Returns `g(x) = (1 - a) network(x) + a x`, which need not be injective (for ablations)."""
     return (1 - strong_convexity) * network.apply({'params': params}, x) + strong_convexity * x
 
 
-def unchanged(network: Any, params: Params, x: jax.Array, *, strong_convexity: float) -> jax.Array:
+def unchanged(network: Any, params: Params, x: Array, *, strong_convexity: float) -> Array:
     """Returns x: with it only f is learned (for ablations)."""
     return x
 
@@ -79,7 +67,7 @@ def neural_mirror_map(
     *,
     strong_convexity: float = 0.9,
     output: str = 'residual',
-    forward_map: Callable[..., jax.Array] = gradient_map,
+    forward_map: Callable[..., Array] = gradient_map,
 ) -> MirrorMap:
     """Returns the learned mirror map: `g = (1 - a) grad ICNN + a id` and f a network.
 
@@ -96,31 +84,20 @@ def neural_mirror_map(
             called, if its network's output is not like z.
     """
     if not 0 < strong_convexity <= 1:
-        raise ValueError(
-            f'strong_convexity: got {strong_convexity}, expected a number in (0, 1]; the paper '
-            'uses 0.9'
-        )
+        expected = 'a number in (0, 1]; the paper uses 0.9'
+        raise ValueError(f'strong_convexity: got {strong_convexity}, expected {expected}')
     corrected = choose('output', output, OUTPUTS)
 
-    def init(key: Key, x: jax.Array) -> Params:
+    def init(key: Key, x: Array) -> Params:
         key_forward, key_inverse = jax.random.split(key)
-        return {
-            'forward': forward.init(key_forward, x)['params'],
-            'inverse': inverse.init(key_inverse, x)['params'],
-        }
+        params = {'forward': forward.init(key_forward, x)['params']}
+        return params | {'inverse': inverse.init(key_inverse, x)['params']}
 
-    def g(params: Params, x: jax.Array) -> jax.Array:
+    def g(params: Params, x: Array) -> Array:
         return forward_map(forward, params['forward'], x, strong_convexity=strong_convexity)
 
-    def f(params: Params, z: jax.Array, dropout_key: Key | None = None) -> jax.Array:
-        variables = {'params': params['inverse']}
-        rngs = None if dropout_key is None else {'dropout': dropout_key}
-        y = inverse.apply(variables, z, train=dropout_key is not None, rngs=rngs)
-        if y.shape != z.shape:
-            raise ValueError(
-                f'inverse: got an output of shape {y.shape}, expected {z.shape}, that of z; let '
-                'the network of f keep the shape of its input'
-            )
+    def f(params: Params, z: Array, dropout_key: Key | None = None) -> Array:
+        y = output_like('inverse', inverse, params['inverse'], z, dropout_key=dropout_key)
         return corrected(z, y, strong_convexity)
 
     return MirrorMap(init, g, f)
@@ -139,35 +116,23 @@ def identity_map() -> MirrorMap:
 def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
     """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units.
 
-    `g(x) = g_s((x - mean) / scale)` and `f(z) = mean + scale f_s(z)`; z stays what it is. Train the
-    given map, on standardised fields: `namm_loss` compares `g(x)` with `a x`.
-
-    Args:
-        mirror_map: the map of standardised fields.
-        mean, scale: in the user's units, numbers or one a channel `(c,)`, scale > 0. With mean 0
-            and scale 1 the map itself is returned.
-
-    Raises:
-        ValueError: if a number is not finite, or a scale not positive.
+    `g(x) = g_s((x - mean) / scale)`, `f(z) = mean + scale f_s(z)`, mean and scale > 0 being numbers
+    or one a channel; the map itself for 0 and 1. Train the given map: `namm_loss` compares `g(x)`
+    with `a x`.
     """
     mean = np.asarray(mean)
     scale = np.asarray(scale)
-    if not np.isfinite(mean).all() or not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError(
-            f'mean, scale: got {mean} and {scale}, expected finite numbers, scales > 0; give a '
-            'constant channel the scale 1'
-        )
     if (mean == 0).all() and (scale == 1).all():
         return mirror_map
 
-    def standard(x: Array) -> Array:
-        return (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(scale, x.dtype)
+    def g(params: Params, x: Array) -> Array:
+        u = (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(scale, x.dtype)
+        return mirror_map.forward(params, u)
 
     def f(params: Params, z: Array, dropout_key: Key | None = None) -> Array:
-        x = mirror_map.inverse(params, z, dropout_key)
-        return jnp.asarray(mean, x.dtype) + jnp.asarray(scale, x.dtype) * x
+        u = mirror_map.inverse(params, z, dropout_key)
+        return jnp.asarray(mean, u.dtype) + jnp.asarray(scale, u.dtype) * u
 
-    g = lambda params, x: mirror_map.forward(params, standard(x))
     return MirrorMap(mirror_map.init, g, f)
 
 
@@ -181,17 +146,11 @@ def _check_set(name: str, value: float | int, floor: float | int) -> None:
 def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     """Returns the mirror map of `low < x < high`, pixel by pixel.
 
-    `g(x) = (log(x - low) - log(high - x)) / 2 = artanh((2 x - low - high) / (high - low))` and
-    `f(z) = low + (high - low)(1 + tanh z)/2`; `phi(x) = sum ((x - low) log(x - low) + (high - x)
-    log(high - x)) / 2`. In float32 `f(g(x)) = x` to 1e-6 of `max(|low|, |high|)`, and f stays
-    inside to the same, exactly if low is 0.
-
-    Args:
-        low, high: the bounds, low < high.
-        floor: part of the middle of the box that is mixed into the data, in [0, 1).
-
-    Raises:
-        ValueError: if a number is out of its range.
+    `g(x) = (log(x - low) - log(high - x)) / 2`, `f(z) = low + (high - low)(1 + tanh z)/2`, and phi
+    the sum of `((x - low) log(x - low) + (high - x) log(high - x)) / 2`. In float32 `f(g(x)) = x`
+    to 1e-6 of `max(|low|, |high|)`, and f stays inside to the same, exactly if low is 0. The
+    `floor` in [0, 1) is the part of the set's centre that is mixed into the data. Numbers out of
+    their range raise a ValueError.
     """
     _check_set('high - low', high - low, floor)
     middle = (low + high) / 2
@@ -211,14 +170,7 @@ def ball_map(radius: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     `phi(x) = -log(R^2 - |x|^2)`, `g(x) = 2 x / (R^2 - |x|^2)` and
     `f(z) = R^2 z / (1 + sqrt(1 + R^2 |z|^2))`, which has no norm to divide by. In float32
     `f(g(x)) = x` to 1e-6 R where `|x| < (1 - 1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up
-    to 1e18.
-
-    Args:
-        radius: R > 0.
-        floor: part of the centre, 0, that is mixed into the data, in [0, 1).
-
-    Raises:
-        ValueError: if a number is out of its range.
+    to 1e18. Floor, whose centre is 0, and errors as of `box_map`; radius R > 0.
     """
     _check_set('radius', radius, floor)
     square = lambda x: jnp.sum(x * x, _PIXELS, keepdims=True)
@@ -238,15 +190,8 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     points are fields of mean 0. `f(z) = total softmax(z)`, the same for `z + constant`, so
     `g(f(z)) = z - mean(z)`: of the noise in mirror space one number a field has no effect. In
     float32 `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to
-    1e-6 of the total; a pixel more than 104 below the largest z is 0.
-
-    Args:
-        total: the sum, > 0.
-        floor: part of the uniform image that is mixed into the data, in [0, 1): samples lose that
-            part of their light to an even haze.
-
-    Raises:
-        ValueError: if a number is out of its range.
+    1e-6 of the total. Floor, which costs samples that part of their light to an even haze, and
+    errors as of `box_map`; total > 0.
     """
     _check_set('total', total, floor)
 
@@ -257,20 +202,13 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     return _without_parameters(g, lambda z: total * jax.nn.softmax(z, _PIXELS))
 
 
-# name -> (size of the set, *, floor) -> MirrorMap
-CLOSED_FORM = {'box': box_map, 'ball': ball_map, 'simplex': simplex_map}
-
-
 def add_noise(
     key: Key, z: Fields, *, sigma_max: float, power: float = 1.0
 ) -> tuple[Fields, PerSample]:
     """Returns `(z + sigma noise, sigma)`, `sigma = sigma_max u^power` with u ~ U(0, 1) a sample.
 
-    Args:
-        key: of levels and noise.
-        z: mirror points `(b, h, w, c)`.
-        sigma_max: largest noise level, in the units of z; >= 0.
-        power: 1 for the paper's uniform law; larger favours small noise.
+    The largest level is >= 0 and in the units of z, `(b, h, w, c)`; the power 1 gives the paper's
+    uniform law, a larger one favours small noise.
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sigma_max * jax.random.uniform(key_sigma, z.shape[:1]) ** power
@@ -292,25 +230,19 @@ def namm_loss(
     lambda_reg: float = 1e-3,
     strong_convexity: float = 0.9,
     train: bool = True,
-) -> tuple[jax.Array, Metrics]:
-    """Returns the loss of the module's docstring and its named terms.
+) -> tuple[Array, Metrics]:
+    """Returns the loss of the module's docstring, and its terms before their weights: the scalars
+    `cycle_data`, `cycle_mirror`, `constraint` (and `constraint/NAME`, if there are several) and
+    `regularisation`.
 
     Args:
-        mirror, params: the mirror map and its parameters.
         key: of noise and dropout.
         x: data `(b, h, w, c)`.
-        constraint: the set M.
-        z: the mirror points that take noise, `(b, h, w, c)`; `g(x)` when absent. Finetuning passes
-            samples of the mirror diffusion model.
-        sigma_max, sigma_power: law of the noise, see `add_noise`.
-        lambda_cycle, lambda_constr, lambda_reg: weights of the terms.
+        z: the mirror points that take noise, `(b, h, w, c)`, samples of the mirror diffusion model
+            in finetuning; `g(x)` when absent.
+        sigma_max, sigma_power: law of the noise, as of `add_noise`.
         strong_convexity: a of the forward map.
         train: whether dropout acts.
-
-    Returns:
-        The scalar loss, and the scalars `cycle_data`, `cycle_mirror`, `constraint` (and one entry
-        `constraint/NAME` a term, if the constraint has several) and `regularisation`, each before
-        its weight.
     """
     key_noise, key_dropout = jax.random.split(key)
     g_x = mirror.forward(params, x)
@@ -346,21 +278,12 @@ def robustness(
     constraint: Constraint,
     sigma: Float[Array, ' k'],
 ) -> dict[str, Float[Array, ' k']]:
-    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of the given levels.
+    """Returns how far f lands from M and from x, when `z = g(x)` takes noise of levels sigma.
 
-    With `x' = f(z + sigma noise)`: the distance `l(x')` and the error `mean|x' - x|`, over samples
-    and pixels. The noise is that of the key at every level, so that differences are not its chance.
-
-    Args:
-        mirror, params: the mirror map and its parameters.
-        key: of the noise.
-        x: data `(b, h, w, c)`.
-        constraint: the set M.
-        sigma: noise levels `(k,)`, in the units of z; training saw those up to its `sigma_max`.
-
-    Returns:
-        `{'distance_mean', 'distance_std', 'error_mean'}`, `(k,)` each: the constraint's unit,
-        twice, and data units.
+    With `x' = f(z + sigma noise)`: mean and standard deviation of the distance `l(x')` over
+    samples, and the mean error `|x' - x|`, `{'distance_mean', 'distance_std', 'error_mean'}`,
+    `(k,)` each. The noise is the same at every level; levels `(k,)` are in the units of z, and
+    training saw those up to its `sigma_max`.
     """
     z = mirror.forward(params, x)
     noise = jax.random.normal(key, x.shape, x.dtype)
@@ -368,43 +291,33 @@ def robustness(
     def measure(sigma: Array) -> Metrics:
         x_inverse = mirror.inverse(params, z + sigma * noise)
         distance = constraint.distance(x_inverse)
-        error = jnp.abs(x_inverse - x).mean()
-        return {
-            'distance_mean': distance.mean(),
-            'distance_std': distance.std(),
-            'error_mean': error,
-        }
+        moments = {'distance_mean': distance.mean(), 'distance_std': distance.std()}
+        return moments | {'error_mean': jnp.abs(x_inverse - x).mean()}
 
     return jax.lax.map(measure, sigma)
+
+
+_static = functools.partial(dataclasses.field, metadata={'static': True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mirror:
-    """A learned mirror map with its parameters, from and to data in their own units; a pytree.
+    """A learned mirror map with its parameters, from and to data in their own units; a pytree."""
 
-    Attributes:
-        params: `{'forward': ..., 'inverse': ...}`, the leaves.
-        forward_network: the input-convex network of g. Static, as is all that follows.
-        inverse_network: the network of f.
-        strong_convexity: a of g.
-        output: a key of `OUTPUTS`.
-        units: mean and scale of the data, a number or a tuple of one a channel each.
-    """
-
-    params: Params
-    forward_network: Any = dataclasses.field(metadata={'static': True})
-    inverse_network: Any = dataclasses.field(metadata={'static': True})
-    strong_convexity: float = dataclasses.field(default=0.9, metadata={'static': True})
-    output: str = dataclasses.field(default='residual', metadata={'static': True})
-    units: tuple[Any, Any] = dataclasses.field(default=(0.0, 1.0), metadata={'static': True})
+    params: Params  # `{'forward': ..., 'inverse': ...}`
+    forward_network: Any = _static()  # the input-convex network of g
+    inverse_network: Any = _static()  # the network of f
+    strong_convexity: float = _static(default=0.9)  # a of g
+    output: str = _static(default='residual')  # a key of `OUTPUTS`
+    # Mean and scale of the data, a number or a tuple of one a channel each.
+    units: tuple[Any, Any] = _static(default=(0.0, 1.0))
 
     @property
     def map(self) -> MirrorMap:
         """The map of standardised fields."""
-        networks = self.forward_network, self.inverse_network
         settings = dict(strong_convexity=self.strong_convexity, output=self.output)
-        return neural_mirror_map(*networks, **settings)
+        return neural_mirror_map(self.forward_network, self.inverse_network, **settings)
 
     def forward(self, x: Fields) -> Fields:
         """Returns the mirror points `z = g(x)` of data `(b, h, w, c)`."""

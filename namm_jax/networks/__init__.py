@@ -1,6 +1,4 @@
-"""Flax networks, and the registry from which a name chooses one.
-
-Any Flax (linen) module of the right signature takes the place of these:
+"""Flax networks by name. Any Flax (linen) module of the right signature takes their place:
 
     f                   module(z, *, train=False) -> like z            (b, h, w, c)
     the score network   module(x, label, *, train=False) -> like x     label (b,)
@@ -15,7 +13,9 @@ import difflib
 from typing import Any
 
 import flax.linen as nn
+from jaxtyping import Array
 
+from namm_jax._arrays import Key, Params
 from namm_jax._checks import choose
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.resnet import ResNet
@@ -33,25 +33,33 @@ def fields_of(network: Any) -> list[str]:
 
 
 def make_network(network: str | type, /, **fields: Any) -> nn.Module:
-    """Returns a network with the given values of its fields, such as `channels=(32, 64)`.
+    """Returns a network, a key of `NETWORKS` or a class of Flax modules, with values of its fields.
 
-    Args:
-        network: a key of `NETWORKS`, or a class of Flax modules.
-        fields: the values; fields that are left out keep their defaults.
-
-    Raises:
-        ValueError: if the name is unknown, the network has no such fields, or a value is bad.
+    Those that are left out keep their defaults. Raises a ValueError if the name is unknown, the
+    network has no such fields, or a value is bad.
     """
     kind = choose('network', network, NETWORKS) if isinstance(network, str) else network
     names = fields_of(kind)
-    wrong = [name for name in fields if name not in names]
+    wrong = {name: value for name, value in fields.items() if name not in names}
     if wrong:
-        got = ', '.join(f'{name} = {fields[name]}' for name in wrong)
+        got = ', '.join(f'{name} = {value}' for name, value in wrong.items())
         near = [match for name in wrong for match in difflib.get_close_matches(name, names, n=1)]
         hint = f'; did you mean {" or ".join(near)}?' if near else ''
-        label = network if isinstance(network, str) else kind.__name__
-        raise ValueError(
-            f'network {label!r}: got {got}, which it does not have; its fields are '
-            f'{", ".join(names)}{hint}'
-        )
+        expected = f'its fields are {", ".join(names)}{hint}'
+        raise ValueError(f'network {network!r}: got {got}, which it does not have; {expected}')
     return kind(**fields)
+
+
+def output_like(
+    label: str, network: nn.Module, params: Params, x: Array, *of: Array, dropout_key: Key | None
+) -> Array:
+    """Returns the output of f or of a score network; raises a ValueError if it is not like x.
+    Dropout acts where a key is given.
+    """
+    train = dropout_key is not None
+    rngs = {'dropout': dropout_key} if train else None
+    y = network.apply({'params': params}, x, *of, train=train, rngs=rngs)
+    if y.shape != x.shape:
+        got = f'an output of shape {y.shape}, expected {x.shape}, that of the input'
+        raise ValueError(f'{label}: got {got}; let the network keep it')
+    return y

@@ -1,22 +1,21 @@
-"""Convolutions that wrap along the periodic axes and only those: the one place that pads.
-
-A convolution commutes with every rolling of an axis that it wraps: where the data are periodic, no
-border is seen. Along the other axes zeros are padded, as usual.
-"""
+"""Convolutions that wrap along the periodic axes and only those: the one place that pads."""
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
+Periodic: TypeAlias = tuple[bool, bool]  # which of the two spatial axes wrap
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
-def wrap(x: jax.Array, width: int, periodic: tuple[bool, bool]) -> jax.Array:
+def wrap(x: Array, width: int, periodic: Periodic) -> Array:
     """Returns `x (b, h, w, c)` continued by `width` pixels on both sides of each periodic axis."""
     for axis, wraps in zip((1, 2), periodic, strict=True):
         if wraps and width:
@@ -28,43 +27,30 @@ def wrap(x: jax.Array, width: int, periodic: tuple[bool, bool]) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def convolve(
-    x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool], stride: int = 1
-) -> jax.Array:
-    """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields with a kernel.
-
-    Args:
-        x: fields `(b, h, w, c)`.
-        kernel: `(k, k, c, d)`, k odd.
-        periodic: which of the two spatial axes wrap; the others are padded with zeros.
-        stride: step in pixels, along both axes.
+def convolve(x: Array, kernel: Array, periodic: Periodic, stride: int = 1) -> Array:
+    """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields `x (b, h, w, c)`
+    with a kernel `(k, k, c, d)`, k odd; axes that are not periodic are padded with zeros.
     """
     return _correlate(x, kernel, periodic, stride)
 
 
 def _correlate(
-    x: jax.Array,
-    kernel: jax.Array,
-    periodic: tuple[bool, bool],
-    stride: int,
-    dimensions: tuple = DIMENSIONS,
-) -> jax.Array:
+    x: Array, kernel: Array, periodic: Periodic, stride: int, dimensions: tuple = DIMENSIONS
+) -> Array:
     width = kernel.shape[0] // 2
     zeros = [(0, 0) if wraps else (width, width) for wraps in periodic]
-    return lax.conv_general_dilated(
-        wrap(x, width, periodic), kernel, (stride, stride), zeros, dimension_numbers=dimensions
-    )
+    x = wrap(x, width, periodic)
+    strides = (stride, stride)
+    return lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=dimensions)
 
 
 @convolve.defjvp
-def _convolve_jvp(
-    periodic: tuple[bool, bool], stride: int, primals: tuple, tangents: tuple
-) -> tuple[jax.Array, jax.Array]:
+def _convolve_jvp(periodic: Periodic, stride: int, primals: tuple, tangents: tuple) -> tuple:
     """The product rule, its transpose in x a plain convolution: 8 times faster in a `scan`.
 
-    Inside a loop, XLA:CPU has a fast kernel for `DIMENSIONS` alone, and JAX transposes a
-    convolution into one of a reversed kernel with its channels exchanged. So both are done
-    beforehand, behind a barrier that keeps XLA from undoing it; the transpose does them back.
+    There XLA:CPU has a fast kernel for `DIMENSIONS` alone, and JAX transposes a convolution into
+    one of a reversed kernel with its channels exchanged. So both are done beforehand, behind a
+    barrier that keeps XLA from undoing it; the transpose does them back.
     """
     x, kernel = primals
     dx, dkernel = tangents
@@ -76,14 +62,13 @@ def _convolve_jvp(
 class GlobalConv(nn.Module):
     """Maps `(b, h, w, c)` to `h + k * h`, each channel's kernel as large as the image, 0 at first.
 
-    It takes a feature across any distance at once, where 3x3 convolutions need a layer for each
-    pixel. By Fourier transforms, in float32; compare Li et al. 2021, arXiv 2010.08895.
+    By Fourier transforms, in float32; compare Li et al. 2021, arXiv 2010.08895.
     """
 
-    periodic: tuple[bool, bool]
+    periodic: Periodic
 
     @nn.compact
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: Array) -> Array:
         spatial = zip(h.shape[1:3], self.periodic, strict=True)
         sizes = [n if wraps else 2 * n for n, wraps in spatial]
         kernel = self.param('kernel', nn.initializers.zeros, (*sizes, h.shape[-1]))
@@ -93,11 +78,11 @@ class GlobalConv(nn.Module):
         return h + response[:, : h.shape[1], : h.shape[2]].astype(h.dtype)
 
 
-def convolve_patches(x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool]) -> jax.Array:
+def convolve_patches(x: Array, kernel: Array, periodic: Periodic) -> Array:
     """Returns `convolve(x, kernel, periodic)`, written as patches times a matrix.
 
-    Slower once, and several times faster on XLA:CPU where gradients of gradients are taken, whose
-    convolutions have no fast kernel there; a matrix product's derivatives are matrix products.
+    Slower once, and several times faster on XLA:CPU for gradients of gradients: those of a matrix
+    product are matrix products, those of convolutions have no fast kernel.
     """
     k = kernel.shape[0]
     width = k // 2
@@ -108,26 +93,21 @@ def convolve_patches(x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool
     return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def convolve_twice_differentiable(
-    x: jax.Array, kernel: jax.Array, periodic: tuple[bool, bool]
-) -> jax.Array:
+def convolve_twice_differentiable(x: Array, kernel: Array, periodic: Periodic) -> Array:
     """Returns `convolve(x, kernel, periodic)`, its second derivatives fastest on this platform."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: convolve_patches(x, kernel, periodic),
-        default=lambda x, kernel: convolve(x, kernel, periodic),
-    )
+    patches = lambda x, kernel: convolve_patches(x, kernel, periodic)
+    plain = lambda x, kernel: convolve(x, kernel, periodic)
+    return lax.platform_dependent(x, kernel, cpu=patches, default=plain)
 
 
-def space_to_depth(x: jax.Array, factor: int) -> jax.Array:
+def space_to_depth(x: Array, factor: int) -> Array:
     """Returns `x (b, h, w, c)` as `(b, h / factor, w / factor, factor^2 c)`: blocks as channels."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, factor * factor * c)
 
 
-def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
+def depth_to_space(x: Array, factor: int) -> Array:
     """Returns the inverse of `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2)
@@ -135,26 +115,17 @@ def depth_to_space(x: jax.Array, factor: int) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """A biased convolution, circular along the periodic axes.
+    """A biased convolution, circular along the periodic axes; parameters stay float32."""
 
-    Attributes:
-        features: output channels.
-        size: the kernel's width in pixels, odd.
-        stride: step in pixels.
-        periodic: which of the two spatial axes wrap.
-        kernel_init: initialiser of the kernel.
-        dtype: type of the computation; parameters stay float32.
-    """
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    periodic: tuple[bool, bool] = (True, True)
+    features: int  # output channels
+    size: int = 3  # the kernel's width in pixels, odd
+    stride: int = 1  # step in pixels
+    periodic: Periodic = (True, True)
     kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.periodic, self.stride)

@@ -7,8 +7,7 @@ With convolutions `l_k`, `q_k` of the input and non-negative convolutions `w_k`:
     ICNN(x) = reduction over pixels and channels of v(z_K)
     g(x)    = (1 - a) grad_x ICNN(x) + a x
 
-is convex in x (a non-negative sum of convex functions of convex functions), so that g is the
-gradient of a strongly convex function and therefore injective: a mirror map.
+is convex in x, so that g is the gradient of a strongly convex function and therefore injective.
 
 References: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017,
 arXiv 1609.07152.
@@ -17,46 +16,36 @@ arXiv 1609.07152.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from namm_jax._checks import choose
-from namm_jax.networks.convolution import convolve_twice_differentiable
+from namm_jax.networks.convolution import Periodic, convolve_twice_differentiable
 
-# What multiplies the sum over pixels of the channel mean of v(z): with 'sum' the gradient does not
-# depend on the image's shape; 'row_sum' is published, the sum over rows of the mean over columns.
+# What multiplies the sum over pixels of the channel mean of v(z): 'row_sum' is the published one,
+# with 'sum' the gradient does not depend on the image's shape.
 REDUCTIONS = {
     'sum': lambda h, w: 1.0,
     'row_sum': lambda h, w: 1.0 / w,
     'mean': lambda h, w: 1.0 / (h * w),
 }
-
-
 SMALL_POSITIVE = lambda key, shape: jax.random.uniform(key, shape, minval=0.0, maxval=1e-3)
 
 
 class ICNN(nn.Module):
-    """A convex function of an image.
+    """A convex function of an image, `(b, h, w, c) -> (b,)`."""
 
-    Attributes:
-        filters: channels of each hidden layer.
-        layers: number of `w_k`; there are `layers + 1` pairs `q_k, l_k`.
-        slope: leaky slope.
-        periodic: which of the two spatial axes wrap.
-        reduction: a key of `REDUCTIONS`.
-    """
-
-    filters: int = 32
-    layers: int = 3
-    slope: float = 0.2
-    periodic: tuple[bool, bool] = (True, True)
-    reduction: str = 'sum'
+    filters: int = 32  # channels of each hidden layer
+    layers: int = 3  # number of `w_k`; there are `layers + 1` pairs `q_k, l_k`
+    slope: float = 0.2  # leaky slope
+    periodic: Periodic = (True, True)
+    reduction: str = 'sum'  # a key of `REDUCTIONS`
 
     def __post_init__(self):
         choose('reduction', self.reduction, REDUCTIONS)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `(b,)`, the convex function of each image `(b, h, w, c)`."""
+    def __call__(self, x: Array) -> Array:
         n = self.layers + 1
         c = x.shape[-1]
 
@@ -73,33 +62,23 @@ class ICNN(nn.Module):
             w = self.param(f'nonnegative_{k}', SMALL_POSITIVE, (3, 3, self.filters, self.filters))
             z = nn.leaky_relu(convolve_twice_differentiable(z, w, self.periodic) + pair, self.slope)
 
-        # A circular convolution followed by a sum over pixels is a product with the kernel's
-        # spatial sum.
+        # A circular convolution summed over pixels is a product with the kernel's spatial sum.
         v = self.param('nonnegative_last', SMALL_POSITIVE, (3, 3, self.filters, c))
         return REDUCTIONS[self.reduction](*x.shape[1:3]) * (z.sum((1, 2)) @ v.sum((0, 1)).mean(-1))
 
 
-def gradient_map(
-    network: nn.Module, params: dict, x: jax.Array, *, strong_convexity: float
-) -> jax.Array:
-    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`.
-
-    Args:
-        network: of any module `x -> (b,)`, `ICNN` or another.
-        params: its parameters.
-        x: fields `(b, h, w, c)`.
-        strong_convexity: a in [0, 1]; 1 gives the identity.
+def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity: float) -> Array:
+    """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`, a in [0, 1]; the
+    network is any module `x -> (b,)`.
     """
     gradient = jax.grad(lambda x: network.apply({'params': params}, x).sum())(x)
     return (1 - strong_convexity) * gradient + strong_convexity * x
 
 
 def nonnegative_mask(params: dict) -> dict:
-    """Returns the tree of booleans, true for the parameters that have to be >= 0 for convexity:
-    those with a name, or inside a module with one, that starts with `nonnegative`.
-    """
+    """Returns a tree of booleans, true for parameters with `nonnegative...` in their path."""
 
-    def marked(path: tuple, _: jax.Array) -> bool:
+    def marked(path: tuple, _: Array) -> bool:
         return any(str(getattr(entry, 'key', '')).startswith('nonnegative') for entry in path)
 
     return jax.tree_util.tree_map_with_path(marked, params)

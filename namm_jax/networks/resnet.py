@@ -3,22 +3,21 @@
 7x7 convolution, two strided convolutions down, residual blocks, two transposed convolutions up, 7x7
 convolution; instance normalisation throughout, kernels start as N(0, 0.02^2).
 
-Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593; Feng, Baptista & Bouman, ICLR
-2025, arXiv 2406.12816.
+Reference: Zhu, Park, Isola & Efros, ICCV 2017, arXiv 1703.10593.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
-from namm_jax.networks.convolution import DIMENSIONS, Conv, depth_to_space, wrap
+from namm_jax.networks.convolution import DIMENSIONS, Conv, Periodic, depth_to_space, wrap
 
 NORMAL = nn.initializers.normal(0.02)
 
 
-def _norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _norm(h: Array, dtype: DTypeLike) -> Array:
     return nn.InstanceNorm(epsilon=1e-6, dtype=dtype)(h)
 
 
@@ -30,11 +29,11 @@ class Up(nn.Module):
     """
 
     features: int
-    periodic: tuple[bool, bool]
+    periodic: Periodic
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: Array) -> Array:
         c = h.shape[-1]
         kernel = self.param('kernel', NORMAL, (3, 3, c, self.features)).astype(self.dtype)
         bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
@@ -51,43 +50,32 @@ class Up(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Maps `(b, h, w, c)` to `(b, h, w, c)`.
+    """Maps `(b, h, w, c)` to `(b, h, w, c)`; parameters and output stay float32."""
 
-    Attributes:
-        channels: one number, the width at full resolution; four times as many at the lowest.
-        blocks: residual blocks at the lowest resolution.
-        dropout: probability of dropping a feature in training, in each residual block.
-        periodic: which of the two spatial axes wrap.
-        remat: whether each block is computed again in the backward pass, and only its input kept.
-        dtype: type of the computation; parameters and output stay float32.
-    """
-
-    channels: tuple[int, ...] = (64,)
-    blocks: int = 6
-    dropout: float = 0.5
-    periodic: tuple[bool, bool] = (False, False)
-    remat: bool = False
-    dtype: DTypeLike = jnp.float32
+    channels: tuple[int, ...] = (64,)  # one: at full resolution; at the lowest four times as many
+    blocks: int = 6  # residual blocks at the lowest resolution
+    dropout: float = 0.5  # probability of dropping a feature in training, in each block
+    periodic: Periodic = (False, False)
+    remat: bool = False  # whether blocks are computed again in the backward pass, not kept
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     def __post_init__(self):
         if len(self.channels) != 1:
-            raise ValueError(
-                f'channels: got {self.channels}, expected one number, the width at full '
-                'resolution, such as (64,)'
-            )
+            expected = 'one number, the width at full resolution, such as (64,)'
+            raise ValueError(f'channels: got {self.channels}, expected {expected}')
         super().__post_init__()
 
     def _conv(self, features: int, size: int = 3, stride: int = 1) -> Conv:
         return Conv(features, size, stride, self.periodic, kernel_init=NORMAL, dtype=self.dtype)
 
-    def _block(self, h: jax.Array, train: bool) -> jax.Array:
+    def _block(self, h: Array, train: bool) -> Array:
         c = h.shape[-1]
         y = nn.relu(_norm(self._conv(c)(h), self.dtype))
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         return h + _norm(self._conv(c)(y), self.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
         width = self.channels[0]
         h = nn.relu(_norm(self._conv(width, size=7)(x), self.dtype))
         for factor in (2, 4):

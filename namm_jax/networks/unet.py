@@ -1,7 +1,7 @@
 """A U-Net, used as score network (noise-conditioned) and as inverse map f (not).
 
-Residual blocks of equal width and one skip connection at each resolution. The input's pixels may
-first be folded into channels (`space_to_depth`): coarser convolutions, and nothing is lost.
+Residual blocks of equal width and one skip connection at each resolution, of pixels that may first
+be folded into channels.
 
 References: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbeel 2020, arXiv
 2006.11239.
@@ -11,42 +11,36 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from namm_jax._checks import choose
-from namm_jax.networks.convolution import Conv, GlobalConv, depth_to_space, space_to_depth
+from namm_jax.networks.convolution import Conv, GlobalConv, Periodic, depth_to_space, space_to_depth
 
 
-def fourier_features(label: jax.Array, features: int, period: float = 1e4) -> jax.Array:
+def fourier_features(label: Array, features: int) -> Array:
     """Returns sines and cosines `(b, features)` of `label (b,)`, frequencies even in logarithm."""
-    frequencies = jnp.exp(-jnp.log(period) * jnp.arange(features // 2) / (features // 2))
+    frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(features // 2) / (features // 2))
     angles = label[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def _group_norm(h: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _group_norm(h: Array, dtype: DTypeLike) -> Array:
     return nn.GroupNorm(num_groups=max(1, min(32, h.shape[-1] // 8)), dtype=dtype)(h)
 
 
 # Without it a block costs a third less and can be linear in its input to any accuracy, which f
-# needs; the score network, whose input is scaled and whose blocks are modulated, learns faster.
+# needs; with it the score network, whose input is scaled, learns faster.
 NORMS = {'group': _group_norm, 'none': lambda h, dtype: h}
 
 
-def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Array:
+def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> Array:
     """Returns `(h, w, features)`: the place of each pixel in its cell, smooth across cells' ends.
 
     Along an axis with cells of p pixels, features are `cos` and `sin` of `2 pi k (i + 1/2) / p` for
-    `k = 1, 2, 4, ...`, at most `p / 4`, of pixel i. Cells of one pixel have none.
-
-    Args:
-        shape: `(h, w)`.
-        cell: pixels of a cell along each of the two.
-
-    Raises:
-        ValueError: if the cells do not fill the shape.
+    `k = 1, 2, 4, ...`, at most `p / 4`, of pixel i. Cells of one pixel have none; cells that do not
+    fill the shape `(h, w)` raise a ValueError.
     """
     if any(n % p for n, p in zip(shape, cell, strict=True)):
         raise ValueError(f'got cells of {cell} pixels, expected divisors of the shape, {shape}')
@@ -62,14 +56,14 @@ def position_features(shape: tuple[int, int], cell: tuple[int, int]) -> jax.Arra
 class ResidualBlock(nn.Module):
     """`h + conv(dropout(swish(modulate(norm(conv(swish(norm(h))))))))`, at first the identity."""
 
-    periodic: tuple[bool, bool]
+    periodic: Periodic
     norm: str
     dropout: float
     deterministic: bool
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: jax.Array, embedding: jax.Array | None) -> jax.Array:
+    def __call__(self, h: Array, embedding: Array | None) -> Array:
         c = h.shape[-1]
         norm = NORMS[self.norm]
         y = Conv(c, periodic=self.periodic, dtype=self.dtype)(nn.swish(norm(h, self.dtype)))
@@ -89,7 +83,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: Array) -> Array:
         b, height, width, c = h.shape
         tokens = _group_norm(h, self.dtype).reshape(b, height * width, c)
         out = nn.MultiHeadDotProductAttention(num_heads=max(1, c // 64), dtype=self.dtype)(tokens)
@@ -97,38 +91,24 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not.
-
-    Attributes:
-        channels: width at each resolution, each half the one before it.
-        blocks: residual blocks at each resolution, on the way down and again on the way up.
-        fold: factor by which pixels are folded into channels first.
-        periodic: which of the two spatial axes wrap.
-        cell: pixels along each axis after which the law of the data repeats, 1 where all are alike.
-            The place within a cell is an input: along an axis that wraps, the network would else
-            give rolled data the probability of the data.
-        head: channels at full resolution, before the output.
-        norm: a key of `NORMS`.
-        attention: whether the lowest resolution has self-attention.
-        global_convolution: whether a `GlobalConv` follows at the highest resolution, on the way
-            down and on the way up; the parameters then belong to one image size.
-        dropout: probability of dropping a feature in training.
-        remat: whether each block is computed again in the backward pass, and only its input kept.
-        dtype: type of the computation; parameters and output stay float32.
+    """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not; parameters and output
+    stay float32.
     """
 
-    channels: tuple[int, ...] = (64, 128)
-    blocks: int = 1
-    fold: int = 2
-    periodic: tuple[bool, bool] = (True, True)
+    channels: tuple[int, ...] = (64, 128)  # width at each resolution, each half the one before it
+    blocks: int = 1  # residual blocks at each resolution, on the way down and again on the way up
+    fold: int = 2  # factor by which pixels are folded into channels first
+    periodic: Periodic = (True, True)
+    # Pixels along each axis after which the law of the data repeats, 1 where all are alike. The
+    # place in a cell is an input: else rolled data would have the probability of the data.
     cell: tuple[int, int] = (1, 1)
-    head: int = 16
-    norm: str = 'group'
-    attention: bool = False
-    global_convolution: bool = False
-    dropout: float = 0.0
-    remat: bool = False
-    dtype: DTypeLike = jnp.float32
+    head: int = 16  # channels at full resolution, before the output
+    norm: str = 'group'  # a key of `NORMS`
+    attention: bool = False  # at the lowest resolution
+    global_convolution: bool = False  # at the highest resolution, down and up: for one image size
+    dropout: float = 0.0  # probability of dropping a feature in training
+    remat: bool = False  # whether blocks are computed again in the backward pass, not kept
+    dtype: DTypeLike = jnp.float32  # of the computation
 
     def __post_init__(self):
         choose('norm', self.norm, NORMS)
@@ -138,42 +118,39 @@ class UNet(nn.Module):
         factor = self.fold * 2 ** (len(self.channels) - 1)
         if h % factor or w % factor:
             raise ValueError(
-                f'channels: got fields of {h}x{w} pixels, expected multiples of {factor}, which '
-                f'fold = {self.fold} and {len(self.channels)} resolutions need; use fewer channels '
-                'or another grid'
+                f'got fields of {h}x{w} pixels, expected multiples of {factor}, which fold = '
+                f'{self.fold} and {len(self.channels)} resolutions need; use fewer channels or pad'
             )
 
-    def _block(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
+    def _block(self, h: Array, embedding: Array | None, train: bool) -> Array:
         block = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)
         return block(h, embedding)
 
-    def _level(self, h: jax.Array, embedding: jax.Array | None, train: bool) -> jax.Array:
+    def _level(self, h: Array, embedding: Array | None, train: bool) -> Array:
         block = nn.remat(UNet._block, static_argnums=3) if self.remat else UNet._block
         for _ in range(self.blocks):  # no scan: XLA:CPU runs its convolutions 20 times slower
             h = block(self, h, embedding, train)
         return h
 
-    def _with_position(self, h: jax.Array) -> jax.Array:
+    def _with_position(self, h: Array) -> Array:
         cell = tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
         features = position_features(h.shape[1:3], cell)
         features = jnp.broadcast_to(features, (len(h), *features.shape))
         return jnp.concatenate([h, features.astype(h.dtype)], -1)
 
-    def _global_conv(self, h: jax.Array) -> jax.Array:
+    def _global_conv(self, h: Array) -> Array:
         return GlobalConv(self.periodic)(h) if self.global_convolution else h
 
     def _conv(self, features: int, **options: Any) -> Conv:
         return Conv(features, periodic=self.periodic, dtype=self.dtype, **options)
 
-    def _embed(self, label: jax.Array) -> jax.Array:
+    def _embed(self, label: Array) -> Array:
         c = 4 * self.channels[0]
         h = nn.swish(nn.Dense(c)(fourier_features(label, self.channels[0])))
         return nn.swish(nn.Dense(c)(h)).astype(self.dtype)
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, x: Array, label: Array | None = None, *, train: bool = False) -> Array:
         self._check_shape(*x.shape[1:3])
         embedding = None if label is None else self._embed(label)
         h = self._with_position(space_to_depth(x, self.fold))
@@ -196,8 +173,7 @@ class UNet(nn.Module):
 
         h = nn.swish(NORMS[self.norm](self._global_conv(h), self.dtype))
         h = depth_to_space(self._conv(self.fold**2 * self.head)(h), self.fold)
-        # Back at full resolution, the pixels of a block must agree: two convolutions see across its
-        # borders.
+        # The pixels of a block must agree: two convolutions see across its borders.
         h = nn.swish(self._conv(self.head)(jnp.concatenate([h, x], -1)))
         out = self._conv(x.shape[-1], kernel_init=nn.initializers.zeros)(h)
         return out.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Training in memory: from data to a mirror map or a prior in one call."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -9,32 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+from rich.progress import track
 
 from namm_jax._arrays import Key, Metrics, Params, Task
-from namm_jax.training.step import TrainState, TrainStep, init_state, train_step
+from namm_jax._checks import refuse
+from namm_jax.training.step import TrainState, init_state, train_step
 
 CHECK_EVERY = 50  # steps between two looks at the loss
 HELD_OUT = 16  # samples that are kept out of training, at most; 1 in 8 of a small set
 
 
 class Recipe(NamedTuple):
-    """What `fit` trains, and what it makes of it.
+    """What `fit` trains, and what it makes of it."""
 
-    Attributes:
-        task: `(arrays, steps) -> Task`, once the training data are known.
-        result: `(averaged parameters, frozen, held-out arrays) -> what fit returns`.
-        shape: `(h, w, c)` of a sample.
-        batch_size: of a step.
-        ema: decay of the average.
-        extra: arrays besides the data, `{'z': ...}` for finetuning; drawn from on their own.
-    """
-
-    task: Callable[[Mapping[str, Array], int], Task]
+    task: Callable[[Mapping[str, Array], int], Task]  # of the training arrays and the steps
+    # (averaged parameters, frozen, held-out arrays) -> what `fit` returns
     result: Callable[[Params, PyTree, Mapping[str, Array]], Any]
-    shape: tuple[int, int, int]
-    batch_size: int = 16
-    ema: float = 0.999
-    extra: Mapping[str, Array] = MappingProxyType({})
+    shape: tuple[int, int, int]  # (h, w, c) of a sample
+    batch_size: int = 16  # of a step
+    ema: float = 0.999  # decay of the average
+    extra: Mapping[str, Array] = MappingProxyType({})  # besides the data, sampled on their own
 
 
 def fit(
@@ -48,8 +43,8 @@ def fit(
 ) -> Any:
     """Returns what a recipe makes of data: a mirror map of `namm`, a prior of `diffusion`.
 
-    The last samples, 1 in 8 and 16 at most, are kept out of training: a prior measures on them how
-    far to trust its estimates.
+    The result is a pytree with the averaged parameters. The last samples, 1 in 8 and 16 at most,
+    are kept out of training: a prior measures on them how far to trust its estimates.
 
     Args:
         recipe: as of `namm`, `finetune` or `diffusion`.
@@ -59,12 +54,8 @@ def fit(
         batch_size: samples a step; the recipe's unless given.
         progress: whether a bar is shown.
 
-    Returns:
-        A pytree with the averaged parameters.
-
     Raises:
-        ValueError: if the data have another shape than the recipe's, are fewer than a batch, or are
-            not finite.
+        ValueError: if the data are not of the recipe's shape, fewer than a batch, or not finite.
         FloatingPointError: if the loss is not finite.
     """
     key = jax.random.key(0) if key is None else key
@@ -79,28 +70,24 @@ def fit(
     key_init, stream, key_order = jax.random.split(key, 3)
     state = init_state(task, key_init)
     parts = math.gcd(size, 2) if jax.default_backend() == 'cpu' else 1
-    step = jax.jit(_on_rows(train_step(task, ema=recipe.ema, parts=parts)), donate_argnums=0)
-    orders = {
-        name: _orders(jax.random.fold_in(key_order, i), len(array), size)
-        for i, (name, array) in enumerate(train.items())
-    }
-    for index in _bar(steps) if progress else range(steps):
-        rows = {name: next(order) for name, order in orders.items()}
-        state, terms = step(state, task.frozen, stream, train, rows)
-        if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
-            _check_finite(index + 1, terms)
-    return recipe.result(state.ema, task.frozen, held)
+    update = train_step(task, ema=recipe.ema, parts=parts)
 
-
-def _on_rows(step: TrainStep) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the step on the rows of arrays that stay on the device."""
-
-    def on_rows(
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(
         state: TrainState, frozen: PyTree, stream: Key, arrays: PyTree, rows: PyTree
     ) -> tuple[TrainState, Metrics]:
-        return step(state, frozen, stream, jax.tree.map(lambda a, i: a[i], arrays, rows))
+        return update(state, frozen, stream, jax.tree.map(lambda a, i: a[i], arrays, rows))
 
-    return on_rows
+    orders = {}
+    for i, (name, array) in enumerate(train.items()):
+        orders[name] = _orders(jax.random.fold_in(key_order, i), len(array), size)
+    indices = range(1, steps + 1)
+    for index in track(indices, description='fit') if progress else indices:
+        rows = {name: next(order) for name, order in orders.items()}
+        state, terms = step(state, task.frozen, stream, train, rows)
+        if index % CHECK_EVERY == 0 or index == steps:
+            _check_finite(index, terms)
+    return recipe.result(state.ema, task.frozen, held)
 
 
 def _orders(key: Key, n: int, size: int) -> Iterator[np.ndarray]:
@@ -112,24 +99,16 @@ def _orders(key: Key, n: int, size: int) -> Iterator[np.ndarray]:
             yield order[start : start + size]
 
 
-def _bar(steps: int) -> Iterator[int]:
-    from rich.progress import track  # only where a bar is shown
-
-    return track(range(steps), description='fit')
-
-
 def _held_out(array: Array) -> int:
     return min(HELD_OUT, len(array) // 8)
 
 
 def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Array:
-    """Returns an array to train on, once it is known to be one."""
+    """Returns an array to train on, after checks."""
     x = jnp.asarray(x)
     if x.shape[1:] != shape:
-        raise ValueError(
-            f'{name}: got shape {x.shape}, expected (n, {", ".join(map(str, shape))}), the shape '
-            'of the problem that the recipe was made for'
-        )
+        expected = f'(n, {", ".join(map(str, shape))}), the shape of the problem of the recipe'
+        raise ValueError(f'{name}: got shape {x.shape}, expected {expected}')
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'{name}: got {x.dtype}, expected floating-point numbers; cast it')
     if len(x) - _held_out(x) < size:
@@ -138,18 +117,12 @@ def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Arra
             f'expected a batch of {size} besides; bring more, or give a smaller batch_size'
         )
     bad = ~np.asarray(jnp.isfinite(x).all((1, 2, 3)))
-    if bad.any():
-        raise ValueError(
-            f'{name}: got NaN or infinity in {bad.sum()} of {len(x)} samples, the first of index '
-            f'{np.argmax(bad)}, expected finite numbers; leave those out'
-        )
+    refuse(name, bad, 'NaN or infinity', 'finite numbers; leave those out')
     return x
 
 
 def _check_finite(step: int, terms: Metrics) -> None:
     for term, value in jax.device_get(terms).items():
         if not np.isfinite(value):
-            raise FloatingPointError(
-                f'fit: {term} is {value} at step {step}, expected a finite number; lower the '
-                'learning rate, or look at the data'
-            )
+            remedy = 'expected a finite number; lower the learning rate, or look at the data'
+            raise FloatingPointError(f'fit: {term} is {value} at step {step}, {remedy}')

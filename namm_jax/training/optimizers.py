@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -12,6 +12,7 @@ from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 from namm_jax._arrays import Params
 from namm_jax._checks import choose
 
+Transform: TypeAlias = optax.GradientTransformation
 MUON_RMS = 0.2  # of Muon's updates at the learning rate 1: about Adam's
 
 
@@ -21,11 +22,9 @@ def learning_rate_schedule(
     """Returns a linear warm-up and a decay over so many steps, as a function of the update."""
     updates = -(-steps // accumulate)
     start = round(warmup * updates)
-    decays = {
-        'cosine': lambda: optax.cosine_decay_schedule(learning_rate, max(1, updates - start)),
-        'constant': lambda: optax.constant_schedule(learning_rate),
-    }
-    rest = choose('optimizer.decay', decay, decays)()
+    cosine = optax.cosine_decay_schedule(learning_rate, max(1, updates - start))
+    decays = {'cosine': cosine, 'constant': optax.constant_schedule(learning_rate)}
+    rest = choose('optimizer.decay', decay, decays)
     rise = optax.linear_schedule(0.0, learning_rate, max(1, start))
     return optax.join_schedules([rise, rest], [start])
 
@@ -42,7 +41,7 @@ def make_optimizer(
     accumulate: int = 1,
     clip: float = 1.0,
     mask: Callable[[Params], PyTree] | None = None,
-) -> optax.GradientTransformation:
+) -> Transform:
     """Returns clipping, Adam or Muon, the learning rate, and a projection onto masked `>= 0`.
 
     All act on the mean gradient of `accumulate` steps, and only on every so many.
@@ -53,29 +52,26 @@ def make_optimizer(
         learning_rate: at the end of the warm-up, > 0.
         decay: after the warm-up, `cosine` (to 0 at the last step) or `constant`.
         warmup: part of the steps, in [0, 1], over which the rate rises from 0.
-        b1: Adam's decay of the first moment, in [0, 1).
-        b2: Adam's decay of the second moment, in [0, 1).
+        b1, b2: Adam's decays of the first and second moment, in [0, 1).
         accumulate: batches whose mean gradient makes one update.
         clip: largest norm of the gradient; 0 for no clipping.
-        mask: `params -> tree of booleans`, those that stay non-negative; None for none.
+        mask: `params -> tree of booleans`, those that stay non-negative.
 
     Raises:
         ValueError: if a value is out of range.
     """
     if not (0 < learning_rate < math.inf and 0 <= warmup <= 1 and 0 <= clip < math.inf):
-        raise ValueError(
-            f'got learning_rate {learning_rate}, warmup {warmup}, clip {clip}; expected '
-            'learning_rate > 0, warmup in [0, 1], clip >= 0, all finite'
-        )
+        got = f'learning_rate {learning_rate}, warmup {warmup}, clip {clip}'
+        expected = 'learning_rate > 0, warmup in [0, 1], clip >= 0, all finite'
+        raise ValueError(f'got {got}; expected {expected}')
     if not (0 <= b1 < 1 and 0 <= b2 < 1):
         raise ValueError(f'got b1 {b1}, b2 {b2}, expected numbers in [0, 1)')
     adam = optax.scale_by_adam(b1, b2)
-    directions = {'adam': lambda: adam, 'muon': lambda: muon(adam)}
-    schedule = learning_rate_schedule(
-        steps, learning_rate=learning_rate, decay=decay, warmup=warmup, accumulate=accumulate
-    )
+    directions = {'adam': adam, 'muon': muon(adam)}
+    settings = dict(decay=decay, warmup=warmup, accumulate=accumulate)
+    schedule = learning_rate_schedule(steps, learning_rate=learning_rate, **settings)
     chain = [optax.clip_by_global_norm(clip)] if clip else []
-    chain.append(choose('optimizer.name', name, directions)())
+    chain.append(choose('optimizer.name', name, directions))
     chain.append(optax.scale_by_learning_rate(schedule))
     if mask is not None:
         chain.append(optax.masked(optax.keep_params_nonnegative(), mask))
@@ -85,55 +81,43 @@ def make_optimizer(
     return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
 
 
-def muon(otherwise: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns Muon's direction for matrices, and another for biases, scales, rows and columns.
+def muon(otherwise: Transform) -> Transform:
+    """Returns Muon's direction for matrices, and `otherwise` for biases, scales, rows and columns.
 
     Muon's is about the nearest (semi-)orthogonal matrix to the gradient's running mean, times
-    `MUON_RMS` and the root of its larger side: all singular values alike. A convolution's kernel is
-    the matrix from its inputs at all offsets to its outputs.
+    `MUON_RMS` and the root of its larger side. Kernels are matrices from inputs at all offsets to
+    outputs.
 
-    Args:
-        otherwise: the direction of what is no matrix.
-
-    References:
-        Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024.
-        Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, 2025: the scale.
+    References: Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; Liu et al.,
+    "Muon is scalable for LLM training", arXiv 2502.16982, 2025 (the scale).
     """
 
-    def scaled(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: MUON_RMS * math.sqrt(max(_sides(a))) * a, updates)
+    def each(function: Callable[[Array], Any]) -> Callable[..., PyTree]:
+        return lambda tree, *_: jax.tree.map(function, tree)
 
-    def axes(params: PyTree) -> PyTree:
-        number = lambda a: MuonDimensionNumbers(tuple(range(a.ndim - 1)), (a.ndim - 1,))
-        return jax.tree.map(number, params)
-
-    def kinds(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: 'matrix' if min(_sides(a)) > 1 else 'other', params)
-
+    axes = each(lambda a: MuonDimensionNumbers(tuple(range(a.ndim - 1)), (a.ndim - 1,)))
+    scaled = each(lambda a: MUON_RMS * math.sqrt(max(_sides(a))) * a)
+    kinds = each(lambda a: 'matrix' if min(_sides(a)) > 1 else 'other')
     matrices = optax.chain(scale_by_muon(weight_dimension_numbers=axes), optax.stateless(scaled))
     return optax.partition({'matrix': matrices, 'other': otherwise}, kinds)
 
 
 def _sides(array: Array) -> tuple[int, int]:
-    """Returns inputs and outputs of an array as a matrix from all axes but the last to the last."""
+    """Returns the sides of an array as a matrix from all axes but the last to the last."""
     return math.prod(array.shape[:-1]), math.prod(array.shape[-1:])
 
 
-def per_network(
-    optimizers: Mapping[str, optax.GradientTransformation],
-) -> optax.GradientTransformation:
+def per_network(optimizers: Mapping[str, Transform]) -> Transform:
     """Returns the optimizer of a dict of networks, each with its own."""
 
     def init(params: Params) -> PyTree:
         return {name: optimizers[name].init(part) for name, part in params.items()}
 
     def update(updates: PyTree, state: PyTree, params: Params) -> tuple[PyTree, PyTree]:
-        results = {
-            name: optimizers[name].update(updates[name], state[name], params[name])
-            for name in updates
-        }
-        new = {name: result[0] for name, result in results.items()}
-        return new, {name: result[1] for name, result in results.items()}
+        new, states = {}, {}
+        for name, part in updates.items():
+            new[name], states[name] = optimizers[name].update(part, state[name], params[name])
+        return new, states
 
     return optax.GradientTransformation(init, update)
 
@@ -148,29 +132,19 @@ def moments_of(opt_state: PyTree) -> list[optax.ScaleByAdamState | MuonState]:
     return [leaf for leaf in leaves if _holds_moments(leaf)]
 
 
-def continued(
-    optimizer: optax.GradientTransformation, moments: PyTree
-) -> optax.GradientTransformation:
-    """Returns `optimizer` started from another run's moments, its learning-rate schedule from 0.
-
-    Args:
-        optimizer: one of the same kind as that run's.
-        moments: of that run, as `moments_of` returns them.
-
-    Raises:
-        ValueError: when its state is made, if it is of another kind.
+def continued(optimizer: Transform, moments: PyTree) -> Transform:
+    """Returns `optimizer` started from another run's moments, as of `moments_of`, its schedule from
+    0; raises a ValueError, when its state is made, if they are of another kind.
     """
 
     def init(params: Params) -> PyTree:
         state = optimizer.init(params)
         left = list(moments)
-        got, expected = (
-            [type(each).__name__ for each in part] for part in (left, moments_of(state))
-        )
+        got = [type(each).__name__ for each in left]
+        expected = [type(each).__name__ for each in moments_of(state)]
         if got != expected:
-            raise ValueError(
-                f'got moments {got}, expected {expected}: go on with the same optimizer.name'
-            )
+            remedy = 'go on with the same optimizer.name'
+            raise ValueError(f'got moments {got}, expected {expected}: {remedy}')
         replace = lambda leaf: left.pop(0) if _holds_moments(leaf) else leaf
         return jax.tree.map(replace, state, is_leaf=_holds_moments)
 

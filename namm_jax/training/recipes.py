@@ -6,7 +6,7 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,10 +16,11 @@ import optax
 from jaxtyping import Array, PyTree
 
 from namm_jax import mirror
-from namm_jax._arrays import Constraint, Key, Metrics, MirrorMap, Params, Task, to_standard
+from namm_jax._arrays import Constraint, Key, Loss, Metrics, MirrorMap, Params, Task, to_standard
 from namm_jax.constraints.base import standardised
 from namm_jax.denoising.denoisers import denoising_loss, make_parameterisation
 from namm_jax.denoising.prior import NetworkDenoiser, Prior
+from namm_jax.networks import output_like
 from namm_jax.networks.icnn import ICNN, nonnegative_mask
 from namm_jax.networks.unet import UNet
 from namm_jax.problems.base import Problem
@@ -29,19 +30,18 @@ from namm_jax.training.optimizers import make_optimizer, per_network
 Shape = tuple[int, int, int]
 Units = tuple[Any, Any]  # mean and scale of the data, a number or one a channel each
 UNITLESS: Units = (0.0, 1.0)
-Loss = Callable[..., tuple[Array, Metrics]]
+Transform = optax.GradientTransformation
 
 
 def _mirror_loss(mirror_map: MirrorMap, units: Units, weights: Mapping[str, float]) -> Loss:
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
-        everything = frozen['params'] | params
-        x, constraint = to_standard(batch['x'], *units), frozen['constraint']
+        params = frozen['params'] | params
+        x = to_standard(batch['x'], *units)
+        rule = frozen['constraint']
         z = batch.get('z')
-        return mirror.namm_loss(
-            mirror_map, everything, key, x, constraint, z, train=train, **weights
-        )
+        return mirror.namm_loss(mirror_map, params, key, x, rule, z, train=train, **weights)
 
     return loss
 
@@ -50,7 +50,7 @@ def namm_task(
     mirror_map: MirrorMap,
     shape: Shape,
     constraint: Constraint,
-    optimizers: Mapping[str, optax.GradientTransformation],
+    optimizers: Mapping[str, Transform],
     *,
     units: Units = UNITLESS,
     **weights: float,
@@ -58,10 +58,9 @@ def namm_task(
     """Returns the training of the mirror map, g and f together, on batches `{'x': data}`.
 
     Args:
-        mirror_map: of standardised fields.
+        mirror_map, constraint: of standardised fields.
         shape: `(h, w, c)` of a field.
-        constraint: the set M, of standardised fields.
-        optimizers: `{'forward': ..., 'inverse': ...}`.
+        optimizers: of g and f, `{'forward': ..., 'inverse': ...}`.
         units: mean and scale of the data.
         **weights: of `mirror.namm_loss`.
     """
@@ -77,20 +76,14 @@ def finetune_task(
     mirror_map: MirrorMap,
     params: Params,
     constraint: Constraint,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transform,
     *,
     units: Units = UNITLESS,
     **weights: float,
 ) -> Task:
     """Returns the training of f alone, on batches `{'x': data, 'z': samples in mirror space}`.
 
-    Args:
-        mirror_map: of standardised fields.
-        params: of the trained map, `{'forward': ..., 'inverse': ...}`.
-        constraint: the set M, of standardised fields.
-        optimizer: of f.
-        units: mean and scale of the data.
-        **weights: of `mirror.namm_loss`.
+    Args as of `namm_task`, with the `params` of the trained map and the optimizer of f.
     """
     return Task(
         init=lambda key: {'inverse': jax.tree.map(jnp.copy, params['inverse'])},
@@ -103,26 +96,14 @@ def finetune_task(
 def score(
     network: Any, params: Params, x: Array, label: Array, *, dropout_key: Key | None = None
 ) -> Array:
-    """Returns the output of a score network; dropout acts where a key is given.
-
-    Raises:
-        ValueError: if it is not like x.
-    """
-    train = dropout_key is not None
-    rngs = {'dropout': dropout_key} if train else None
-    y = network.apply({'params': params}, x, label, train=train, rngs=rngs)
-    if y.shape != x.shape:
-        raise ValueError(
-            f'score network: got an output of shape {y.shape}, expected {x.shape}, that of x; let '
-            'the network keep the shape of its input'
-        )
-    return y
+    """Returns the output of a score network, as of `networks.output_like`."""
+    return output_like('score network', network, params, x, label, dropout_key=dropout_key)
 
 
 def denoising_task(
     network: Any,
     shape: Shape,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transform,
     *,
     mean: Array | float = 0.0,
     std: Array | float = 1.0,
@@ -135,11 +116,8 @@ def denoising_task(
     Args:
         network: a Flax module `(x, label, *, train) -> like x`.
         shape: `(h, w, c)` of a field.
-        optimizer: of the network.
-        mean: of the standardised training set, a scalar.
-        std: its standard deviation, a scalar.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
-        reduction: a key of `denoisers.REDUCTIONS`.
+        mean, std: of the standardised training set, scalars.
+        parameterisation, reduction: keys of `PARAMETERISATIONS`, `REDUCTIONS` in `denoisers`.
         units: mean and scale by which the training set is standardised.
     """
 
@@ -147,10 +125,9 @@ def denoising_task(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
-        moments = {'mean': frozen['mean'], 'std': frozen['std']}
-        of = make_parameterisation(parameterisation, **moments)
-        dropout = {'dropout_key': key_dropout if train else None}
-        denoiser = of.denoiser(functools.partial(score, network, params, **dropout))
+        of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
+        dropout_key = key_dropout if train else None
+        denoiser = of.denoiser(functools.partial(score, network, params, dropout_key=dropout_key))
         x = to_standard(batch['x'], *units)
         return denoising_loss(denoiser, of, key_loss, x, reduction=reduction)
 
@@ -185,51 +162,38 @@ def namm(
         problem: the data and their rule.
         constraint: the rule; the problem's own unless given.
         forward: the input-convex network of g, `x (b, h, w, c) -> (b,)`; an `ICNN` unless given.
-        inverse: the network of f, a Flax module `(z, *, train=False) -> like z`; a `UNet` unless
-            given.
+        inverse: the network of f, `(z, *, train=False) -> like z`; a `UNet` unless given.
         strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
         output: a key of `mirror.OUTPUTS`; `centred` for a rule on the sum of the pixels.
-        sigma_max: largest noise in mirror space, in units of the data's standard deviation where
-            the problem has units.
-        sigma_power: `sigma = sigma_max u^power` with u uniform; larger favours small noise.
-        lambda_cycle: weight of both cycle terms.
-        lambda_constr: weight of the rule's distance, per the problem's unit of it.
-        lambda_reg: weight of the regularisation term.
+        sigma_max, sigma_power: law of the noise in mirror space, as of `mirror.add_noise`, in
+            standard deviations of the data where the problem has units.
+        lambda_cycle, lambda_constr, lambda_reg: weights of the cycle terms, the rule's distance
+            (per the problem's unit of it) and the regularisation.
         batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: of both networks, arguments of `optimizers.make_optimizer`.
+        ema: decay of the average of the parameters, in [0, 1).
+        optimizer: arguments of `optimizers.make_optimizer`.
 
     Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
     """
-    networks = {
-        'forward_network': forward or ICNN(filters=16, layers=2, periodic=problem.periodic),
-        'inverse_network': inverse or _unet(problem, channels=(48, 96), norm='none'),
-    }
+    forward = forward or ICNN(filters=16, layers=2, periodic=problem.periodic)
+    inverse = inverse or _unet(problem, norm='none')
     of_map = dict(strong_convexity=strong_convexity, output=output)
-    mirror_map = mirror.neural_mirror_map(*networks.values(), **of_map)
+    mirror_map = mirror.neural_mirror_map(forward, inverse, **of_map)
     units = (problem.mean, problem.scale)
     rule = constraint or problem.constraint()
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
+    weights |= dict(strong_convexity=strong_convexity)
     settings = dict(warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         masks = {'forward': nonnegative_mask, 'inverse': None}
-        optimizers = {
-            name: make_optimizer(steps, mask=mask, **settings) for name, mask in masks.items()
-        }
-        return namm_task(
-            mirror_map,
-            problem.shape,
-            standardised(rule, *units),
-            optimizers,
-            units=units,
-            strong_convexity=strong_convexity,
-            **weights,
-        )
+        optimizers = {name: make_optimizer(steps, mask=m, **settings) for name, m in masks.items()}
+        constraint = standardised(rule, *units)
+        return namm_task(mirror_map, problem.shape, constraint, optimizers, units=units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
-        return mirror.Mirror(params, **networks, **of_map, units=units)
+        return mirror.Mirror(params, forward, inverse, **of_map, units=units)
 
     return Recipe(task, result, problem.shape, batch_size, ema)
 
@@ -250,34 +214,18 @@ def finetune(
 ) -> Recipe:
     """Returns the recipe of finetuning: f learns on samples of the mirror diffusion model.
 
-    Args:
-        problem: the data and their rule.
-        fitted: the mirror map, of which g stays as it is.
-        z: samples of the prior in mirror space `(m, h, w, c)`.
-        constraint: the rule; the problem's own unless given.
-        sigma_max: largest noise that they take.
-        sigma_power: law of that noise.
-        lambda_cycle: weight of both cycle terms.
-        lambda_constr: weight of the rule's distance.
-        batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: of f, arguments of `optimizers.make_optimizer`.
+    Args as of `namm`; of the mirror map `fitted`, g stays as it is; z are samples `(m, h, w, c)` of
+    the prior in mirror space.
     """
     rule = standardised(constraint or problem.constraint(), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
+    weights |= dict(strong_convexity=fitted.strong_convexity)
     settings = dict(learning_rate=1e-3, warmup=0.1) | dict(optimizer or {})
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
-        return finetune_task(
-            fitted.map,
-            fitted.params,
-            rule,
-            make_optimizer(steps, **settings),
-            units=fitted.units,
-            strong_convexity=fitted.strong_convexity,
-            **weights,
-        )
+        of = fitted.map, fitted.params, rule, make_optimizer(steps, **settings)
+        return finetune_task(*of, units=fitted.units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
         return dataclasses.replace(fitted, params=fitted.params | params)
@@ -302,30 +250,19 @@ def diffusion(
     Args:
         problem: of which the fields are: their shape, and which axes wrap.
         network: a Flax module `(x, label, *, train=False) -> like x`; a `UNet` unless given.
-        parameterisation: a key of `denoisers.PARAMETERISATIONS`.
-        reduction: a key of `denoisers.REDUCTIONS`.
-        batch_size: samples a step.
-        ema: decay of the average of the parameters.
-        optimizer: arguments of `optimizers.make_optimizer`.
+        parameterisation, reduction: as of `denoising_task`.
+        batch_size, ema, optimizer: as of `namm`.
     """
-    network = network or _unet(problem, channels=(48, 96), norm='group')
-
-    def units(arrays: Mapping[str, Array]) -> Units:
-        x = np.asarray(arrays['x'], np.float64)
-        mean = tuple(x.mean((0, 1, 2)).tolist())
-        width = tuple(np.where((std := x.std((0, 1, 2))) > 0, std, 1.0).tolist())
-        return mean, width
+    network = network or _unet(problem, norm='group')
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
-        base = denoising_task(
-            network,
-            problem.shape,
-            make_optimizer(steps, **dict(optimizer or {})),
-            parameterisation=parameterisation,
-            reduction=reduction,
-            units=units(arrays),
-        )
-        mean, width = (jnp.asarray(part, jnp.float32) for part in units(arrays))
+        x = np.asarray(arrays['x'], np.float64)
+        std = x.std((0, 1, 2))
+        units = tuple(x.mean((0, 1, 2)).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+        of = network, problem.shape, make_optimizer(steps, **dict(optimizer or {}))
+        options = dict(parameterisation=parameterisation, reduction=reduction)
+        base = denoising_task(*of, units=units, **options)
+        mean, width = (jnp.asarray(part, jnp.float32) for part in units)
         return base._replace(frozen=base.frozen | {'centre': mean, 'width': width})
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> Prior:
@@ -335,16 +272,8 @@ def diffusion(
     return Recipe(task, result, problem.shape, batch_size, ema)
 
 
-def _unet(problem: Problem, *, channels: tuple[int, ...], norm: str) -> UNet:
-    """Returns a U-Net for the problem's fields, told where it is within what their law repeats."""
-    fold = 2
-    factor = fold * 2 ** (len(channels) - 1)
-    if any(size % factor for size in problem.shape[:2]):
-        raise ValueError(
-            f'network: got fields of {problem.shape[0]}x{problem.shape[1]} pixels, expected '
-            f'multiples of {factor}, which the U-Net needs to halve them; crop or pad the data, or '
-            'give a network of your own'
-        )
+def _unet(problem: Problem, *, norm: str) -> UNet:
+    """Returns a U-Net for a problem's fields."""
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
-    return UNet(channels, fold=fold, periodic=problem.periodic, cell=cell, norm=norm)
+    return UNet((48, 96), periodic=problem.periodic, cell=cell, norm=norm)

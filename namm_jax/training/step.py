@@ -2,8 +2,8 @@
 
     params <- params + optimizer(grad loss),    average <- average + (1 - decay) (params - average)
 
-Step k takes the key `fold_in(stream, k)`, so that a resumed run needs no key of its own. What comes
-out of training are the averaged parameters.
+Step k takes the key `fold_in(stream, k)`: a resumed run needs none of its own. The averaged
+parameters are the result.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,19 @@ from jaxtyping import Array, Int, PyTree
 
 from namm_jax._arrays import Key, Loss, Metrics, Params, Task
 
-TrainStep = Callable[..., tuple['TrainState', Metrics]]
+Gradient = tuple[tuple[Array, Metrics], Params]  # the loss, its terms, and the gradient
 
 
 class TrainState(NamedTuple):
-    """Attributes: steps taken; parameters; their moving average; the optimizer's state."""
+    """What training changes."""
 
-    step: Int[Array, '']
+    step: Int[Array, '']  # steps taken
     params: Params
-    ema: Params
-    opt_state: PyTree
+    ema: Params  # their moving average
+    opt_state: PyTree  # of the optimizer
+
+
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def init_state(task: Task, key: Key) -> TrainState:
@@ -40,23 +43,16 @@ def ema_decay(step: Array, decay: float) -> Array:
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def gradient_in_parts(
-    loss: Loss, parts: int
-) -> Callable[..., tuple[tuple[Array, Metrics], Params]]:
+def gradient_in_parts(loss: Loss, parts: int) -> Callable[..., Gradient]:
     """Returns `(params, frozen, key, batch) -> ((loss, terms), gradient)`, means over the parts.
 
-    No part waits for another, so XLA:CPU, whose convolutions use one thread each, runs the parts
-    side by side. A part takes every `parts`-th sample, and so keeps the batch's sharding.
-
-    Args:
-        loss: of a task, a mean over the batch.
-        parts: a divisor of the batch size on each device; part i's key is `fold_in(key, i)`.
+    XLA:CPU, whose convolutions use one thread each, runs the parts side by side; their number
+    divides the batch size on each device. Part i takes every `parts`-th sample, and so keeps the
+    batch's sharding, and the key `fold_in(key, i)`. The loss is a mean over the batch.
     """
     gradient_of = jax.value_and_grad(loss, has_aux=True)
 
-    def gradient(
-        params: Params, frozen: PyTree, key: Key, batch: PyTree
-    ) -> tuple[tuple[Array, Metrics], Params]:
+    def gradient(params: Params, frozen: PyTree, key: Key, batch: PyTree) -> Gradient:
         rows = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), batch)
         each = []
         for i in range(parts):
@@ -70,12 +66,8 @@ def gradient_in_parts(
 def train_step(task: Task, *, ema: float, parts: int = 1) -> TrainStep:
     """Returns the step `(state, frozen, stream, batch) -> (state, terms)`, to be compiled.
 
-    The terms are those of the loss, the loss itself, and the norm of its gradient.
-
-    Args:
-        task: what is trained.
-        ema: decay of the moving average of the parameters, in [0, 1).
-        parts: of the batch, see `gradient_in_parts`.
+    The terms are those of the loss, the loss itself, and the norm of its gradient. The average's
+    `ema` is in [0, 1); parts as of `gradient_in_parts`.
     """
     gradient_of = gradient_in_parts(task.loss, parts)
 
