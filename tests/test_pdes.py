@@ -170,7 +170,7 @@ def test_trajectory_rollout_and_repeated_agree():
     chex.assert_trees_all_close(states[0], step(u))
     chex.assert_trees_all_close(states[-1], steppers.repeated(step, 3)(u))
     chex.assert_trees_all_equal(steppers.repeated(step, 0)(u), u)
-    rolled = steppers.rollout(step, 4, (16,))(u[None])
+    rolled = steppers.rollout(step, 4)(u[None])
     chex.assert_trees_all_equal(rolled[:, 0], u[None])
     chex.assert_trees_all_close(rolled[0, 1:], states)
 
@@ -181,7 +181,7 @@ def test_a_rollout_has_the_derivatives_of_its_steps():
         u = jnp.asarray(_smooth(9))[None]
         step = _stepper('forward_euler', 9, 0.2)
         chain = lambda u: sum((v**2).sum() for v in (u, step(u), step(step(u))))
-        rolled = lambda u: (steppers.rollout(step, 3, (9,))(u) ** 2).sum()
+        rolled = lambda u: (steppers.rollout(step, 3)(u) ** 2).sum()
         np.testing.assert_allclose(jax.grad(rolled)(u), jax.grad(chain)(u), rtol=1e-12)
 
 

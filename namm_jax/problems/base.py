@@ -49,12 +49,13 @@ def parameters(problem: Any) -> dict[str, Any]:
 class Problem:
     """Data of one kind: a frozen dataclass whose fields are their sizes and coefficients.
 
-    A problem derives from this class, which holds defaults, and defines `fields` and `rules` at
-    least. It is a pytree without leaves: static under `jax.jit`, compared by value.
+    A problem derives from this class, which holds defaults, and defines `fields`, and `rule` or
+    `rules`. It is a pytree without leaves: static under `jax.jit`, compared by value.
 
     Attributes:
         name: what configs and folders call it.
         rule_name: the rule that is meant where none is named, a key of `rules()`.
+        rule: builds that rule, from its options.
         operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
         operator_options: of those operators that take them, such as `channels_per_state`.
         periodic: which of the two spatial axes wrap, as networks see fields.
@@ -70,6 +71,7 @@ class Problem:
 
     name: ClassVar[str]
     rule_name: ClassVar[str]
+    rule: Callable[..., Constraint]
     operator: ClassVar[str] = 'random_sensors'
     operator_options: ClassVar[Mapping[str, Any]] = {}
     periodic: tuple[bool, bool] = (False, False)
@@ -117,7 +119,7 @@ class Problem:
 
     def rules(self) -> Mapping[str, Callable[..., Constraint]]:
         """Returns the rules that the data obey, by name, each a function that builds it."""
-        raise NotImplementedError
+        return {self.rule_name: self.rule}
 
     def sample(self, key: Key, n: int) -> Fields:
         """Returns n fields `(n, *shape)`; field i is the same however many are asked for."""
@@ -146,8 +148,7 @@ class Problem:
         weights = tuple(weights) or (1.0,) * len(parts)
         if len(weights) != len(parts):
             raise ValueError(
-                f'constraint.weights: got {weights} for {names}, expected one a term, or none for '
-                'all 1'
+                f'constraint.weights: got {weights} for {names}, expected one a term, or none (1)'
             )
         return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
@@ -156,9 +157,7 @@ class Problem:
         return self.constraint().distance(x)
 
     def measurement(self, name: str = '', **options: Any) -> Operator:
-        """Returns the usual measurement of fields, or that of `inverse.operators.OPERATORS` named,
-        with the operator's own options.
-        """
+        """Returns the usual measurement operator, or that named of `inverse.operators`."""
         build = choose('operator', name or self.operator, OPERATORS)
         takes = inspect.signature(build).parameters
         own = {key: value for key, value in self.operator_options.items() if key in takes}

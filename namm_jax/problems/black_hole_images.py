@@ -22,7 +22,6 @@ References: Luminet, Astron. Astrophys. 75 (1979) 228; Beloborodov, ApJ 566 (200
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -138,10 +137,7 @@ class BlackHoles(Problem):
         images = jax.vmap(self.render)(self.holes(keys))
         return (images * (self.total / images.sum((1, 2), keepdims=True)))[..., None]
 
-    def rules(self) -> Mapping[str, Callable[..., Rule]]:
-        return {'total_brightness': self.total_brightness}
-
-    def total_brightness(self) -> Rule:
+    def rule(self) -> Rule:
         """Returns the rule `s = total`; its distance is `|s - total|`, with the derivative 0 on the
         set itself.
         """

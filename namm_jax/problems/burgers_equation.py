@@ -7,7 +7,6 @@ space, *upside down*: the first row is the last grid point.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key
 from namm_jax._checks import check_keys, choose
-from namm_jax.constraints.base import Rule
 from namm_jax.problems import steppers
 from namm_jax.problems.base import View, check_fields, parameter
 from namm_jax.problems.steppers import State, Stepper, Trajectories
@@ -126,9 +124,6 @@ class Burgers(Trajectories):
         check_keys(keys)
         u = steppers.trajectory(self.interval(), self.states)(self.starts(keys))
         return self.from_states(jnp.swapaxes(u, 0, 1))
-
-    def rules(self) -> Mapping[str, Callable[..., Rule]]:
-        return {'burgers': self.trajectory_rule}
 
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""

@@ -285,12 +285,7 @@ class Kolmogorov(Trajectories):
         return self.from_states(project(self.to_states(x))), {}
 
     def rules(self) -> Mapping[str, Callable[..., Rule]]:
-        """Returns `divergence`, the mean over states and pixels of `|div v|`, and `kolmogorov`, as
-        of `trajectory_rule`.
-
-        Symmetries: of the first, rolling and permuting states, each on its own; of the second,
-        rolling all together by `cell`.
-        """
+        """Returns `divergence`, the mean of `|div v|`, and `kolmogorov`, that of trajectories."""
         restores = {'projection': self.project}
         divergence_rule = functools.partial(rule, 'divergence', self.divergence, restores=restores)
-        return {'divergence': divergence_rule, 'kolmogorov': self.trajectory_rule}
+        return {'divergence': divergence_rule, 'kolmogorov': self.rule}

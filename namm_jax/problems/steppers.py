@@ -176,22 +176,13 @@ def trajectory(step: Stepper, n: int) -> Stepper:
     return lambda u: jax.lax.scan(advance, u, length=n)[1]
 
 
-def rollout(step: Stepper, n: int, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-    """Returns the function from first states `u_0 (b, *shape)` to `n >= 1` states `(b, n, *shape)`,
-    the first `u_0` itself to the bit; it raises a ValueError for other shapes. In reverse mode it
-    keeps the states, and computes again what is between them.
+def rollout(step: Stepper, n: int) -> Callable[[Array], Array]:
+    """Returns the function from first states `u_0 (b, ...)` to `n >= 1` states `(b, n, ...)`, the
+    first `u_0` itself to the bit. In reverse mode it keeps the states, and computes again what is
+    between them.
     """
     later = trajectory(jax.checkpoint(step), n - 1)
-
-    def states(u_0: Array) -> Array:
-        if u_0.ndim != len(shape) + 1 or u_0.shape[1:] != shape:
-            raise ValueError(
-                f'u_0: got shape {u_0.shape}, expected (b, {", ".join(map(str, shape))}): pass a '
-                "batch of states on the problem's own grid"
-            )
-        return jnp.swapaxes(jnp.concatenate([u_0[None], later(u_0)]), 0, 1)
-
-    return states
+    return lambda u_0: jnp.swapaxes(jnp.concatenate([u_0[None], later(u_0)]), 0, 1)
 
 
 class Trajectories(Problem):
@@ -215,7 +206,12 @@ class Trajectories(Problem):
         """
         x = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
         shape = jax.eval_shape(self.first_states, x).shape[1:]
-        return self.from_states(rollout(self.interval(), self.states, shape)(u_0))
+        if u_0.shape[1:] != shape:
+            raise ValueError(
+                f'u_0: got shape {u_0.shape}, expected (b, {", ".join(map(str, shape))}): pass a '
+                "batch of states on the problem's own grid"
+            )
+        return self.from_states(rollout(self.interval(), self.states)(u_0))
 
     def rollout(self, u_0: Array) -> Fields:
         """Returns `solve` of first states, or of the nearest admissible ones: any `u_0` will do."""
@@ -231,17 +227,12 @@ class Trajectories(Problem):
         return u[:, 1:] - self.interval()(u[:, :-1])
 
     def resolve(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the trajectory from the first state of x as it is, and no further information:
-        feasible, not nearest.
-        """
+        """Returns the trajectory from the first state of x, and nothing to report."""
         return self.solve(self.first_states(x)), {}
 
-    def trajectory_rule(self) -> Rule:
+    def rule(self) -> Rule:
         """Returns the rule `x_{t+1} = S(x_t)`, whose distance is the mean of `|x_{t+1} - S(x_t)|`;
-        its way back, `resolve`, keeps the first state and solves again.
-
-        Raises:
-            ValueError: if there is a single state.
+        raises a ValueError if there is a single state.
         """
         if self.states < 2:
             raise ValueError(
