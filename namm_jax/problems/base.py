@@ -62,7 +62,7 @@ class Problem:
         spatial_axes: axes of a batch along which energy spectra are taken.
         mean, scale: of the data, one number or one a channel: networks see `(x - mean) / scale`.
         unit: the distance where the data take noise of one standard deviation: weights in a loss
-            are per that unit. 1 for problems whose weights were chosen without it.
+            are per that unit.
         view: how fields are shown.
         generated: whether `fields` makes them; else they are a user's, and so is the rule.
         rollout: first states `(b, ...) -> fields`, where there is a solver; else None.

@@ -64,7 +64,7 @@ class BlackHoles(Problem):
     """Images `(points, points, 1)` of black holes whose pixels add up to `total`.
 
     By default rings are about 20 of 64 pixels across and the brightest pixels about 0.6; for other
-    sizes keep the mean: total 30 at 32 x 32.
+    sizes keep the mean: total 30 at 32 x 32. A width is that of the image.
 
     Raises:
         ValueError: if a number is out of its range, or a range is not `low <= high`.
@@ -73,25 +73,15 @@ class BlackHoles(Problem):
     points: int = parameter(64, 'pixels along each axis', least=8)
     total: float | int = parameter(120.0, 'sum over the pixels of an image', above=0, most=1e30)
     # Above a = 0.94 the disk would reach inside r = 2, where this model's light cannot escape.
-    spin: _Range = parameter(
-        (0.0, 0.9), 'a; < 0 where the disk orbits against the hole', least=-1, most=0.94
-    )
+    spin: _Range = parameter((0.0, 0.9), 'a; < 0: orbits against the hole', least=-1, most=0.94)
     inclination: _Range = parameter((10.0, 60.0), 'i in degrees; 0 is face-on', least=0, most=85)
-    diameter: _Range = parameter(
-        (0.22, 0.30), 'of the critical curve, in image widths', least=0.01, most=0.5
-    )
+    diameter: _Range = parameter((0.22, 0.3), 'of the photon ring, in widths', least=0.01, most=0.5)
     exponent: _Range = parameter((4.0, 7.0), 'p of the emissivity r^-p', least=1, most=20)
-    boost: _Range = parameter(
-        (0.3, 0.9), 'speed of the gas over that of circular orbits', least=0, most=1
-    )
-    orientation: _Range = parameter(
-        (0.0, 360.0), 'turn of the image in degrees, anticlockwise', least=-360, most=360
-    )
-    shift: _Range = parameter(
-        (-0.02, 0.02), 'of the hole along each axis, in image widths', least=-0.25, most=0.25
-    )
+    boost: _Range = parameter((0.3, 0.9), "the gas's speed over circular orbits'", least=0, most=1)
+    orientation: _Range = parameter((0.0, 360.0), 'degrees, anticlockwise', least=-360, most=360)
+    shift: _Range = parameter((-0.02, 0.02), 'of the hole, in widths', least=-0.25, most=0.25)
     spectral_index: float = parameter(1.0, 'of the emitted spectrum nu^-index', least=0)
-    beam: float = parameter(0.02, "std of the telescope's blur, in image widths", least=0)
+    beam: float = parameter(0.02, "std of the telescope's blur, in widths", least=0)
 
     name = 'black_holes'
     rule_name = 'total_brightness'
@@ -149,15 +139,11 @@ class BlackHoles(Problem):
         return jnp.sum(check_fields(self, x), (1, 2, 3))[:, None] - self.total
 
     def simplex(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the nearest image of that total without negative pixels: every pixel below one
-        threshold becomes 0. Nothing is reported.
-        """
+        """Returns the nearest image of that total without negative pixels; nothing to report."""
         return project_simplex(check_fields(self, x), self.total), {}
 
     def even_shift(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the nearest image of that total: each pixel moves alike, at the price of haze or
-        negative pixels. Nothing is reported.
-        """
+        """Returns the nearest image of that total: pixels move alike; nothing to report."""
         x = check_fields(self, x)
         missing = self.total - jnp.sum(x, (1, 2, 3), keepdims=True)
         return x + missing / math.prod(x.shape[1:]), {}

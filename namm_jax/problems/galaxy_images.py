@@ -8,13 +8,11 @@ Symbols: a source has a centre, a peak `A`, widths `s_x >= s_y` in pixels and an
 
 Peaks are uniform between `faintest` and 10, `s_x = 2 Gamma(1.6, 1)` pixels but at least 1,
 `s_y = s_x sqrt((1 - e)/(1 + e))` with `e ~ Beta(1.7, 4.5)`, angles uniform; centres are uniform on
-all placements on pixels with every two more than `separation` apart. A source near the border is
-cut by it.
+all placements on pixels with every two more than `separation` apart. The border cuts sources.
 
 Lengths are stated at 128 points. An image of other size shows the same sky with larger or smaller
 pixels: the scale of the widths, the smoothing and the white noise are multiplied by `points / 128`,
-which keeps the standard deviation of the smoothed noise. What a pixel sets stays in pixels: the
-least width, and the separation of sources.
+which keeps the standard deviation of the smoothed noise; least width and separation stay in pixels.
 
 Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
 Models", ICLR 2025, arXiv 2406.12816.
@@ -37,7 +35,6 @@ from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems.base import Problem, View, check_fields, parameter
 
-REFERENCE_POINTS = 128
 FAINTEST = 5.62  # least peak, in standard deviations of the smoothed noise
 BRIGHTEST = 10.0  # greatest peak
 WIDTH_SHAPE, WIDTH_SCALE = 1.6, 2.0  # s_x = 0.5 Gamma(1.6, 1) / 0.25, in pixels at 128 points
@@ -65,18 +62,10 @@ class Galaxies(Problem):
     """
 
     points: int = parameter(128, 'pixels along each axis', least=4)
-    count: int | tuple[int, int] = parameter(
-        8, 'sources in each image, or (low, high) of a uniform law', least=0
-    )
-    noise: float = parameter(
-        8.5, 'standard deviation of the white noise before smoothing, at 128 points', least=0
-    )
-    smoothing: float = parameter(
-        4.0, "standard deviation of the noise's smoothing, in pixels at 128 points", above=0
-    )
-    separation: float = parameter(
-        5.0, 'distance that every two centres exceed, in pixels at any size', least=0
-    )
+    count: int | tuple[int, int] = parameter(8, 'sources, or (low, high) of a uniform law', least=0)
+    noise: float = parameter(8.5, 'std of the white noise before smoothing, at 128 points', least=0)
+    smoothing: float = parameter(4.0, "std of the noise's blur, in pixels at 128 points", above=0)
+    separation: float = parameter(5.0, 'least distance of two centres, in pixels', least=0)
 
     name = 'galaxies'
     rule_name = 'count'
@@ -111,7 +100,7 @@ class Galaxies(Problem):
     @property
     def magnification(self) -> float:
         """What lengths and white noise at 128 points are multiplied by, `points / 128`."""
-        return self.points / REFERENCE_POINTS
+        return self.points / 128
 
     @property
     def noise_std(self) -> float:
@@ -126,16 +115,13 @@ class Galaxies(Problem):
         return FAINTEST * self.noise_std
 
     def sources(self, keys: Key) -> tuple[Sources, Int[Array, ' n']]:
-        """Returns the sources `(n, k)` of the images of `fields`, k the greatest number or 1, and
-        how many there are in each: so many of its first slots are taken.
-        """
+        """Returns the sources `(n, k)` of `fields`, and in how many of its k slots each has one."""
         check_keys(keys)
         return jax.vmap(lambda key: _image_sources(jax.random.split(key)[0], self))(keys)
 
     def smoothed_noise(self, keys: Key) -> Float[Array, 'n points points']:
-        """Returns the noise in the images of `fields`, float32, of mean 0 and, over the image,
-        variance `noise_std**2`: smoothing reflects at the borders, where the variance is greater,
-        up to twofold at an edge, fourfold in a corner.
+        """Returns the noise in `fields`, float32, of mean 0 and, over the image, variance
+        `noise_std**2`: smoothing reflects at the borders, where it is up to fourfold.
         """
         check_keys(keys)
         white = functools.partial(jax.random.normal, shape=self.shape[:2], dtype=jnp.float32)
@@ -147,9 +133,7 @@ class Galaxies(Problem):
         return self.magnification * self.noise * smooth('ij,njk,lk->nil', blur, noise, blur)
 
     def fields_with_counts(self, keys: Key) -> tuple[Fields, Int[Array, ' n']]:
-        """Returns images as of `fields`, and how many sources there are in each. An image without a
-        source is noise stretched to [0, 1].
-        """
+        """Returns images as of `fields`, and how many sources there are in each."""
         sources, counts = self.sources(keys)
         x = render(sources, points=self.points) + self.smoothed_noise(keys)
         low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
@@ -157,9 +141,7 @@ class Galaxies(Problem):
         return ((x - low) / jnp.where(high > low, high - low, 1))[..., None], counts
 
     def fields(self, keys: Key) -> Fields:
-        """Returns images `(n, points, points, 1)`, float32, the least value of each exactly 0 and
-        the greatest 1.
-        """
+        """Returns images `(n, points, points, 1)`, float32, each with exact extremes 0 and 1."""
         return self.fields_with_counts(keys)[0]
 
     def rule(self, counter: Callable[[Fields], PerSample] | None = None) -> Rule:
@@ -252,9 +234,7 @@ def _image_sources(key: Key, problem: Galaxies) -> tuple[Sources, Int[Array, '']
 
 
 def _centres(key: Key, count: Int[Array, ''], problem: Galaxies) -> Int[Array, 'k 2']:
-    """Returns centres of which the first `count` are more than the separation apart, pair by pair:
-    all are made again, uniformly on the pixels, until they are.
-    """
+    """Returns uniform centres, made again until the first `count` are as far apart as they must."""
     slots = max(1, problem.counts[1])
     first, second = np.triu_indices(slots, 1)  # first < second: a pair is there if its second is
 

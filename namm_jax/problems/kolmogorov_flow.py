@@ -1,5 +1,4 @@
-"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other
-module imports it.
+"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd.
 
     dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density,
     div v = 0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
@@ -87,10 +86,8 @@ def vorticity(v: Array) -> Scalar:
 
 
 def project(v: Array) -> Velocity:
-    """Returns the divergence-free field nearest to v, of the same mean, by jax-cfd's pressure
-    projection, for v as of `divergence`.
-
-    `v - grad q` with `div grad q = div v`: gradient and divergence are minus each other's
+    """Returns the divergence-free field nearest to v, of the same mean, for v as of `divergence`:
+    `v - grad q` with `div grad q = div v`. Gradient and divergence are minus each other's
     transposes, so what is taken away is orthogonal to all divergence-free fields. The divergence
     falls to round-off, about 3e-7 of what it was in float32.
     """
@@ -177,8 +174,8 @@ class Kolmogorov(Trajectories):
 
     @property
     def cell(self) -> tuple[int, int]:
-        """The force is the same along rows, and a sine of a few periods along columns; states roll
-        together along an axis, unless they lie side by side along it.
+        """1 along rows and a period of the force along columns, but the side where it has states
+        side by side.
         """
         period = self.points // math.gcd(self.points, self.forcing_wavenumber)
         sides = zip(self.shape[:2], (1, period), strict=True)
@@ -231,12 +228,10 @@ class Kolmogorov(Trajectories):
         )
 
         def step(v: tuple[Any, ...]) -> tuple[Any, ...]:
-            # The solver's forces are double under jax_enable_x64, whatever v is; the loop's carry
-            # may not change.
+            # Under jax_enable_x64 the solver's forces are double; the loop's carry may not change.
             return jax.tree.map(lambda new, old: new.astype(old.dtype), solver(v), v)
 
-        # Backward, a step is taken again rather than its intermediates kept: on a CPU 1.5 times
-        # faster, too.
+        # Backward, a step is taken again rather than its intermediates kept: faster, too.
         advance = steppers.repeated(jax.checkpoint(step), n)
 
         def advance_arrays(v: Array) -> Velocity:
@@ -253,9 +248,7 @@ class Kolmogorov(Trajectories):
         return self.steps(self.inner_steps)
 
     def rollout(self, u_0: Array) -> Fields:
-        """Returns `solve` of first states projected onto those without divergence: so every `u_0`
-        is admissible.
-        """
+        """Returns `solve` of first states projected onto those without divergence."""
         return self.solve(project(u_0))
 
     def start(self, key: Key) -> Velocity:

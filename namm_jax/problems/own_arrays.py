@@ -86,8 +86,7 @@ def problem(
     """Returns arrays and their rule as a problem, with their mean, scale and unit, after checks.
 
     Args:
-        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2; the rule is checked on
-            up to 64 of them.
+        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2.
         distance: `x -> (b,)`, 0 where the rule holds, positive elsewhere; the mean of `|residual|`
             unless given.
         residual: `x -> (b, ...)`, 0 where the rule holds; the distance unless given.
@@ -99,23 +98,15 @@ def problem(
     """
     x = np.asarray(x)
     _check_data(x)
-    mean, scale = units(x)
-    own = Arrays(
-        *x.shape[1:],
-        periodic=tuple(periodic),
-        mean=mean,
-        scale=scale,
-        distance_function=distance,
-        residual_function=residual,
-        name=name,
-    )
+    functions = {'distance_function': distance, 'residual_function': residual}
+    own = Arrays(*x.shape[1:], tuple(periodic), *units(x), name=name, **functions)
     some = np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)
     few = jnp.asarray(x[some], jnp.float32)
     key_check, key_unit = jax.random.split(jax.random.key(0))
     check_rule(own.constraint(), few, key_check)
     if distance and residual:  # each alone
         check_rule(function_rule(residual=residual, name=name), few, key_check)
-    unit = rule_unit(own.constraint(), few, scale, key_unit)
+    unit = rule_unit(own.constraint(), few, own.scale, key_unit)
     return dataclasses.replace(own, unit=unit)
 
 
@@ -128,8 +119,7 @@ def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _check_data(x: np.ndarray) -> None:
-    kinds = np.bool_, jnp.integer, jnp.floating
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (np.bool_, jnp.integer, jnp.floating)):
         raise ValueError(f'x: got values of type {x.dtype}, expected real numbers')
     if x.ndim != 4 or len(x) < 2 or not x.size:
         raise ValueError(

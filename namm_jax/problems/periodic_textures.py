@@ -37,7 +37,6 @@ class Textures(Problem):
 
     points: int = parameter(64, 'pixels along each axis, whole tiles of 3 or more', least=6)
     tiles: int = parameter(2, 'copies of the tile along each axis', least=2)
-    # Where small, correlation / (2 pi) of the tile's side is the length of a Gaussian covariance.
     correlation: float = parameter(0.7, 'length scale of the covariance, in tiles', above=0)
     # The threshold is the mean, so that this does not matter to the binary field.
     std: float = parameter(0.49, 'of the process before its threshold', above=0)
@@ -100,9 +99,7 @@ class Textures(Problem):
         return tiles.shape[1] * jnp.mean(gaps, (1, 2, 3))
 
     def mean_tile(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the mean of the tiles repeated, and nothing to report: the nearest point in L2,
-        but a binary texture turns grey where its tiles differ.
-        """
+        """Returns the mean of the tiles repeated, the nearest point in L2; nothing to report."""
         return self._repeat(_mean(self._split(check_fields(self, x)))), {}
 
     def median_tile(self, x: Fields) -> tuple[Fields, Metrics]:
@@ -114,9 +111,7 @@ class Textures(Problem):
         return self._repeat((tiles[:, (count - 1) // 2] + tiles[:, count // 2]) / 2), {}
 
     def first_tile(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the first tile repeated, and nothing to report: nearest in no norm, but what
-        holds within a tile (binarity) is kept.
-        """
+        """Returns the first tile repeated, to the bit, nearest in no norm; nothing to report."""
         return self._repeat(self._split(check_fields(self, x))[:, 0]), {}
 
     def _split(self, x: Fields) -> _Tiles:

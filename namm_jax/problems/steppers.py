@@ -1,5 +1,4 @@
-"""Time steppers of partial differential equations on periodic grids, and what problems whose data
-are trajectories share.
+"""Time steppers of partial differential equations on periodic grids, and problems of trajectories.
 
 Symbols: `u` a state `(..., n)`, space last, periodic over `n` points; `F(u)` the right-hand side of
 `du/dt = F(u)`; `dt` the time step. A step is a function `u -> u`; steps compose by `repeated`,
@@ -122,11 +121,8 @@ def crank_nicolson(rhs: Stepper, dt: ArrayLike) -> Stepper:
     `max(1, |v|)`, which leaves an error of the order of `eps`; a row still moving after 10 updates
     is returned as it is. The derivative, in either mode and of any order, is that of the solution
     (implicit function theorem), not of the iterations. The Jacobian `1 - dt/2 F'` must be
-    diagonally dominant, which bounds `dt |mu u| / dx` by about 1.
-
-    Args:
-        rhs: the right-hand side `F`, coupling periodic nearest neighbours only.
-        dt: time step, > 0.
+    diagonally dominant, which bounds `dt |mu u| / dx` by about 1; F, `rhs`, may couple periodic
+    nearest neighbours only.
     """
 
     def step(u: State) -> State:
