@@ -14,8 +14,7 @@ from scipy import ndimage
 THRESHOLD = 4.0  # least height of a peak
 PROMINENCE = 0.5  # spacing of the levels
 CLIP = 3.0  # pixels farther than this many standard deviations from the median are no background
-# an image is taken to have at least 1/50 of its range as noise; galaxy images have 1/20 to 1/6
-DYNAMIC_RANGE = 50.0
+DYNAMIC_RANGE = 50.0  # noise is at least 1/50 of an image's range; galaxy images have 1/20 to 1/6
 
 
 def classical_count(

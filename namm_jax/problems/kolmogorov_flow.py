@@ -174,9 +174,7 @@ class Kolmogorov(Trajectories):
 
     @property
     def cell(self) -> tuple[int, int]:
-        """1 along rows and a period of the force along columns, but the side where it has states
-        side by side.
-        """
+        """1 along rows, a period of the force along columns, but where states are side by side."""
         period = self.points // math.gcd(self.points, self.forcing_wavenumber)
         sides = zip(self.shape[:2], (1, period), strict=True)
         return tuple(cell if side == self.points else side for side, cell in sides)

@@ -136,10 +136,8 @@ def _check_data(x: np.ndarray) -> None:
 
 
 def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
-    """Returns the distance of data x with noise of a tenth of their scale, over that tenth.
-
-    More noise, of 1 and 10 scales, is tried where an inequality leaves room for the less; 1 is
-    returned if there is no distance even then.
+    """Returns the distance of data x with noise of a tenth of their scale, over that tenth; with 1
+    or 10 scales of it, where an inequality leaves room for less; 1 where it does even then.
     """
     noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
     distance = jax.jit(constraint.distance)
