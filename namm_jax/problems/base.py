@@ -157,7 +157,7 @@ class Problem:
         return self.constraint().distance(x)
 
     def measurement(self, name: str = '', **options: Any) -> Operator:
-        """Returns the usual measurement operator, or that `name` of `inverse.operators.OPERATORS`."""
+        """Returns the usual measurement operator, or that `name` of `inverse.operators`."""
         build = choose('operator', name or self.operator, OPERATORS)
         takes = inspect.signature(build).parameters
         own = {key: value for key, value in self.operator_options.items() if key in takes}
