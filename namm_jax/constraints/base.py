@@ -20,18 +20,11 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import (
-    Constraint,
-    Fields,
-    Metrics,
-    PerSample,
-    Unit,
-    at_least_single,
-    axes,
-)
+from namm_jax._arrays import Constraint, Fields, Metrics, PerSample, Unit, at_least_single, axes
 from namm_jax._checks import FunctionError, check_output, field_shape
 
 Restore = Callable[[Fields], tuple[Fields, Metrics]]
+_static = functools.partial(dataclasses.field, metadata={'static': True})  # under `jax.jit`
 
 
 @jax.tree_util.register_dataclass
@@ -39,17 +32,13 @@ Restore = Callable[[Fields], tuple[Fields, Metrics]]
 class Rule:
     """A constraint made of functions of fields `(b, h, w, c)`; what they hold of arrays are leaves.
 
-    Attributes:
-        residual: r, `x -> (b, ...)`, differentiable in both modes.
-        parts: the terms of the distance by name, each `x -> (b,)`, >= 0; none: the mean of `|r|`.
-        restores: exact ways back onto M by name, `x -> (x, information)`, each the identity on M.
-        name: what logs and errors call it. Static under `jax.jit`.
+    Attributes are those of `rule`; `parts` are the terms, none for the mean of `|r|`.
     """
 
     residual: Callable[[Fields], Array]
     parts: Mapping[str, Callable[[Fields], PerSample]]
     restores: Mapping[str, Restore]
-    name: str = dataclasses.field(metadata={'static': True})
+    name: str = _static()
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
         """Returns the terms of the distance, `{name: (b,)}`, each 0 iff it is satisfied."""
@@ -78,19 +67,17 @@ def rule(
 
     Args:
         name: of the rule, and of its term where there is one.
-        residual: r, `x (b, h, w, c) -> (b, ...)`.
-        distance: l, `x -> (b,)`; the mean of `|r|` over its entries unless given.
+        residual: r, `x (b, h, w, c) -> (b, ...)`, differentiable in both modes.
+        distance: l, `x -> (b,)`, >= 0; the mean of `|r|` over its entries unless given.
         terms: l as the sum of several, by name.
-        restores: exact ways back onto the set, by name; `Rule.restore` is the first.
+        restores: exact ways back onto M by name, `x -> (x, information)`, the identity on M.
     """
     terms = terms or ({name: distance} if distance else {})
     return Rule(_leaf(residual), _leaves(terms), _leaves(restores or {}), name)
 
 
 def _leaf(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function as a pytree: a method of a problem is told by the problem's value, any
-    other function that is no pytree by identity.
-    """
+    """Returns a function as a pytree: methods of a problem compare by its value."""
     if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
         return Partial(function.__func__, function.__self__)
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
@@ -112,9 +99,9 @@ class _Function:
     """A user's function, called with fields in float32 or better; what it returns is checked."""
 
     function: Callable[..., Any]
-    kind: str = dataclasses.field(metadata={'static': True})
-    name: str = dataclasses.field(metadata={'static': True})
-    shape: tuple[int, int, int] | None = dataclasses.field(default=None, metadata={'static': True})
+    kind: str = _static()
+    name: str = _static()
+    shape: tuple[int, int, int] | None = _static(default=None)
 
     def __call__(self, x: Fields, *references: Array) -> Array:
         label = f'the {self.kind} {self.name!r}'
@@ -139,9 +126,8 @@ def function_rule(
     Args:
         distance: l, a pure JAX function `(b, h, w, c) -> (b,)`, >= 0 and 0 on the set; the mean of
             `|r|` unless given. A mean over the pixels is easier to weigh than a sum.
-        residual: r, a JAX function `(b, h, w, c) -> (b, ...)` that is 0 on the set and changes sign
-            across it. Projections by Gauss-Newton see more in many signed entries than in one
-            distance; the distance as `(b, 1)` unless given.
+        residual: r, alike `(b, h, w, c) -> (b, ...)`, 0 on the set and changing sign across it; the
+            distance as `(b, 1)` unless given.
         name: what logs and errors call it.
         shape: `(h, w, c)` of the data, so that other fields are refused; any unless given.
 
@@ -171,17 +157,11 @@ def _column(distance: Callable[[Fields], PerSample], x: Fields) -> Float[Array, 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The set on which a distance to a reference batch is 0.
-
-    Attributes:
-        function: `(x (b, h, w, c), x_ref) -> (b,)`.
-        name: what logs and errors call it. Static under `jax.jit`.
-        x_ref: the reference, None before `given`.
-    """
+    """The set on which a distance to a reference batch is 0, as `reference` says."""
 
     function: Callable[..., Any]
-    name: str = dataclasses.field(metadata={'static': True})
-    x_ref: Any = None
+    name: str = _static()
+    x_ref: Any = None  # before `given`
 
     def given(self, x_ref: Array) -> 'Reference':
         """Returns the constraint for this reference: of any shape that the distance takes."""
@@ -209,17 +189,13 @@ def reference(distance: Callable[..., Any], name: str = 'reference') -> Referenc
     """Returns the constraint that `l(x, x_ref) = 0`, to be used once it is `given` its reference.
 
     Args:
-        distance: a pure JAX function `(x (b, h, w, c), x_ref) -> (b,)`, >= 0 and 0 on the set.
-            Where it pairs samples, `x` and `x_ref` must come in the same order.
+        distance: a pure JAX function `(x (b, h, w, c), x_ref) -> (b,)`, >= 0 and 0 on the set; a
+            ValueError is raised if it is no function.
         name: what logs and errors call it.
-
-    Raises:
-        ValueError: If the distance is no function.
     """
     if not callable(distance):
         raise ValueError(
-            f'distance of {name!r}: got {type(distance).__name__}, expected a function of x and '
-            'x_ref'
+            f'distance of {name!r}: got {type(distance).__name__}, expected a function (x, x_ref)'
         )
     return Reference(_Function(_leaf(distance), 'distance', name), name)
 
@@ -227,29 +203,20 @@ def reference(distance: Callable[..., Any], name: str = 'reference') -> Referenc
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightedSum:
-    """The points that obey several constraints at once, those of positive weight.
-
-    Attributes:
-        parts: the constraints; what they hold of arrays are leaves.
-        names: one a part. Static under `jax.jit`, as are the weights.
-        weights: w_i, one a part, >= 0.
-    """
+    """The points that obey several constraints at once, those of positive weight."""
 
     parts: tuple[Constraint, ...]
-    names: tuple[str, ...] = dataclasses.field(metadata={'static': True})
-    weights: tuple[float, ...] = dataclasses.field(metadata={'static': True})
+    names: tuple[str, ...] = _static()
+    weights: tuple[float, ...] = _static()
 
     def residual(self, x: Fields) -> Float[Array, 'b m']:
-        """Returns the residuals of the parts, flattened, each times `w_i m / m_i`, side by side.
-
-        So the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has: what
-        Gauss-Newton compares with its tolerance is, where each `l_i` is `mean|r_i|`, the distance.
+        """Returns the residuals of the parts, flattened, side by side, each times `w_i m / m_i`: so
+        the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has.
         """
         flat = [part.residual(x).reshape(x.shape[0], -1) for part in self.parts]
         m = sum(r.shape[1] for r in flat)
-        return jnp.concatenate(
-            [w * m / r.shape[1] * r for w, r in zip(self.weights, flat, strict=True)], 1
-        )
+        weighted = [w * m / r.shape[1] * r for w, r in zip(self.weights, flat, strict=True)]
+        return jnp.concatenate(weighted, 1)
 
     def distance(self, x: Fields) -> PerSample:
         """Returns `sum_i w_i l_i(x)`, `(b,)`."""
@@ -286,12 +253,11 @@ def weighted_sum(parts: Mapping[str, Any], weights: Mapping[str, float | int]) -
 
     Args:
         parts: constraints by name.
-        weights: theirs by the same names, finite and >= 0. A part of weight 0 is shown among the
-            terms and acts on nothing.
+        weights: theirs by the same names, finite, >= 0, not all 0. A part of weight 0 is shown
+            among the terms and acts on nothing.
 
     Raises:
-        ValueError: If the names differ, a part is no constraint, a weight is out of its range, or
-            all are 0.
+        ValueError: If the names differ, a part is no constraint, or weights are out of range.
     """
     if not parts or set(parts) != set(weights):
         raise ValueError(
@@ -309,21 +275,14 @@ def weighted_sum(parts: Mapping[str, Any], weights: Mapping[str, float | int]) -
             f'weighted_sum: got weights {dict(weights)}, expected finite numbers >= 0, not all 0; '
             'a part is switched off by 0'
         )
-    return WeightedSum(
-        tuple(parts.values()), tuple(parts), tuple(float(weights[name]) for name in parts)
-    )
+    in_order = tuple(float(weights[name]) for name in parts)
+    return WeightedSum(tuple(parts.values()), tuple(parts), in_order)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Standardised:
-    """A constraint on `x = mean + scale u`, of standardised fields u; distances keep x's unit.
-
-    Attributes:
-        constraint: that on x.
-        mean: a number or `(c,)`.
-        scale: alike.
-    """
+    """A constraint on `x = mean + scale u`, of standardised fields u; distances keep x's unit."""
 
     constraint: Constraint
     mean: ArrayLike
@@ -370,12 +329,11 @@ def standardised(constraint: Constraint, mean: Unit, scale: Unit) -> Constraint:
     """Returns the constraint on `u = (x - mean) / scale` of one on fields x, to the same distances.
 
     Args:
-        constraint: on fields x `(b, h, w, c)`, in the user's unit.
-        mean: of the data, in their unit: a number, or `(c,)`, one a channel.
-        scale: their standard deviation, alike, > 0. The constraint itself is returned for 0 and 1.
+        constraint: on fields x `(b, h, w, c)`; itself returned for 0 and 1.
+        mean, scale: of the data, finite, scale > 0: a number, or `(c,)`, one a channel.
 
     Raises:
-        ValueError: If mean or scale is not finite, or scale not positive.
+        ValueError: If mean or scale is out of its range.
     """
     mean, scale = np.asarray(mean), np.asarray(scale)
     if not (np.isfinite(mean).all() and np.all((0 < scale) & (scale < np.inf))):

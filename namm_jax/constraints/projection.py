@@ -10,16 +10,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Fields, Metrics, at_least_single, axes, broadcast
+from namm_jax._arrays import Fields, Metrics, PerSample, at_least_single, axes, broadcast
 from namm_jax.constraints.base import mean_absolute
+
+_Rows = Float[Array, 'b m']
+_Map = Callable[[Array], Array]
 
 
 class _Iterate(NamedTuple):
     x: Fields
-    residual: Float[Array, 'b m']
-    multipliers: Float[Array, 'b m']
+    residual: _Rows
+    multipliers: _Rows
     iterations: Int[Array, ' b']
 
 
@@ -39,21 +42,17 @@ def gauss_newton_projection(
     one step if the conjugate gradients are exact. Otherwise a fixed point has `r(x) = 0` and
     `x - x_0 = J(x)^T lam`, a critical point of the distance to `x_0` on M: the nearest point when
     `x_0` is close to M compared with the curvature radius of M. A sample stops when
-    `mean|r| <= tolerance`, so one already on M is returned to the bit; since `r` shrinks with the
-    square of the steps along M, the result can be about `sqrt(tolerance)` short of that point.
-    There is no damping, and no promise far from M.
+    `mean|r| <= tolerance`, so one already on M is returned to the bit; the result can be about
+    `sqrt(tolerance)` short of the nearest point. There is no damping, and no promise far from M.
 
     Args:
         residual: `(b, h, w, c) -> (b, ...)`, differentiable in both modes, sample by sample.
         x: points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
         tolerance: mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the
             residual subtracts.
-        max_iterations: most Gauss-Newton steps, >= 0. A sample still above `tolerance` after them
-            is returned as it is.
-        cg_iterations: most conjugate-gradient steps for each Gauss-Newton step, >= 1; each costs
-            one `J` and one `J^T`.
-        cg_tolerance: norm of the linearised residual to leave, relative to that of `r(x_k)`, in
-            (0, 1).
+        max_iterations: most Gauss-Newton steps, >= 0; a sample still above `tolerance` is returned.
+        cg_iterations: most conjugate-gradient steps in each, >= 1; one costs one `J` and one `J^T`.
+        cg_tolerance: norm of the linearised residual to leave, relative to `r(x_k)`'s, in (0, 1).
 
     Returns:
         The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the
@@ -62,19 +61,16 @@ def gauss_newton_projection(
     Raises:
         ValueError: If a setting is out of its range.
 
-    Reference:
-        Nocedal and Wright, Numerical Optimization, 2nd edition, sections 10.3 and 18.1.
+    Reference: Nocedal and Wright, Numerical Optimization, 2nd edition, sections 10.3 and 18.1.
     """
     if not (tolerance > 0 and 0 < cg_tolerance < 1 and max_iterations >= 0 and cg_iterations >= 1):
         raise ValueError(
             f'Got tolerance = {tolerance}, cg_tolerance = {cg_tolerance}, max_iterations = '
-            f'{max_iterations}, cg_iterations = {cg_iterations}; expected tolerance > 0, 0 < '
-            'cg_tolerance < 1, at least 0 and at least 1.'
+            f'{max_iterations}, cg_iterations = {cg_iterations}; expected > 0, within (0, 1), at '
+            'least 0 and at least 1.'
         )
     x_0 = at_least_single(x)
-
-    def flat(x: Fields) -> Float[Array, 'b m']:
-        return residual(x).reshape(x.shape[0], -1)
+    flat = lambda x: residual(x).reshape(x.shape[0], -1)
 
     def unfinished(carry: tuple[Array, _Iterate]) -> Array:
         count, now = carry
@@ -93,12 +89,7 @@ def gauss_newton_projection(
 
 
 def _gauss_newton_step(
-    flat: Callable[[Array], Array],
-    x_0: Fields,
-    now: _Iterate,
-    active: Bool[Array, ' b'],
-    cg_iterations: int,
-    cg_tolerance: float,
+    flat: _Map, x_0: Fields, now: _Iterate, active: Array, cg_iterations: int, cg_tolerance: float
 ) -> _Iterate:
     """Returns the next iterate for the samples that are active; of others, anything."""
     value, jacobian, transpose = _linearised(flat, now.x)
@@ -114,41 +105,29 @@ def _gauss_newton_step(
     return _Iterate(x, flat(x), multipliers, now.iterations + 1)
 
 
-def _linearised(
-    flat: Callable[[Array], Array], x: Fields
-) -> tuple[Float[Array, 'b m'], Callable[[Fields], Array], Callable[[Array], Fields]]:
+def _linearised(flat: _Map, x: Fields) -> tuple[_Rows, _Map, _Map]:
     """Returns `r(x)`, `dx -> J dx` and `v -> J^T v`; of one row a sample, J is found once."""
     value, pull = jax.vjp(flat, x)
     if value.shape[1] == 1:
         (row,) = pull(jnp.ones_like(value))
-        return (
-            value,
-            lambda dx: jnp.sum(row * dx, axes(x))[:, None],
-            lambda v: broadcast(v[:, 0], row) * row,
-        )
+        along = lambda dx: jnp.sum(row * dx, axes(x))[:, None]
+        return value, along, lambda v: broadcast(v[:, 0], row) * row
     value, jacobian = jax.linearize(flat, x)
     transposed = jax.linear_transpose(jacobian, x)
     return value, jacobian, lambda v: transposed(v)[0]
 
 
 def _conjugate_gradients(
-    apply: Callable[[Array], Array],
-    rhs: Float[Array, 'b m'],
-    v: Float[Array, 'b m'],
-    *,
-    target: Float[Array, ' b'],
-    max_iterations: int,
-) -> Float[Array, 'b m']:
+    apply: _Map, rhs: _Rows, v: _Rows, *, target: PerSample, max_iterations: int
+) -> _Rows:
     """Returns `v` with `|rhs - apply(v)| <= target`, for a positive semidefinite `apply`."""
+    square = lambda w: jnp.sum(w * w, 1, keepdims=True)
 
-    def square(w: Array) -> Array:
-        return jnp.sum(w * w, 1, keepdims=True)
-
-    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
+    def unfinished(carry: tuple[Array, ...]) -> Array:
         count, _, left, direction = carry
         return (count < max_iterations) & jnp.any((square(left) > goal) & (square(direction) > 0))
 
-    def improve(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+    def improve(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         count, v, left, direction = carry
         image = apply(direction)
         curvature = jnp.sum(direction * image, 1, keepdims=True)

@@ -3,7 +3,8 @@
 Each residual is the violation, zero inside and on the border, so no derivative pulls a point that
 satisfies the set; `relu` and the norms here have the derivative 0 where they have a corner. Every
 set but the half-spaces has one way back, `nearest`, to its Euclidean-nearest point. Fields are
-`(b, h, w, c)` of any size; half precision is raised to float32, float64 kept.
+`(b, h, w, c)` of any size; half precision is raised to float32, float64 kept. Numbers must be
+finite: all functions that build a set raise a ValueError for others.
 """
 
 import math
@@ -21,20 +22,11 @@ _PIXELS = (1, 2, 3)
 
 
 def box(low: float | int, high: float | int) -> Rule:
-    """Returns the set of fields with every pixel in `[low, high]`; the distance is the mean of the
-    violations, `relu(low - x) + relu(x - high)`.
-
-    Args:
-        low: smallest value allowed.
-        high: largest value allowed, > low.
-
-    Raises:
-        ValueError: If `low >= high` or one is not finite.
+    """Returns the set of fields with every pixel in `[low, high]`, low < high; the distance is the
+    mean of the violations, `relu(low - x) + relu(x - high)`.
     """
     if not -math.inf < low < high < math.inf:
-        raise ValueError(
-            f'Got low = {low}, high = {high}, expected finite numbers with low < high.'
-        )
+        raise ValueError(f'Got low = {low}, high = {high}, expected finite ones with low < high.')
     nearest = Partial(_clipped, low, high)
     return rule('box', Partial(_outside, low, high), restores={'nearest': nearest})
 
@@ -49,22 +41,11 @@ def _clipped(low: ArrayLike, high: ArrayLike, x: Fields) -> tuple[Fields, Metric
 
 
 def ball(radius: float | int, center: float | int = 0.0) -> Rule:
-    """Returns the set `|x - center| <= radius`, norm over all pixels; the distance is the excess
-    norm.
-
-    Args:
-        radius: largest norm allowed, > 0.
-        center: the value of every pixel at the centre.
-
-    Raises:
-        ValueError: If `radius` is not positive and finite, or `center` is not finite.
+    """Returns the set `|x - center| <= radius`, radius > 0, norm over all pixels, every pixel of
+    the centre alike; the distance is the excess norm.
     """
-    _check_positive('radius', radius)
-    if not math.isfinite(center):
-        raise ValueError(
-            f'Got center = {center}, expected a finite number: the value of every pixel at the '
-            'centre.'
-        )
+    _check('radius', radius, above=0)
+    _check('center', center)
     nearest = Partial(_inward, radius, center)
     return rule('ball', Partial(_excess_norm, radius, center), restores={'nearest': nearest})
 
@@ -82,21 +63,14 @@ def _inward(radius: ArrayLike, center: ArrayLike, x: Fields) -> tuple[Fields, Me
 
 
 def simplex(total: float | int) -> Rule:
-    """Returns the set of fields with no negative pixel and the sum `total`.
-
-    The distance is `|sum(x) - total|` plus the sum of what is negative, two terms.
-
-    Args:
-        total: the sum over all pixels, > 0.
-
-    Raises:
-        ValueError: If `total` is not positive and finite.
+    """Returns the set of fields with no negative pixel and the sum `total` > 0; the distance is
+    `|sum(x) - total|` plus the sum of what is negative, two terms.
     """
-    _check_positive('total', total)
+    _check('total', total, above=0)
     terms = {'total': Partial(_total_gap, total), 'negative': Partial(_negative_sum, total)}
     nearest = Partial(_onto_simplex, total)
-    violation = Partial(_gap_and_negatives, total)
-    return rule('simplex', violation, terms=terms, restores={'nearest': nearest})
+    residual = Partial(_gap_and_negatives, total)
+    return rule('simplex', residual, terms=terms, restores={'nearest': nearest})
 
 
 def _gap_and_negatives(total: ArrayLike, x: Fields) -> Float[Array, 'b m']:
@@ -117,27 +91,20 @@ def _onto_simplex(total: ArrayLike, x: Fields) -> tuple[Fields, Metrics]:
 
 
 def project_simplex(x: Fields, total: ArrayLike) -> Fields:
-    """Returns the nearest field with no negative pixel and the sum `total`, `max(x - tau, 0)`.
+    """Returns the fields nearest to `x (b, h, w, c)`, float32 or float64, without negative pixels
+    and with the sum `total` > 0, `max(x - tau, 0)`.
 
     The threshold `tau` is found by sorting, then moved by one Newton step on
-    `sum max(x - tau, 0) = total`, which is exact once the pixels above it are known: the sum is
-    right to round-off, however many pixels there are.
+    `sum max(x - tau, 0) = total`, so that the sum is right to round-off.
 
-    Args:
-        x: fields `(b, h, w, c)`, float32 or float64.
-        total: the sum, > 0.
-
-    Reference:
-        Held, Wolfe & Crowder, Mathematical Programming 6 (1974) 62; Duchi et al., ICML 2008, figure
-        1.
+    Reference: Held, Wolfe & Crowder, Mathematical Programming 6 (1974) 62; Duchi et al., ICML 2008.
     """
     flat = x.reshape(x.shape[0], -1)
     # A constant changes nothing, and tau is then of the total's size.
     flat = flat - jnp.max(flat, 1, keepdims=True)
     largest = -jnp.sort(-flat, axis=1)
     count = jnp.arange(1, flat.shape[1] + 1, dtype=x.dtype)
-    # tau, if just the first ones stay above it
-    thresholds = (jnp.cumsum(largest, 1) - total) / count
+    thresholds = (jnp.cumsum(largest, 1) - total) / count  # tau, if just the first ones stay above
     above = jnp.sum(largest > thresholds, 1, keepdims=True)
     tau = jnp.take_along_axis(thresholds, above - 1, 1)
     left = jnp.maximum(flat - tau, 0)
@@ -146,18 +113,10 @@ def project_simplex(x: Fields, total: ArrayLike) -> Fields:
 
 
 def mass_below(limit: float | int) -> Rule:
-    """Returns the set of fields whose sum is at most `limit`; the distance is the excess.
-
-    Args:
-        limit: the largest sum allowed; pixels may be negative.
-
-    Raises:
-        ValueError: If `limit` is not finite.
+    """Returns the set of fields whose sum is at most `limit`, negative pixels allowed; the distance
+    is the excess.
     """
-    if not math.isfinite(limit):
-        raise ValueError(
-            f'Got limit = {limit}, expected a finite number: the largest sum over all pixels.'
-        )
+    _check('limit', limit)
     nearest = Partial(_lowered, limit)
     return rule('mass', Partial(_excess_mass, limit), restores={'nearest': nearest})
 
@@ -175,22 +134,16 @@ def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> Rule:
     """Returns the set `<normal_k, x> <= offset_k` for every k; the distance is the mean of those to
     the half-spaces, `relu(<normal_k, x> - offset_k)`.
 
-    There is no closed form of the nearest point, hence no way back.
-
     Args:
         normals: `(k, h, w, c)`, none zero; kept as unit vectors, the offsets scaled alike.
         offsets: `(k,)`.
-
-    Raises:
-        ValueError: If the shapes do not fit, a number is not finite, or a normal is zero.
     """
     normals = jnp.asarray(normals)
     offsets = jnp.asarray(offsets)
     if normals.ndim != 4 or not normals.size or offsets.shape != normals.shape[:1]:
         raise ValueError(
             f'Got normals of shape {normals.shape} and offsets of shape {offsets.shape}, expected '
-            '(k, h, w, c) and (k,): one normal, shaped like a field, and one number for each '
-            'half-space.'
+            '(k, h, w, c) and (k,): a normal, shaped like a field, and a number each.'
         )
     normals = _raised(normals)
     norm = _norm(normals)
@@ -199,9 +152,8 @@ def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> Rule:
             f'Got normals of norm {norm[:, 0]} and offsets {offsets}, expected finite ones, norms '
             '> 0.'
         )
-    return rule(
-        'half_spaces', Partial(_beyond, normals / norm[..., None, None], offsets / norm[:, 0])
-    )
+    unit = normals / norm[..., None, None]
+    return rule('half_spaces', Partial(_beyond, unit, offsets / norm[:, 0]))
 
 
 def _beyond(
@@ -220,10 +172,7 @@ def _beyond(
 
 def _raised(x: Array) -> Array:
     if x.ndim != 4:
-        raise ValueError(
-            f'Got x of shape {x.shape}, expected (b, h, w, c): pass a batch of fields, channels '
-            'last.'
-        )
+        raise ValueError(f'Got x of shape {x.shape}, expected (b, h, w, c): a batch of fields.')
     return at_least_single(x)
 
 
@@ -237,6 +186,7 @@ def _norm(x: Fields) -> Float[Array, 'b 1']:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _check_positive(name: str, value: float | int) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f'Got {name} = {value}, expected a positive finite number.')
+def _check(name: str, value: float | int, above: float = -math.inf) -> None:
+    if not above < value < math.inf:
+        kind = 'a positive finite' if above == 0 else 'a finite'
+        raise ValueError(f'Got {name} = {value}, expected {kind} number.')

@@ -1,9 +1,5 @@
 """What a problem is: data of one kind, the rule that they obey, and what the rest needs to know.
 
-A problem is one file: its equation, a frozen dataclass whose fields are the sizes and coefficients
-of the data, `fields`, its rules, and where there are any a solver, a usual measurement and a view.
-What a problem does not say has a default here.
-
 Three forms of a field: as networks see it, `(h, w, c)`; as files hold it, `file_shape`, from one to
 the other by `pack` and `unpack`; and an image to look at.
 """
@@ -29,28 +25,17 @@ CHUNK = 256  # fields made at once by `sample`
 
 
 class View(NamedTuple):
-    """How fields are shown.
+    """How fields are shown."""
 
-    Attributes:
-        units: labels of the colour bars of fields and of residual maps.
-        axis_names: what rows and columns of an image are.
-        colours: the fields' colour map.
-        centred: whether their scale is centred on 0.
-    """
-
-    units: tuple[str, str] = ('x', '|d distance / dx|')
+    units: tuple[str, str] = ('x', '|d distance / dx|')  # of fields and of residual maps
     axis_names: tuple[str, str] = ('row', 'column')
     colours: str = 'viridis'
-    centred: bool = False
+    centred: bool = False  # whether the scale of the colours is centred on 0
 
 
 def parameter(default: Any, meaning: str, **limits: int | float) -> Any:
-    """Returns a field of a problem's dataclass, with its default, meaning and range.
-
-    Args:
-        default: the default value.
-        meaning: what it is, with its unit, in a few words.
-        **limits: `least` (>=), `above` (>) and `most` (<=), which `Problem` checks.
+    """Returns a field of a problem's dataclass: its default; what it is, with its unit; and its
+    limits `least` (>=), `above` (>) and `most` (<=), which `Problem` checks.
     """
     return dataclasses.field(default=default, metadata={'meaning': meaning, **limits})
 
@@ -62,21 +47,22 @@ def parameters(problem: Any) -> dict[str, Any]:
 
 
 class Problem:
-    """What all problems share; a problem is a frozen dataclass that derives from it.
+    """Data of one kind: a frozen dataclass whose fields are their sizes and coefficients.
 
-    It is a pytree without leaves: static under `jax.jit`, compared by value.
+    A problem derives from this class, which holds defaults, and defines `fields`, and `rule` or
+    `rules`. It is a pytree without leaves: static under `jax.jit`, compared by value.
 
     Attributes:
         name: what configs and folders call it.
         rule_name: the rule that is meant where none is named, a key of `rules()`.
+        rule: builds that rule, from its options.
         operator: the usual measurement, a key of `inverse.operators.OPERATORS`.
         operator_options: of those operators that take them, such as `channels_per_state`.
         periodic: which of the two spatial axes wrap, as networks see fields.
         spatial_axes: axes of a batch along which energy spectra are taken.
-        mean: of the data, one number or one a channel: networks see `(x - mean) / scale`.
-        scale: their standard deviation, alike.
-        unit: what the distance is when the data take noise of one standard deviation: its weight in
-            a loss is per that unit. 1 for the problems whose weights were chosen without it.
+        mean, scale: of the data, one number or one a channel: networks see `(x - mean) / scale`.
+        unit: the distance where the data take noise of one standard deviation: weights in a loss
+            are per that unit.
         view: how fields are shown.
         generated: whether `fields` makes them; else they are a user's, and so is the rule.
         rollout: first states `(b, ...) -> fields`, where there is a solver; else None.
@@ -85,6 +71,7 @@ class Problem:
 
     name: ClassVar[str]
     rule_name: ClassVar[str]
+    rule: Callable[..., Constraint]
     operator: ClassVar[str] = 'random_sensors'
     operator_options: ClassVar[Mapping[str, Any]] = {}
     periodic: tuple[bool, bool] = (False, False)
@@ -106,13 +93,13 @@ class Problem:
 
     @property
     def units(self) -> tuple[Any, Any]:
-        """Mean and scale of the data, a number or a tuple of one a channel each."""
+        """Mean and scale of the data."""
         return self.mean or 0.0, self.scale or 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(h, w, c)` of a field as networks see it."""
-        raise NotImplementedError
+        """`(h, w, c)` of a field as networks see it, here `(points, points, 1)`."""
+        return self.points, self.points, 1
 
     @property
     def file_shape(self) -> tuple[int, int, int]:
@@ -132,7 +119,7 @@ class Problem:
 
     def rules(self) -> Mapping[str, Callable[..., Constraint]]:
         """Returns the rules that the data obey, by name, each a function that builds it."""
-        raise NotImplementedError
+        return {self.rule_name: self.rule}
 
     def sample(self, key: Key, n: int) -> Fields:
         """Returns n fields `(n, *shape)`; field i is the same however many are asked for."""
@@ -146,8 +133,7 @@ class Problem:
         """Returns the rule that the data obey.
 
         Args:
-            name: a key of `rules()`, or several joined by `+` for their weighted sum; `rule`
-                unless given.
+            name: a key of `rules()`, or several joined by `+` for their sum; `rule_name` if empty.
             weights: of a sum, one a rule; all 1 unless given.
             **options: of the rule, such as the network that it holds.
 
@@ -162,8 +148,7 @@ class Problem:
         weights = tuple(weights) or (1.0,) * len(parts)
         if len(weights) != len(parts):
             raise ValueError(
-                f'constraint.weights: got {weights} for {names}, expected one a term, or none for '
-                'all 1'
+                f'constraint.weights: got {weights} for {names}, expected one a term, or none (1)'
             )
         return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
@@ -172,12 +157,7 @@ class Problem:
         return self.constraint().distance(x)
 
     def measurement(self, name: str = '', **options: Any) -> Operator:
-        """Returns a measurement operator of fields, the usual one unless named.
-
-        Args:
-            name: a key of `inverse.operators.OPERATORS`.
-            **options: of the operator.
-        """
+        """Returns the usual measurement operator, or that `name` of `inverse.operators`."""
         build = choose('operator', name or self.operator, OPERATORS)
         takes = inspect.signature(build).parameters
         own = {key: value for key, value in self.operator_options.items() if key in takes}
@@ -200,23 +180,20 @@ class Problem:
         return x[..., 0]
 
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
-        """Returns images of what breaks the rule, oriented as `image`; here where a change of x
-        would change the distance most, `|d l / dx|`.
+        """Returns images of what breaks the rule, oriented as `image`: what the rule's way back
+        changes, x less it; where it has none, `|d distance / dx|`.
         """
+        if getattr(constraint, 'restores', None):
+            return (x - constraint.restore(x)[0])[..., 0]
         return jnp.linalg.norm(jax.grad(lambda x: constraint.distance(x).sum())(x), axis=-1)
 
 
 def check_fields(problem: Problem, x: Array) -> Fields:
-    """Returns fields in float32 or better.
-
-    Raises:
-        ValueError: if x is not `(b, *problem.shape)`.
-    """
+    """Returns fields in float32 or better; raises a ValueError unless x is `(b, *shape)`."""
     if x.ndim != 4 or x.shape[1:] != problem.shape:
         raise ValueError(
-            f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): build '
-            'the constraint from the problem that the data were made with; fields of files go '
-            'through `pack` first.'
+            f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): take '
+            'the problem that the data were made with; fields of files go through `pack` first.'
         )
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

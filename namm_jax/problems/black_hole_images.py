@@ -8,11 +8,10 @@ inclination (0 face-on); `a` the spin; `g` the ratio of observed to emitted freq
 over the pixels of an image, `total` what it is on data.
 
 Light moves as around a hole without spin, and the disk is thin and transparent, so each pixel adds
-up its crossings of the disk: `I(x, y) = sum_n j(r_n) g(r_n, x)^(3 + spectral index)`. The plane of
-a ray is fixed by its place on the sky, hence
-`cos psi = -sin i (y/b) / sqrt(cos^2 i + (sin i y/b)^2)` for the direct image, n = 0. The ray of n =
-1 has turned by half a circle more, and makes the photon ring at the critical curve `b = sqrt(27)`;
-the next one carries about 4 % of its light, and is left out with all later ones. Spin acts through
+up its crossings of the disk: `I(x, y) = sum_n j(r_n) g(r_n, x)^(3 + spectral index)`. A ray's place
+on the sky fixes its plane: `cos psi = -sin i (y/b) / sqrt(cos^2 i + (sin i y/b)^2)` for the direct
+image, n = 0. The ray of n = 1 has turned by half a circle more, and makes the photon ring at the
+critical curve `b = sqrt(27)`; later ones, about 4 % of its light, are left out. Spin acts through
 the innermost stable orbit, where the disk ends, and the orbital speed. Not modelled: the dragging
 of light by spin, turbulence, absorption, the time that light takes.
 
@@ -23,17 +22,15 @@ References: Luminet, Astron. Astrophys. 75 (1979) 228; Beloborodov, ApJ 566 (200
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, Metrics
+from namm_jax._arrays import Fields, Key, Metrics
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.constraints.sets import project_simplex
@@ -46,12 +43,11 @@ SMALLEST_SUM = 1e-6  # relative to the total: below it, rescaling has nothing to
 RANGES = 'spin', 'inclination', 'diameter', 'exponent', 'boost', 'orientation', 'shift'
 
 _Image = Float[Array, 'h w']
+_Range = tuple[float, float]  # (low, high) of a uniform law
 
 
 class BlackHole(NamedTuple):
-    """The parameters of one image, scalars, or of n, each `(n,)`; units as in `BlackHoles`, the
-    offsets `right` and `up` of the hole in image widths.
-    """
+    """One image's parameters, scalars, or those of n, `(n,)`, in the units of `BlackHoles`."""
 
     spin: Array
     inclination: Array
@@ -59,7 +55,7 @@ class BlackHole(NamedTuple):
     exponent: Array
     boost: Array
     orientation: Array
-    right: Array
+    right: Array  # the shift, in image widths
     up: Array
 
 
@@ -67,8 +63,8 @@ class BlackHole(NamedTuple):
 class BlackHoles(Problem):
     """Images `(points, points, 1)` of black holes whose pixels add up to `total`.
 
-    Ranges are `(low, high)` of uniform laws. By default rings are about 20 of 64 pixels across and
-    the brightest pixels about 0.6; for other sizes keep the mean: total 30 at 32 x 32.
+    By default rings are about 20 of 64 pixels across and the brightest pixels about 0.6; for other
+    sizes keep the mean: total 30 at 32 x 32. A width is that of the image.
 
     Raises:
         ValueError: if a number is out of its range, or a range is not `low <= high`.
@@ -77,31 +73,15 @@ class BlackHoles(Problem):
     points: int = parameter(64, 'pixels along each axis', least=8)
     total: float | int = parameter(120.0, 'sum over the pixels of an image', above=0, most=1e30)
     # Above a = 0.94 the disk would reach inside r = 2, where this model's light cannot escape.
-    spin: tuple[float, float] = parameter(
-        (0.0, 0.9), 'a; negative where the disk orbits against the hole', least=-1, most=0.94
-    )
-    inclination: tuple[float, float] = parameter(
-        (10.0, 60.0), 'i in degrees; 0 is face-on', least=0, most=85
-    )
-    diameter: tuple[float, float] = parameter(
-        (0.22, 0.30), 'of the critical curve, in image widths', least=0.01, most=0.5
-    )
-    exponent: tuple[float, float] = parameter(
-        (4.0, 7.0), 'p of the emissivity r^-p', least=1, most=20
-    )
-    boost: tuple[float, float] = parameter(
-        (0.3, 0.9), 'speed of the gas over that of circular orbits', least=0, most=1
-    )
-    orientation: tuple[float, float] = parameter(
-        (0.0, 360.0), 'turn of the image in degrees, anticlockwise', least=-360, most=360
-    )
-    shift: tuple[float, float] = parameter(
-        (-0.02, 0.02), 'of the hole along each axis, in image widths', least=-0.25, most=0.25
-    )
+    spin: _Range = parameter((0.0, 0.9), 'a; < 0: orbits against the hole', least=-1, most=0.94)
+    inclination: _Range = parameter((10.0, 60.0), 'i in degrees; 0 is face-on', least=0, most=85)
+    diameter: _Range = parameter((0.22, 0.3), 'of the photon ring, in widths', least=0.01, most=0.5)
+    exponent: _Range = parameter((4.0, 7.0), 'p of the emissivity r^-p', least=1, most=20)
+    boost: _Range = parameter((0.3, 0.9), "the gas's speed over circular orbits'", least=0, most=1)
+    orientation: _Range = parameter((0.0, 360.0), 'degrees, anticlockwise', least=-360, most=360)
+    shift: _Range = parameter((-0.02, 0.02), 'of the hole, in widths', least=-0.25, most=0.25)
     spectral_index: float = parameter(1.0, 'of the emitted spectrum nu^-index', least=0)
-    beam: float = parameter(
-        0.02, "standard deviation of the telescope's blur, in image widths", least=0
-    )
+    beam: float = parameter(0.02, "std of the telescope's blur, in widths", least=0)
 
     name = 'black_holes'
     rule_name = 'total_brightness'
@@ -115,11 +95,6 @@ class BlackHoles(Problem):
             if len(value) != 2 or not value[0] <= value[1]:
                 raise ValueError(f'Got {name} = {value}, expected (low, high) with low <= high.')
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(points, points, 1)`."""
-        return self.points, self.points, 1
-
     def holes(self, keys: Key) -> BlackHole:
         """Returns the black holes `(n,)` of the images of `fields`, uniform in their ranges."""
         check_keys(keys)
@@ -129,9 +104,8 @@ class BlackHoles(Problem):
         return BlackHole(*(low + (high - low) * jax.vmap(draw)(keys)).T)
 
     def render(self, hole: BlackHole) -> _Image:
-        """Returns the image `(points, points)` of one black hole, before it is scaled to a total.
-
-        Brightness >= 0, in units of the emissivity at the disk's edge; rows run downwards.
+        """Returns the image `(points, points)` of one black hole, before it is scaled to a total:
+        brightness >= 0, in units of the emissivity at the disk's edge; rows run downwards.
         """
         x, y = _sky(hole, self.points)
         inclination = jnp.deg2rad(hole.inclination)
@@ -153,54 +127,37 @@ class BlackHoles(Problem):
         images = jax.vmap(self.render)(self.holes(keys))
         return (images * (self.total / images.sum((1, 2), keepdims=True)))[..., None]
 
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {'total_brightness': self.total_brightness}
-
-    def total_brightness(self) -> Rule:
+    def rule(self) -> Rule:
         """Returns the rule `s = total`; its distance is `|s - total|`, with the derivative 0 on the
-        set itself. Any permutation of the pixels is a symmetry, and every change of sum 0. All ways
-        back keep images of the data as they are.
+        set itself.
         """
-        restores = {
-            'simplex': Partial(BlackHoles.simplex, self),
-            'shift': Partial(BlackHoles.even_shift, self),
-            'rescale': Partial(BlackHoles.rescale, self),
-        }
-        return rule('total_brightness', Partial(BlackHoles.excess, self), restores=restores)
+        ways = {'simplex': self.simplex, 'shift': self.even_shift, 'rescale': self.rescale}
+        return rule('total_brightness', self.excess, restores=ways)
 
     def excess(self, x: Fields) -> Float[Array, 'b 1']:
         """Returns `s - total` in brightness, known to about 1e-6 of the total in float32."""
         return jnp.sum(check_fields(self, x), (1, 2, 3))[:, None] - self.total
 
     def simplex(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the nearest image of that total without negative pixels, and nothing to report:
-        every pixel below one threshold becomes 0.
-        """
+        """Returns the nearest image of that total without negative pixels; nothing to report."""
         return project_simplex(check_fields(self, x), self.total), {}
 
     def even_shift(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the nearest image of that total, at the price of haze or negative pixels, and
-        nothing to report: each pixel moves alike.
-        """
+        """Returns the nearest image of that total: pixels move alike; nothing to report."""
         x = check_fields(self, x)
         missing = self.total - jnp.sum(x, (1, 2, 3), keepdims=True)
         return x + missing / math.prod(x.shape[1:]), {}
 
     def rescale(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns `x total / s`, and in which images `restored (b,)`.
-
-        Dark stays dark, but what noise there is grows without bound as s goes to 0, and a negative
-        sum turns the image into its negative. Where `|s| < 1e-6 total` the image stays as it is.
+        """Returns `x total / s`, and in which images `restored (b,)`: where `|s| < 1e-6 total` the
+        image stays as it is. Dark stays dark, but noise grows as s goes to 0, and a negative sum
+        turns the image into its negative.
         """
         x = check_fields(self, x)
         s = jnp.sum(x, (1, 2, 3), keepdims=True)
         usable = jnp.abs(s) >= SMALLEST_SUM * self.total
         restored = jnp.where(usable, x * (self.total / jnp.where(usable, s, self.total)), x)
         return restored, {'restored': usable[:, 0, 0, 0]}
-
-    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
-        """Returns what the nearest image of that total changes, x less it."""
-        return (x - constraint.restore(x)[0])[..., 0]
 
 
 def isco_radius(spin: ArrayLike) -> Array:
@@ -220,8 +177,8 @@ def isco_radius(spin: ArrayLike) -> Array:
 def orbital_speed(r: ArrayLike, spin: ArrayLike) -> Array:
     """Returns the speed of circular orbits over that of light, `1 / sqrt(r - 2)` without spin.
 
-    `v = (r^2 - 2 a sqrt(r) + a^2) / (sqrt(r^2 - 2 r + a^2) (r^(3/2) + a))`, measured by the local
-    observer who has no angular momentum, for r from the innermost stable orbit on, a in (-1, 1).
+    `v = (r^2 - 2 a sqrt(r) + a^2) / (sqrt(r^2 - 2 r + a^2) (r^(3/2) + a))`, for a local observer
+    without angular momentum, r from the innermost stable orbit on, a in (-1, 1).
 
     Reference: Bardeen, Press & Teukolsky, ApJ 178 (1972) 347, equation 3.10.
     """
@@ -250,11 +207,9 @@ def lensed_radius(b: _Image, cos_psi: _Image) -> _Image:
 
     Near the critical curve a ray turns by `Psi = log(216 (2 - sqrt(3)) (1 - q) / ((1 + q) delta))`
     in all, with `q^2 = 1/3 + 2/r` and `delta = b / sqrt(27) - 1`: solved for r at `Psi = psi + pi`,
-    psi of the direct image. A few per cent off at small r, more further out, where the ring is
-    faint: it spans b from 5.00 (exact: 5.02) to 5.92 (6.17) seen face-on.
+    psi of the direct image. Seen face-on the ring spans b from 5.00 (exact: 5.02) to 5.92 (6.17).
 
-    Reference: Darwin, Proc. R. Soc. A 249 (1959) 180; Luminet (1979); exact ranges of b: Gralla,
-    Holz & Wald (2019).
+    Reference: Darwin, Proc. R. Soc. A 249 (1959) 180; Luminet (1979); the exact b of Gralla et al.
     """
     ratio = (b / CRITICAL - 1) * jnp.exp(jnp.arccos(cos_psi) + jnp.pi) / (216 * (2 - math.sqrt(3)))
     # Below -0.07 the ray meets the disk inside the hole, above 0.27 not at all; the formula turns
@@ -265,9 +220,7 @@ def lensed_radius(b: _Image, cos_psi: _Image) -> _Image:
 
 
 def _brightness(r: _Image, swing: _Image, hole: BlackHole, spectral_index: float) -> _Image:
-    """Returns `j(r) g^(3 + spectral index)`, zero at the horizon; swing is `x sin i`, positive on
-    the receding side.
-    """
+    """Returns `j(r) g^(3 + spectral index)`; swing is `x sin i`, > 0 on the receding side."""
     edge = isco_radius(hole.spin)
     speed = hole.boost * orbital_speed(jnp.maximum(r, edge), hole.spin)  # inside: that of the edge
     r = jnp.maximum(r, 2)
@@ -278,7 +231,7 @@ def _brightness(r: _Image, swing: _Image, hole: BlackHole, spectral_index: float
 
 
 def _rays(points: int) -> np.ndarray:
-    """Returns the places of the rays along an axis, as many in each pixel, in image widths."""
+    """Returns the places of the rays along an axis in image widths, as many in each pixel."""
     n = points * max(2, RAYS // points)
     return (np.arange(n) + 0.5) / n - 0.5
 

@@ -1,27 +1,23 @@
 """Burgers' equation, `u_t + mu u u_x = nu u_xx`, periodic: trajectories from random starts.
 
 Symbols: `u` a state `(..., n)` on points `dx` apart, `S` the step from one stored state to the
-next, `x` a field: the image of a trajectory, space against time. Columns are time, forward from
-left to right; rows are space, *upside down*: the first row is the last grid point. Flip back before
-stepping in time, or the waves run the wrong way.
+next, `x` a field: the image of a trajectory. Columns are time, forward from left to right; rows are
+space, *upside down*: the first row is the last grid point.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, Metrics
+from namm_jax._arrays import Constraint, Fields, Key
 from namm_jax._checks import check_keys, choose
-from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems import steppers
-from namm_jax.problems.base import Problem, View, check_fields, parameter
-from namm_jax.problems.steppers import State, Stepper
+from namm_jax.problems.base import View, check_fields, parameter
+from namm_jax.problems.steppers import State, Stepper, Trajectories
 
 CORRELATION_LENGTH = 0.2  # of the grid's half width
 JITTER = 1e-10  # added to the unit variance; enough in float64, and invisible in the sample
@@ -53,11 +49,10 @@ def _matern_factor(points: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Burgers(Problem):
+class Burgers(Trajectories):
     """Trajectories of Burgers' equation as images `(b, points, states, 1)`.
 
-    Their rule, `burgers`, is that each stored state is the previous one stepped on by the solver,
-    `x_{t+1} = S(x_t)`. The starts are not periodic, so that data jump where the grid wraps.
+    The starts are not periodic, so that data jump where the grid wraps.
 
     Raises:
         ValueError: if a number is out of its range or the stepper is unknown.
@@ -100,16 +95,10 @@ class Burgers(Problem):
         return steppers.STEPPERS[self.stepper](rhs, self.dt)
 
     def interval(self) -> Stepper:
-        """Returns `S`, the step from one stored state to the next, `inner_steps` times `dt`."""
         return steppers.repeated(self.step(), self.inner_steps)
 
     def to_states(self, x: Fields) -> Float[Array, 'b t n']:
-        """Returns the trajectories that images show: `u[b, t, i] = x[b, n - 1 - i, t, 0]`, half
-        precision raised to float32.
-
-        Raises:
-            ValueError: if x is not `(b, points, states, 1)`.
-        """
+        """Returns the trajectories of images, `u[b, t, i] = x[b, n - 1 - i, t, 0]`."""
         return jnp.swapaxes(check_fields(self, x)[:, ::-1, :, 0], 1, 2)
 
     def from_states(self, u: Float[Array, 'b t n']) -> Fields:
@@ -117,15 +106,9 @@ class Burgers(Problem):
         return jnp.swapaxes(u, 1, 2)[:, ::-1, :, None]
 
     def starts(self, keys: Key) -> Float[Array, 'n points']:
-        """Returns random starts, before any time step: a Gaussian process with the Matern 3/2
-        covariance `k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on a grid over [-1, 1].
-
-        Args:
-            keys: typed PRNG keys `(n,)`, one a sample.
-
-        Returns:
-            Starts `(n, points)`, float32, each scaled: its smallest value is exactly 0, its largest
-            1.
+        """Returns random starts `(n, points)`, float32, for typed keys `(n,)`: a Gaussian process
+        with the Matern 3/2 covariance `k(r) = (1 + sqrt(3) r/l) exp(-sqrt(3) r/l)`, l = 0.2 on a
+        grid over [-1, 1], then scaled, its least value exactly 0 and its greatest 1.
         """
         normal = functools.partial(jax.random.normal, shape=(self.points,), dtype=jnp.float32)
         factor = jnp.asarray(_matern_factor(self.points), jnp.float32)
@@ -137,61 +120,10 @@ class Burgers(Problem):
     def fields(self, keys: Key) -> Fields:
         """Returns fields `(n, points, states, 1)`, float32, within [0, 1] up to a few per cent of
         overshoot; the first state is one stored interval after the start.
-
-        Args:
-            keys: typed PRNG keys `(n,)`; field i depends on key i alone.
-
-        Raises:
-            ValueError: if `keys` is not a vector of typed keys.
         """
         check_keys(keys)
         u = steppers.trajectory(self.interval(), self.states)(self.starts(keys))
         return self.from_states(jnp.swapaxes(u, 0, 1))
-
-    def rollout(self, u_0: Array) -> Fields:
-        """Returns the trajectories from first states `(b, points)`, space increasing; the first
-        column is `u_0` itself, upside down. Differentiable in both modes.
-
-        Raises:
-            ValueError: if `u_0` is not on the problem's grid.
-        """
-        return self.from_states(steppers.rollout(self.interval(), self.states, (self.points,))(u_0))
-
-    def first_states(self, x: Fields) -> Float[Array, 'b n']:
-        """Returns the first states of fields, `(b, points)`, from which `rollout` starts."""
-        return self.to_states(x)[:, 0]
-
-    def residual(self, x: Fields) -> Float[Array, 'b steps n']:
-        """Returns `x_{t+1} - S(x_t)` for every pair of stored states, all pairs at once.
-
-        Args:
-            x: fields `(b, points, states, 1)`. Half precision is raised to float32, float64 kept.
-
-        Returns:
-            Residuals `(b, states - 1, points)`, space increasing along the last axis.
-
-        Raises:
-            ValueError: if the shape of x is not that of the problem.
-        """
-        u = self.to_states(x)
-        return u[:, 1:] - self.interval()(u[:, :-1])
-
-    def resolve(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the trajectory from the first state of x, all other states thrown away, and no
-        further information: feasible, not nearest.
-        """
-        return self.rollout(self.first_states(x)), {}
-
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        """Returns `burgers`, whose distance is the mean over time and space of `|x_{t+1} - S(x_t)|`
-        and whose `resolve` keeps the first state and solves again.
-        """
-
-        def burgers() -> Rule:
-            restores = {'resolve': Partial(Burgers.resolve, self)}
-            return rule('burgers', Partial(Burgers.residual, self), restores=restores)
-
-        return {'burgers': burgers}
 
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""

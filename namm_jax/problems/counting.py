@@ -1,13 +1,10 @@
-"""Counting sources without a network: peaks above the noise, in NumPy and SciPy, outside of any
-compiled function.
+"""Counting sources without a network: peaks above the noise, in NumPy and SciPy.
 
-Symbols: heights are above the background, in units of the noise;
-`u_k = threshold + (k - 1) prominence` are levels, `k = 0, 1, ...`. A peak is a connected component
-of `{height >= u_k}` whose maximum lies in `[u_k + prominence, u_k + 2 prominence)`: each maximum is
-looked for at the one level that far below it.
+Symbols: heights are above the background, in units of the noise; `u_k = 4 + (k - 1)/2` are levels,
+`k = 0, 1, ...`. A peak is a connected component of `{height >= u_k}` whose maximum lies in
+`[u_k + 1/2, u_k + 1)`: each maximum is looked for at the one level that far below it.
 
-Reference: Bertin & Arnouts, "SExtractor", A&AS 117 (1996), for separating blended sources by a
-ladder of thresholds.
+Reference: Bertin & Arnouts, "SExtractor", A&AS 117 (1996), for the ladder of thresholds.
 """
 
 import numpy as np
@@ -15,50 +12,33 @@ from jax.typing import ArrayLike
 from jaxtyping import Int
 from scipy import ndimage
 
+THRESHOLD = 4.0  # least height of a peak
+PROMINENCE = 0.5  # spacing of the levels
 CLIP = 3.0  # pixels farther than this many standard deviations from the median are no background
-# an image is taken to have at least 1/50 of its range as noise; galaxy images have 1/20 to 1/6
-DYNAMIC_RANGE = 50.0
+DYNAMIC_RANGE = 50.0  # noise is at least 1/50 of an image's range; galaxy images have 1/20 to 1/6
 
 
-def classical_count(
-    x: ArrayLike,
-    *,
-    smoothing: float = 0.5,
-    threshold: float = 4.0,
-    prominence: float = 0.5,
-) -> Int[np.ndarray, ' n']:
+def classical_count(x: ArrayLike, *, smoothing: float = 0.5) -> Int[np.ndarray, ' n']:
     """Returns the number of peaks `(n,)` in each image that stand out of its noise and each other.
 
     The image is smoothed; background and noise are median and standard deviation of its pixels,
     those farther than 3 standard deviations from the median left out until none is. Counted are
-    maxima at least `threshold` above the background, each separated from every higher one by a
-    saddle: always where that is 2 `prominence` deep, never where it is less than `prominence` deep,
-    and in between depending on where the levels fall. Neighbours are the 8 pixels around one.
-    Sources with one common maximum, or a shallow saddle between theirs, count as one. The scale of
-    x makes no difference, nor does a constant added to it; a constant image has no peaks.
+    maxima of height 4 or more, each separated from every higher one by a saddle: always where that
+    is 1 deep, never where it is less than 1/2 deep, and in between depending on where the levels
+    fall. Neighbours are the 8 pixels around one. Scaling x makes no difference, nor does adding a
+    constant.
 
     Args:
-        x: images `(n, h, w, 1)`, brighter at sources; the defaults are for peaks of at least 5.62
-            standard deviations of the noise.
-        smoothing: standard deviation in pixels of the Gaussian that smooths the image, >= 0; about
-            1 pixel against noise from pixel to pixel, and less than a source's own.
-        threshold: least height of a peak, in standard deviations of the noise, > `prominence`.
-        prominence: spacing of the levels, in standard deviations of the noise, > 0.
+        x: images `(n, h, w, 1)`, brighter at sources, of heights about 5.62 or more.
+        smoothing: standard deviation in pixels of the Gaussian that smooths the image, >= 0.
 
     Raises:
-        ValueError: if x has another shape or a value that is not finite, or a setting is out of its
-            range.
+        ValueError: if x has another shape or a value that is not finite.
     """
     x = np.asarray(x)
     if x.ndim != 4 or x.shape[-1] != 1 or not x.size:
         raise ValueError(
-            f'Got x of shape {x.shape}, expected (n, h, w, 1): pass images of one channel, at '
-            'least one.'
-        )
-    if not (smoothing >= 0 and threshold > prominence > 0):
-        raise ValueError(
-            f'Got smoothing = {smoothing}, threshold = {threshold}, prominence = {prominence}; '
-            'expected smoothing >= 0 and threshold > prominence > 0.'
+            f'Got x of shape {x.shape}, expected (n, h, w, 1), n >= 1: pass images of one channel.'
         )
     images = x[..., 0].astype(np.float64)
     if bad := np.count_nonzero(~np.isfinite(images).all((1, 2))):
@@ -66,7 +46,7 @@ def classical_count(
             f'Got {bad} of {len(x)} images with values that are not finite: leave those out.'
         )
     smooth = [ndimage.gaussian_filter(image, smoothing) for image in images]
-    return np.array([_peaks(image, threshold, prominence) for image in smooth], np.int64)
+    return np.array([_peaks(image) for image in smooth], np.int64)
 
 
 def _background(image: np.ndarray) -> tuple[float, float]:
@@ -81,7 +61,7 @@ def _background(image: np.ndarray) -> tuple[float, float]:
         pixels = inside
 
 
-def _peaks(image: np.ndarray, threshold: float, prominence: float) -> int:
+def _peaks(image: np.ndarray) -> int:
     """Returns the number of peaks of one smoothed image."""
     background, noise = _background(image)
     unit = max(noise, (image.max() - background) / DYNAMIC_RANGE)
@@ -89,9 +69,9 @@ def _peaks(image: np.ndarray, threshold: float, prominence: float) -> int:
         return 0
     height = (image - background) / unit
     total = 0
-    for k in range(int(np.floor((height.max() - threshold) / prominence)) + 1):
-        labels, n = ndimage.label(height >= threshold + (k - 1) * prominence, np.ones((3, 3)))
+    for k in range(int(np.floor((height.max() - THRESHOLD) / PROMINENCE)) + 1):
+        labels, n = ndimage.label(height >= THRESHOLD + (k - 1) * PROMINENCE, np.ones((3, 3)))
         inside, peaks = labels > 0, np.zeros(n)
         np.maximum.at(peaks, labels[inside] - 1, height[inside])
-        total += int(np.count_nonzero(np.floor((peaks - threshold) / prominence) == k))
+        total += int(np.count_nonzero(np.floor((peaks - THRESHOLD) / PROMINENCE) == k))
     return total

@@ -3,20 +3,16 @@ counts that number.
 
 Symbols: a source has a centre, a peak `A`, widths `s_x >= s_y` in pixels and an angle; `x'` and
 `y'` are the distances from its centre along its two axes. The image is
-`sum_sources A exp(-(x'^2/s_x^2 + y'^2/s_y^2)/(4 ln 2))` plus smoothed white noise, scaled to [0,
-1]. (Whether the signal's mean is taken off first makes no difference to that.) The standard
-deviation of a source is `sqrt(2 ln 2) s = 1.18 s`, its full width at half maximum
-`4 ln 2 s = 2.77 s`.
+`sum_sources A exp(-(x'^2/s_x^2 + y'^2/s_y^2)/(4 ln 2))` plus smoothed white noise, scaled to
+[0, 1]. The standard deviation of a source is `sqrt(2 ln 2) s = 1.18 s`.
 
 Peaks are uniform between `faintest` and 10, `s_x = 2 Gamma(1.6, 1)` pixels but at least 1,
 `s_y = s_x sqrt((1 - e)/(1 + e))` with `e ~ Beta(1.7, 4.5)`, angles uniform; centres are uniform on
-all placements on pixels with every two more than `separation` apart. A source near the border is
-cut by it.
+all placements on pixels with every two more than `separation` apart. The border cuts sources.
 
 Lengths are stated at 128 points. An image of other size shows the same sky with larger or smaller
 pixels: the scale of the widths, the smoothing and the white noise are multiplied by `points / 128`,
-which keeps the standard deviation of the smoothed noise. What a pixel sets stays in pixels: the
-least width, and the separation of sources.
+which keeps the standard deviation of the smoothed noise; least width and separation stay in pixels.
 
 Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
 Models", ICLR 2025, arXiv 2406.12816.
@@ -25,7 +21,7 @@ Models", ICLR 2025, arXiv 2406.12816.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,12 +30,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Constraint, Fields, Key, PerSample
+from namm_jax._arrays import Fields, Key, PerSample
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems.base import Problem, View, check_fields, parameter
 
-REFERENCE_POINTS = 128
 FAINTEST = 5.62  # least peak, in standard deviations of the smoothed noise
 BRIGHTEST = 10.0  # greatest peak
 WIDTH_SHAPE, WIDTH_SCALE = 1.6, 2.0  # s_x = 0.5 Gamma(1.6, 1) / 0.25, in pixels at 128 points
@@ -49,20 +44,12 @@ MOST_CLOSE_PAIRS = 5.0  # expected among random centres; about one set in exp(5)
 
 
 class Sources(NamedTuple):
-    """The sources of images, `k` slots in each; a slot without a source has the peak 0.
+    """The sources of images, `k` slots in each; a slot without a source has the peak 0."""
 
-    Attributes:
-        centres: row and column in pixels, `(..., k, 2)`.
-        peaks: `A`, `(..., k)`.
-        widths: `s_x` and `s_y` in pixels, `(..., k, 2)`.
-        angles: from the columns' direction to the axis of `s_x`, towards larger rows, in radians,
-            `(..., k)`.
-    """
-
-    centres: Int[Array, '*n k 2']
-    peaks: Float[Array, '*n k']
-    widths: Float[Array, '*n k 2']
-    angles: Float[Array, '*n k']
+    centres: Int[Array, '*n k 2']  # row and column in pixels
+    peaks: Float[Array, '*n k']  # A
+    widths: Float[Array, '*n k 2']  # s_x and s_y in pixels
+    angles: Float[Array, '*n k']  # radians, from the columns' direction to x', towards larger rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +62,10 @@ class Galaxies(Problem):
     """
 
     points: int = parameter(128, 'pixels along each axis', least=4)
-    count: int | tuple[int, int] = parameter(
-        8, 'sources in each image, or (low, high) of a uniform law', least=0
-    )
-    noise: float = parameter(
-        8.5, 'standard deviation of the white noise before smoothing, at 128 points', least=0
-    )
-    smoothing: float = parameter(
-        4.0, "standard deviation of the noise's smoothing, in pixels at 128 points", above=0
-    )
-    separation: float = parameter(
-        5.0, 'distance that every two centres exceed, in pixels at any size', least=0
-    )
+    count: int | tuple[int, int] = parameter(8, 'sources, or (low, high) of a uniform law', least=0)
+    noise: float = parameter(8.5, 'std of the white noise before smoothing, at 128 points', least=0)
+    smoothing: float = parameter(4.0, "std of the noise's blur, in pixels at 128 points", above=0)
+    separation: float = parameter(5.0, 'least distance of two centres, in pixels', least=0)
 
     name = 'galaxies'
     rule_name = 'count'
@@ -114,68 +93,47 @@ class Galaxies(Problem):
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(points, points, 1)`."""
-        return self.points, self.points, 1
-
-    @property
     def counts(self) -> tuple[int, int]:
         """The least and the greatest number of sources."""
         return self.count if isinstance(self.count, tuple) else (self.count, self.count)
 
     @property
     def magnification(self) -> float:
-        """What lengths and white noise at 128 points are multiplied by."""
-        return self.points / REFERENCE_POINTS
+        """What lengths and white noise at 128 points are multiplied by, `points / 128`."""
+        return self.points / 128
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the smoothed noise: the root of its variance's mean over the image.
-        0.63 by default.
-        """
+        """Standard deviation of the smoothed noise over the image, 0.63 by default."""
         blur = _blur_matrix(self.points, self.magnification * self.smoothing)
         # The variance at (i, j) is noise^2 v_i v_j, with v_i the sum over row i of blur^2.
         return self.magnification * self.noise * float((blur**2).sum(1).mean())
 
     @property
     def faintest(self) -> float:
-        """The least peak of a source, 5.62 standard deviations of the smoothed noise. 3.55 by
-        default.
-        """
+        """The least peak of a source, 5.62 `noise_std`: 3.55 by default."""
         return FAINTEST * self.noise_std
 
     def sources(self, keys: Key) -> tuple[Sources, Int[Array, ' n']]:
-        """Returns the sources of the images of `fields`, and how many there are in each.
-
-        The arrays have leading axes `(n, k)`, k the greatest number (at least 1): the first slots
-        of an image are taken, the others have the peak 0.
-        """
+        """Returns the sources `(n, k)` of `fields`, and in how many of its k slots each has one."""
         check_keys(keys)
         return jax.vmap(lambda key: _image_sources(jax.random.split(key)[0], self))(keys)
 
     def smoothed_noise(self, keys: Key) -> Float[Array, 'n points points']:
-        """Returns the noise in the images of `fields`, float32, of mean 0 and, over the image,
-        variance `noise_std**2`.
-
-        The Gaussian that smooths it is reflected at the borders, where the variance is therefore
-        greater: up to twofold at an edge, fourfold in a corner.
+        """Returns the noise in `fields`, float32, of mean 0 and, over the image, variance
+        `noise_std**2`: smoothing reflects at the borders, where it is up to fourfold.
         """
         check_keys(keys)
         white = functools.partial(jax.random.normal, shape=self.shape[:2], dtype=jnp.float32)
         noise = jax.vmap(lambda key: white(jax.random.split(key)[1]))(keys)
-        blur = jnp.asarray(
-            _blur_matrix(self.points, self.magnification * self.smoothing), jnp.float32
-        )
+        blur = _blur_matrix(self.points, self.magnification * self.smoothing)
+        blur = jnp.asarray(blur, jnp.float32)
         # Full precision: accelerators would otherwise round the matrix to 10 bits or fewer.
         smooth = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         return self.magnification * self.noise * smooth('ij,njk,lk->nil', blur, noise, blur)
 
     def fields_with_counts(self, keys: Key) -> tuple[Fields, Int[Array, ' n']]:
-        """Returns images `(n, points, points, 1)` and how many sources there are in each.
-
-        A counter is trained on `dataclasses.replace(problem, count=(0, 16))`. An image without a
-        source is noise stretched to [0, 1].
-        """
+        """Returns images as of `fields`, and how many sources there are in each."""
         sources, counts = self.sources(keys)
         x = render(sources, points=self.points) + self.smoothed_noise(keys)
         low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
@@ -183,19 +141,12 @@ class Galaxies(Problem):
         return ((x - low) / jnp.where(high > low, high - low, 1))[..., None], counts
 
     def fields(self, keys: Key) -> Fields:
-        """Returns images `(n, points, points, 1)`, float32, the least value of each exactly 0 and
-        the greatest 1.
-        """
+        """Returns images `(n, points, points, 1)`, float32, each with exact extremes 0 and 1."""
         return self.fields_with_counts(keys)[0]
 
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {'count': self.right_count}
-
-    def right_count(self, counter: Callable[[Fields], PerSample] | None = None) -> Rule:
-        """Returns the rule `counter(x) = count`; its distance is `|counter(x) - count|`.
-
-        It is as good as its network: an image that fools it satisfies the rule, so count by other
-        means too. There is no exact way back onto the set.
+    def rule(self, counter: Callable[[Fields], PerSample] | None = None) -> Rule:
+        """Returns the rule `counter(x) = count`; its distance is `|counter(x) - count|`. It is as
+        good as its network, and there is no exact way back onto the set.
 
         Args:
             counter: `x (b, h, w, 1) -> (b,)`; parameters are leaves of the rule where it is
@@ -223,8 +174,7 @@ class Galaxies(Problem):
 
 
 def render(sources: Sources, *, points: int) -> Float[Array, 'n points points']:
-    """Returns the sum of sources `(n, k)` in images of `points` pixels a side, float32, no noise.
-
+    """Returns images of sources `(n, k)` without noise, `points` pixels a side, float32:
     `sum A exp(-(x'^2/s_x^2 + y'^2/s_y^2)/(4 ln 2))` at every pixel.
     """
 
@@ -251,10 +201,8 @@ def _profile(source: Sources, points: int) -> Float[Array, 'points points']:
 
 @functools.cache
 def _blur_matrix(points: int, sigma: float) -> np.ndarray:
-    """Returns the matrix `(points, points)` of smoothing by a Gaussian cut at 4 sigma.
-
-    The image is continued by its mirror image, border pixel included, as by SciPy's
-    `gaussian_filter`. Rows sum to 1.
+    """Returns the matrix `(points, points)` of smoothing by a Gaussian cut at 4 sigma, the image
+    continued by its mirror image, border pixel included, as by SciPy's `gaussian_filter`.
     """
     radius = math.ceil(4 * sigma)
     offsets = np.arange(-radius, radius + 1)
@@ -268,9 +216,8 @@ def _blur_matrix(points: int, sigma: float) -> np.ndarray:
 
 def _image_sources(key: Key, problem: Galaxies) -> tuple[Sources, Int[Array, '']]:
     """Returns the sources of one image, and how many there are."""
-    key_count, key_centre, key_peak, key_width, key_ellipticity, key_angle = jax.random.split(
-        key, 6
-    )
+    keys = jax.random.split(key, 6)
+    key_count, key_centre, key_peak, key_width, key_ellipticity, key_angle = keys
     low, high = problem.counts
     shape, dtype = (max(1, high),), jnp.float32
     count = jax.random.randint(key_count, (), low, high + 1, jnp.int32)
@@ -287,12 +234,7 @@ def _image_sources(key: Key, problem: Galaxies) -> tuple[Sources, Int[Array, '']
 
 
 def _centres(key: Key, count: Int[Array, ''], problem: Galaxies) -> Int[Array, 'k 2']:
-    """Returns centres of which the first `count` are more than the separation apart, pair by pair.
-
-    All are made again, uniformly on the pixels, until they are: the law is uniform on all such
-    placements. Neither widths, peaks nor noise depend on the centres, so making those again too
-    would not change the law.
-    """
+    """Returns uniform centres, made again until the first `count` are as far apart as they must."""
     slots = max(1, problem.counts[1])
     first, second = np.triu_indices(slots, 1)  # first < second: a pair is there if its second is
 

@@ -1,5 +1,4 @@
-"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd; no other
-module imports it.
+"""Kolmogorov flow: two-dimensional turbulence on a periodic square, solved by jax-cfd.
 
     dv/dt + (v . grad) v = -grad p / density + viscosity / density laplace v + f / density,
     div v = 0, f = forcing sin(forcing_wavenumber y) e_x + drag v,
@@ -19,6 +18,7 @@ Reference: Kochkov et al., "Machine learning-accelerated computational fluid dyn
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,18 +26,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax_cfd.base as cfd
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics
 from namm_jax._checks import check_keys, choose
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems import mosaics, steppers
-from namm_jax.problems.base import Problem, View, check_fields, parameter
-from namm_jax.problems.steppers import Stepper
+from namm_jax.problems.base import View, check_fields, parameter
+from namm_jax.problems.steppers import Stepper, Trajectories
 
-# jax-cfd 0.2.1 calls jax.tree_map here, which JAX has removed; its forcings look this function up
-# when they are called.
+# jax-cfd 0.2.1 calls jax.tree_map here, which JAX has removed.
 cfd.equations.sum_fields = lambda *fields: jax.tree.map(lambda *terms: sum(terms), *fields)
 
 Velocity = Float[Array, '... h w 2']
@@ -51,7 +49,8 @@ def _grid(h: int, w: int) -> Any:
 
 def _wrap(v: Float[Array, 'h w 2']) -> tuple[Any, ...]:
     """Returns the velocity as jax-cfd's variables, one a component."""
-    grid, periodic = _grid(*v.shape[:2]), cfd.boundaries.periodic_boundary_conditions(2)
+    grid = _grid(*v.shape[:2])
+    periodic = cfd.boundaries.periodic_boundary_conditions(2)
     faces = enumerate(grid.cell_faces)
     arrays = (cfd.grids.GridArray(v[..., i], offset, grid) for i, offset in faces)
     return tuple(cfd.grids.GridVariable(array, periodic) for array in arrays)
@@ -62,9 +61,7 @@ def _unwrap(variables: tuple[Any, ...]) -> Float[Array, 'h w 2']:
 
 
 def _apply(function: Callable[[tuple[Any, ...]], Array], v: Array, result: str) -> Array:
-    """Returns `function` of jax-cfd's variables, `result` the axes of what it returns, over all
-    leading axes of v.
-    """
+    """Returns `function` of jax-cfd's variables over all leading axes of v, `result` its axes."""
     if v.ndim < 3 or v.shape[-1] != 2:
         raise ValueError(
             f'Got v of shape {v.shape}, expected (..., h, w, 2): pass both components as the last '
@@ -74,47 +71,35 @@ def _apply(function: Callable[[tuple[Any, ...]], Array], v: Array, result: str) 
 
 
 def divergence(v: Array) -> Scalar:
-    """Returns the divergence that jax-cfd's solver keeps at zero, by backward differences,
-    `(..., h, w)` at the centres of cells.
-
-    `(u_{i,j} - u_{i-1,j}) / dx + (v_{i,j} - v_{i,j-1}) / dx` for components u along rows and v
-    along columns.
-
-    Args:
-        v: velocities `(..., h, w, 2)`.
-
-    Raises:
-        ValueError: if v has fewer than three axes or not two components.
+    """Returns the divergence that jax-cfd's solver keeps at zero, `(..., h, w)` at the centres of
+    cells, `(u_{i,j} - u_{i-1,j}) / dx + (v_{i,j} - v_{i,j-1}) / dx` for components u along rows and
+    v along columns; raises a ValueError if the velocities are not `(..., h, w, 2)`.
     """
     return _apply(lambda v: cfd.finite_differences.divergence(v).data, v, 'h,w')
 
 
 def vorticity(v: Array) -> Scalar:
     """Returns the vorticity `dv/dx - du/dy` by forward differences, counterclockwise positive with
-    x to the right, `(..., h, w)` at the corners of cells; Args and Raises as of `divergence`.
+    x to the right, `(..., h, w)` at the corners of cells, for v as of `divergence`.
     """
     return _apply(lambda v: cfd.finite_differences.curl_2d(v).data, v, 'h,w')
 
 
 def project(v: Array) -> Velocity:
-    """Returns the divergence-free field nearest to v, of the same mean, by jax-cfd's pressure
-    projection; Args and Raises as of `divergence`.
-
-    `v - grad q` with `div grad q = div v`: gradient and divergence are minus each other's
+    """Returns the divergence-free field nearest to v, of the same mean, for v as of `divergence`:
+    `v - grad q` with `div grad q = div v`. Gradient and divergence are minus each other's
     transposes, so what is taken away is orthogonal to all divergence-free fields. The divergence
-    falls to round-off, about 3e-7 of what it was in float32; a Poisson equation with the symbol of
-    another discrete operator would not do that.
+    falls to round-off, about 3e-7 of what it was in float32.
     """
     return _apply(lambda v: _unwrap(cfd.pressure.projection(v)), v, 'h,w,c')
 
 
 @dataclasses.dataclass(frozen=True)
-class Kolmogorov(Problem):
+class Kolmogorov(Trajectories):
     """Trajectories of Kolmogorov flow, as channels `(b, points, points, 2 states)` or as mosaics.
 
-    Two rules: `divergence`, that every state has none, `div v_j = 0` in the discrete sense of the
-    solver, a linear subspace; and `kolmogorov`, `v_{j+1} = S(v_j)` from any first state. Their sum
-    asks for a trajectory from a divergence-free start. Lengths are radians.
+    Two rules: `divergence`, `div v_j = 0` in the discrete sense of the solver, a linear subspace,
+    and `kolmogorov`, `v_{j+1} = S(v_j)` from any first state. Lengths are radians.
 
     Raises:
         ValueError: if a number is out of its range, the grid too coarse for dt or the force, or the
@@ -189,17 +174,13 @@ class Kolmogorov(Problem):
 
     @property
     def cell(self) -> tuple[int, int]:
-        """The force is the same along rows, and a sine of a few periods along columns; states roll
-        together along an axis, unless they lie side by side along it.
-        """
+        """1 along rows, a period of the force along columns, but where states are side by side."""
         period = self.points // math.gcd(self.points, self.forcing_wavenumber)
         sides = zip(self.shape[:2], (1, period), strict=True)
         return tuple(cell if side == self.points else side for side, cell in sides)
 
     def to_states(self, x: Fields) -> States:
-        """Returns the states `(b, states, points, points, 2)` of fields, in float32 or better;
-        raises a ValueError if x is not `(b, *shape)`.
-        """
+        """Returns the states `(b, states, points, points, 2)` of fields."""
         return mosaics.LAYOUTS[self.layout][0](check_fields(self, x), self.states)
 
     def from_states(self, states: States) -> Fields:
@@ -236,15 +217,19 @@ class Kolmogorov(Problem):
         and along columns by whole periods of the force. The mean velocity is multiplied by
         `1 + drag dt / density` in each time step.
         """
-        solver = _solver(self)
+        grid = _grid(self.points, self.points)
+        forcing = cfd.forcings.simple_turbulence_forcing(
+            grid, self.forcing, self.forcing_wavenumber, self.drag, 'kolmogorov'
+        )
+        solver = cfd.equations.semi_implicit_navier_stokes(
+            self.density, self.viscosity, self.dt, grid, forcing=forcing
+        )
 
         def step(v: tuple[Any, ...]) -> tuple[Any, ...]:
-            # The solver's forces are double under jax_enable_x64, whatever v is; the loop's carry
-            # may not change.
+            # Under jax_enable_x64 the solver's forces are double; the loop's carry may not change.
             return jax.tree.map(lambda new, old: new.astype(old.dtype), solver(v), v)
 
-        # Backward, a step is taken again rather than its intermediates kept: on a CPU 1.5 times
-        # faster, too.
+        # Backward, a step is taken again rather than its intermediates kept: faster, too.
         advance = steppers.repeated(jax.checkpoint(step), n)
 
         def advance_arrays(v: Array) -> Velocity:
@@ -258,25 +243,11 @@ class Kolmogorov(Problem):
         return advance_arrays
 
     def interval(self) -> Stepper:
-        """Returns `S`, the step from one stored state to the next, `inner_steps` times `dt`."""
         return self.steps(self.inner_steps)
 
-    def solve(self, u_0: Array) -> Fields:
-        """Returns the flows whose first states are `u_0 (b, points, points, 2)`, to the bit; raises
-        a ValueError if they are not on the problem's grid. Differentiable in both modes.
-        """
-        grid = self.points, self.points, 2
-        return self.from_states(steppers.rollout(self.interval(), self.states, grid)(u_0))
-
     def rollout(self, u_0: Array) -> Fields:
-        """Returns `solve` of first states projected onto those without divergence: so every `u_0`
-        is admissible.
-        """
+        """Returns `solve` of first states projected onto those without divergence."""
         return self.solve(project(u_0))
-
-    def first_states(self, x: Fields) -> Float[Array, 'b n n 2']:
-        """Returns the first states of fields, from which `rollout` starts."""
-        return self.to_states(x)[:, 0]
 
     def start(self, key: Key) -> Velocity:
         """Returns a random divergence-free velocity `(points, points, 2)`, before any time step:
@@ -291,9 +262,6 @@ class Kolmogorov(Problem):
     def fields(self, keys: Key) -> Fields:
         """Returns flows `(n, *shape)`, float32, from random starts that run freely for the time
         `burn_in` first, until the force has shaped them; speeds are of the order of `max_velocity`.
-
-        Args:
-            keys: typed PRNG keys `(n,)`; field i depends on key i alone.
         """
         check_keys(keys)
         burn_in = self.steps(round(self.burn_in / self.dt))
@@ -307,49 +275,8 @@ class Kolmogorov(Problem):
         """Returns the nearest fields without divergence, and no further information."""
         return self.from_states(project(self.to_states(x))), {}
 
-    def residual(self, x: Fields) -> Float[Array, 'b steps n n 2']:
-        """Returns `v_{j+1} - S(v_j)` for every pair of stored states, all pairs at once."""
-        states = self.to_states(x)
-        return states[:, 1:] - self.interval()(states[:, :-1])
-
-    def resolve(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the trajectory from the first state of x, and no further information: feasible,
-        not nearest. The first state is kept as it is: `project` x before, to satisfy both rules.
-        """
-        return self.solve(self.first_states(x)), {}
-
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        """Returns `divergence`, the mean over states and pixels of `|div v|`, and `kolmogorov`, the
-        mean over pairs, pixels and components of `|v_{j+1} - S(v_j)|`.
-
-        Symmetries: of the first, rolling and permuting states, each on its own; of the second,
-        rolling all together by `cell`.
-
-        Raises:
-            ValueError: by `kolmogorov`, if there is a single state.
-        """
-
-        def divergence_rule() -> Rule:
-            restores = {'projection': Partial(Kolmogorov.project, self)}
-            return rule('divergence', Partial(Kolmogorov.divergence, self), restores=restores)
-
-        def trajectory_rule() -> Rule:
-            if self.states < 2:
-                raise ValueError(
-                    f'Got states = {self.states}, expected at least 2: the residual compares pairs.'
-                )
-            restores = {'resolve': Partial(Kolmogorov.resolve, self)}
-            return rule('kolmogorov', Partial(Kolmogorov.residual, self), restores=restores)
-
-        return {'divergence': divergence_rule, 'kolmogorov': trajectory_rule}
-
-
-def _solver(problem: Kolmogorov) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Returns jax-cfd's step over one `dt`, on its own variables."""
-    grid = _grid(problem.points, problem.points)
-    forcing = cfd.forcings.simple_turbulence_forcing(
-        grid, problem.forcing, problem.forcing_wavenumber, problem.drag, 'kolmogorov'
-    )
-    return cfd.equations.semi_implicit_navier_stokes(
-        problem.density, problem.viscosity, problem.dt, grid, forcing=forcing
-    )
+    def rules(self) -> Mapping[str, Callable[..., Rule]]:
+        """Returns `divergence`, the mean of `|div v|`, and `kolmogorov`, that of trajectories."""
+        restores = {'projection': self.project}
+        divergence_rule = functools.partial(rule, 'divergence', self.divergence, restores=restores)
+        return {'divergence': divergence_rule, 'kolmogorov': self.rule}

@@ -12,11 +12,8 @@ TILES_IN_A_ROW = 4
 
 
 def tile_grid(states: int) -> tuple[int, int]:
-    """Returns the rows and columns of tiles that show so many states.
-
-    Raises:
-        ValueError: if the tiles would not fill a rectangle: the number is not 1, 2, 3 or a multiple
-            of 4.
+    """Returns the rows and columns of tiles that show so many states; raises a ValueError if they
+    would not fill a rectangle: the number is not 1, 2, 3 or a multiple of 4.
     """
     if states < 1 or (states > TILES_IN_A_ROW and states % TILES_IN_A_ROW):
         raise ValueError(
@@ -28,10 +25,7 @@ def tile_grid(states: int) -> tuple[int, int]:
 
 def tiled_to_states(x: Array, states: int) -> Float[Array, 'b k h w c']:
     """Returns the states that mosaics `(b, rows h, columns w, c)` show, rows and columns as of
-    `tile_grid`.
-
-    Raises:
-        ValueError: if x is not of such a shape.
+    `tile_grid`; raises a ValueError if x is not of such a shape.
     """
     rows, columns = tile_grid(states)
     if x.ndim != 4 or x.shape[1] % rows or x.shape[2] % columns:
@@ -45,11 +39,7 @@ def tiled_to_states(x: Array, states: int) -> Float[Array, 'b k h w c']:
 
 
 def states_to_tiled(states: Float[Array, 'b k h w c']) -> Float[Array, 'b H W c']:
-    """Returns mosaics, the inverse of `tiled_to_states`.
-
-    Raises:
-        ValueError: if the number of states fills no rectangle.
-    """
+    """Returns mosaics, the inverse of `tiled_to_states`; raises as `tile_grid` does."""
     b, k, h, w, c = states.shape
     rows, columns = tile_grid(k)
     tiles = jnp.reshape(states, (b, rows, columns, h, w, c))
@@ -57,9 +47,7 @@ def states_to_tiled(states: Float[Array, 'b k h w c']) -> Float[Array, 'b H W c'
 
 
 def packed_to_states(x: Float[Array, 'b h w c'], states: int) -> Float[Array, 'b k h w _']:
-    """Returns the states that channels hold: `states[b, k, i, j, c] = x[b, i, j, 2 k + c]`, for two
-    components.
-    """
+    """Returns the states that channels hold, `states[b, k, i, j, c] = x[b, i, j, 2 k + c]`."""
     return jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], states, -1)), 3, 1)
 
 

@@ -5,7 +5,7 @@ and positive elsewhere, or a residual `(b, ...)`, whose mean size is the distanc
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,12 +27,6 @@ LARGEST = float(jnp.finfo(jnp.float32).max)
 class Arrays(Problem):
     """Fields `(height, width, channels)` of a user's own, in their own units.
 
-    Attributes:
-        unit: the distance where data take noise of one scale.
-        distance_function: `x (b, h, w, c) -> (b,)`, or None.
-        residual_function: `x (b, h, w, c) -> (b, ...)`, or None; one of the two is given.
-        name: of the rule.
-
     Raises:
         ValueError: if a number is out of its range, or mean and scale are not one a channel.
     """
@@ -42,13 +36,11 @@ class Arrays(Problem):
     channels: int = parameter(0, '0: any', least=0)
     periodic: tuple[bool, bool] = parameter((False, False), 'which of the two spatial axes wrap')
     mean: float | tuple[float, ...] = parameter((), 'of the data, one a channel; (): 0')
-    scale: float | tuple[float, ...] = parameter(
-        (), 'standard deviation of the data, one a channel; (): 1', above=0
-    )
+    scale: float | tuple[float, ...] = parameter((), 'their standard deviation; (): 1', above=0)
     unit: float = 1.0
-    distance_function: Callable[..., Any] | None = None
-    residual_function: Callable[..., Any] | None = None
-    name: str = 'own'
+    distance_function: Callable[..., Any] | None = None  # x (b, h, w, c) -> (b,)
+    residual_function: Callable[..., Any] | None = None  # x -> (b, ...); one of the two is given
+    name: str = 'own'  # of the rule
 
     rule_name = 'own'
     generated = False
@@ -71,10 +63,7 @@ class Arrays(Problem):
         """Raises a ValueError."""
         raise ValueError('fields: arrays of your own are not generated; take the arrays themselves')
 
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {'own': self.own_rule}
-
-    def own_rule(self) -> Rule:
+    def rule(self) -> Rule:
         """Returns the rule that the functions say; raises a ValueError if there is none."""
         functions = self.distance_function, self.residual_function
         if functions == (None, None):
@@ -82,9 +71,8 @@ class Arrays(Problem):
                 f'the rule {self.name!r}: got no function of fields (b, h, w, c), expected '
                 'distance= or residual= of `problem`, or constraint.distance of a config'
             )
-        return function_rule(
-            *functions, name=self.name, shape=self.shape if all(self.shape) else None
-        )
+        shape = self.shape if all(self.shape) else None
+        return function_rule(*functions, name=self.name, shape=shape)
 
 
 def problem(
@@ -98,8 +86,7 @@ def problem(
     """Returns arrays and their rule as a problem, with their mean, scale and unit, after checks.
 
     Args:
-        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2; the rule is checked on
-            up to 64 of them.
+        x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2.
         distance: `x -> (b,)`, 0 where the rule holds, positive elsewhere; the mean of `|residual|`
             unless given.
         residual: `x -> (b, ...)`, 0 where the rule holds; the distance unless given.
@@ -113,30 +100,21 @@ def problem(
     _check_data(x)
     if np.shape(periodic) != (2,):
         raise ValueError(f'periodic: got {periodic}, expected two, one for each spatial axis')
-    mean, scale = units(x)
-    own = Arrays(
-        *x.shape[1:],
-        periodic=tuple(map(bool, periodic)),
-        mean=mean,
-        scale=scale,
-        distance_function=distance,
-        residual_function=residual,
-        name=name,
-    )
+    functions = {'distance_function': distance, 'residual_function': residual}
+    wraps = tuple(map(bool, periodic))
+    own = Arrays(*x.shape[1:], wraps, *units(x), name=name, **functions)
     some = np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)
     few = jnp.asarray(x[some], jnp.float32)
     key_check, key_unit = jax.random.split(jax.random.key(0))
     check_rule(own.constraint(), few, key_check)
     if distance and residual:  # each alone
         check_rule(function_rule(residual=residual, name=name), few, key_check)
-    unit = rule_unit(own.constraint(), few, scale, key_unit)
+    unit = rule_unit(own.constraint(), few, own.scale, key_unit)
     return dataclasses.replace(own, unit=unit)
 
 
 def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of data `(n, h, w, c)`, one a channel; 1 of a channel
-    that is constant.
-    """
+    """Returns mean and standard deviation (of a constant: 1) of `x (n, h, w, c)`, by channel."""
     mean = x.mean((0, 1, 2), dtype=np.float64)
     varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
     scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1)
@@ -144,8 +122,7 @@ def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _check_data(x: np.ndarray) -> None:
-    kinds = np.bool_, jnp.integer, jnp.floating
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (np.bool_, jnp.integer, jnp.floating)):
         raise ValueError(f'x: got values of type {x.dtype}, expected real numbers')
     if x.ndim != 4 or len(x) < 2 or not x.size:
         raise ValueError(
@@ -162,16 +139,8 @@ def _check_data(x: np.ndarray) -> None:
 
 
 def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
-    """Returns the distance of data with noise of a tenth of their scale, over that tenth.
-
-    More noise, of 1 and 10 scales, is tried where an inequality leaves room for the less; 1 is
-    returned if there is no distance even then.
-
-    Args:
-        constraint: the rule.
-        x: data `(b, h, w, c)`.
-        scale: standard deviation of all data, a number or one a channel.
-        key: a PRNG key, for the noise.
+    """Returns the distance of data x with noise of a tenth of their scale, over that tenth; with 1
+    or 10 scales of it, where an inequality leaves room for less; 1 where it does even then.
     """
     noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
     distance = jax.jit(constraint.distance)

@@ -4,8 +4,7 @@ Symbols: `m` pixels along a tile, at `linspace(0, 1, m)`, whose end point repeat
 standard normal. The tile before its threshold is a Gaussian process with the separable periodic
 covariance `E (tile[i, k] - 1/2)(tile[j, l] - 1/2) = C[i, j] C[k, l]`,
 `C[i, j] = std exp(-2 sin^2(pi |d_ij|) / correlation^2)`, sampled as `1/2 + A Z A^T` with
-`A A^T = C`. `k` tiles along each axis are `K = k^2` in all, `q_1, ..., q_K`; `tile(q)` is the image
-that repeats q.
+`A A^T = C`. There are K tiles in all, `q_1, ..., q_K`; `tile(q)` is the image that repeats q.
 
 Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
 Models", ICLR 2025, arXiv 2406.12816.
@@ -13,15 +12,13 @@ Models", ICLR 2025, arXiv 2406.12816.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, Metrics, PerSample
+from namm_jax._arrays import Fields, Key, Metrics, PerSample
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems.base import Problem, View, check_fields, parameter
@@ -40,7 +37,6 @@ class Textures(Problem):
 
     points: int = parameter(64, 'pixels along each axis, whole tiles of 3 or more', least=6)
     tiles: int = parameter(2, 'copies of the tile along each axis', least=2)
-    # Where small, correlation / (2 pi) of the tile's side is the length of a Gaussian covariance.
     correlation: float = parameter(0.7, 'length scale of the covariance, in tiles', above=0)
     # The threshold is the mean, so that this does not matter to the binary field.
     std: float = parameter(0.49, 'of the process before its threshold', above=0)
@@ -60,18 +56,13 @@ class Textures(Problem):
             )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(points, points, 1)`."""
-        return self.points, self.points, 1
-
-    @property
     def cell(self) -> tuple[int, int]:
         """Pixels along each axis of a tile."""
         return self.points // self.tiles, self.points // self.tiles
 
     def gaussian_tiles(self, keys: Key) -> Float[Array, 'n m m']:
-        """Returns the tiles `(n, *cell)` of the textures of `fields` before their threshold,
-        float32, mean 1/2; the last row and column equal the first to the bit.
+        """Returns the tiles `(n, *cell)` of `fields` before their threshold, float32, mean 1/2; the
+        last row and column equal the first to the bit.
         """
         check_keys(keys)
         distinct = self.cell[0] - 1
@@ -89,19 +80,10 @@ class Textures(Problem):
         binary = (self.gaussian_tiles(keys) >= 0.5).astype(jnp.float32)
         return jnp.tile(binary, (1, self.tiles, self.tiles))[..., None]
 
-    def rules(self) -> Mapping[str, Callable[..., Constraint]]:
-        return {'periodic': self.equal_tiles}
-
-    def equal_tiles(self) -> Rule:
+    def rule(self) -> Rule:
         """Returns the rule `q_1 = ... = q_K`."""
-        restores = {
-            'mean': Partial(Textures.mean_tile, self),
-            'median': Partial(Textures.median_tile, self),
-            'copy': Partial(Textures.first_tile, self),
-        }
-        difference = Partial(Textures.difference, self)
-        distance = Partial(Textures.tile_distance, self)
-        return rule('periodic', difference, distance, restores=restores)
+        ways = {'mean': self.mean_tile, 'median': self.median_tile, 'copy': self.first_tile}
+        return rule('periodic', self.difference, self.tile_distance, restores=ways)
 
     def difference(self, x: Fields) -> Fields:
         """Returns `x - tile(mean_q q)`, linear in x, exactly 0 where all tiles are equal."""
@@ -117,38 +99,26 @@ class Textures(Problem):
         return tiles.shape[1] * jnp.mean(gaps, (1, 2, 3))
 
     def mean_tile(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the mean of the tiles repeated, and nothing to report: the nearest point in L2,
-        but a binary texture turns grey where its tiles differ.
-        """
+        """Returns the mean of the tiles repeated, the nearest point in L2; nothing to report."""
         return self._repeat(_mean(self._split(check_fields(self, x)))), {}
 
     def median_tile(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the median of each pixel over the tiles repeated, and nothing to report.
-
-        The midpoint of the middle two: a nearest point in L1, and still binary where a majority of
-        the tiles agree.
+        """Returns the median of each pixel over the tiles (the midpoint of the middle two)
+        repeated, and nothing to report: a nearest point in L1, binary where a majority agrees.
         """
         tiles = jnp.sort(self._split(check_fields(self, x)), 1)
         count = tiles.shape[1]
         return self._repeat((tiles[:, (count - 1) // 2] + tiles[:, count // 2]) / 2), {}
 
     def first_tile(self, x: Fields) -> tuple[Fields, Metrics]:
-        """Returns the first tile repeated, and nothing to report: in general nearest in no norm,
-        but what holds within a tile (binarity) is kept.
-        """
+        """Returns the first tile repeated, to the bit, nearest in no norm; nothing to report."""
         return self._repeat(self._split(check_fields(self, x))[:, 0]), {}
 
-    def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
-        """Returns what the nearest texture changes, x less it."""
-        return (x - constraint.restore(x)[0])[..., 0]
-
     def _split(self, x: Fields) -> _Tiles:
-        """Returns the tiles of x, row by row of tiles."""
         b, k, side = x.shape[0], self.tiles, self.cell[0]
         return x.reshape(b, k, side, k, side).swapaxes(2, 3).reshape(b, k * k, side * side)
 
     def _repeat(self, tile: _Tile) -> Fields:
-        """Returns `tile(q)`."""
         side = self.cell[0]
         return jnp.tile(tile.reshape(-1, side, side, 1), (1, self.tiles, self.tiles, 1))
 
@@ -165,7 +135,6 @@ def _covariance_root(distinct: int, correlation: float, std: float) -> np.ndarra
     grid = np.arange(distinct) / distinct
     sine = np.sin(np.pi * (grid[:, None] - grid))
     values, vectors = np.linalg.eigh(std * np.exp(-2 * sine**2 / correlation**2))
-    # The spectrum falls below round-off, which may be negative. The symmetric root is the one that
-    # does not depend on the choice of eigenvectors, so that a key gives the same texture with every
-    # linear algebra library.
+    # The spectrum falls below round-off, which may be negative. The symmetric root does not depend
+    # on the choice of eigenvectors: a key gives the same texture with every library.
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
