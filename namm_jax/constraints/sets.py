@@ -186,7 +186,7 @@ def _norm(x: Fields) -> Float[Array, 'b 1']:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _check(name: str, value: float | int, above: float = -math.inf) -> None:
+def _check(name: str, value: float | int, above: float | int = -math.inf) -> None:
     if not above < value < math.inf:
         kind = 'a positive finite' if above == 0 else 'a finite'
         raise ValueError(f'Got {name} = {value}, expected {kind} number.')
