@@ -28,7 +28,7 @@ def tiny(**changes):
     small = {
         'data.points': 8,
         'data.states': 8,
-        'constraint.stepper': 'forward_euler',
+        'data.stepper': 'forward_euler',
         'mirror.filters': 2,
     }
     with (config := get_config('tiny')).unlocked():

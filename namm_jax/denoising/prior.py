@@ -155,7 +155,7 @@ def sample(
     key: Key,
     n: int = 1,
     *,
-    sampler: str = 'sde_dpm_solver_pp_2m',
+    sampler: str | Scheme | Callable[..., Step] = 'sde_dpm_solver_pp_2m',
     steps: int = 40,
     **options: Any,
 ) -> Fields:
