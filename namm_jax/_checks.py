@@ -22,7 +22,7 @@ _NOT_JAX = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-_IN_JAX = 'write jax.numpy for numpy, jnp.where for `if` and masks; no float(), int() or .item()'
+_IN_JAX = 'write jax.numpy for numpy, jnp.where for `if` and indexing by a mask; no float(), int()'
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'

@@ -67,10 +67,10 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
     """Returns the sliced Wasserstein-1 distance >= 0, in data units, for sets of any two sizes.
 
     `SW_1 = mean_theta integral |F_x(s) - F_y(s)| ds`, with `F` the empirical distribution functions
-    of `x . theta` and `y . theta`, in so many directions `theta` uniform on the unit sphere.
-    Between finite sets of one distribution it is above 0 and falls as they grow: read it beside its
-    value between two halves of the reference. Sets that differ in field shape and `projections < 1`
-    raise a ValueError.
+    of `x . theta` and `y . theta`, and `projections >= 1` directions `theta` uniform on the unit
+    sphere. Between finite sets of one distribution it is above 0 and falls as they grow: read it
+    beside its value between two halves of the reference. Sets that differ in field shape raise a
+    ValueError.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
