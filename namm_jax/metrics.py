@@ -19,15 +19,15 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from namm_jax._arrays import Fields, Key, Metrics
 
 Scalar: TypeAlias = Float[Array, '']
 Statistic: TypeAlias = Callable[[Float[Array, ' n'], Float[Array, ' m']], Scalar]
-Samples: TypeAlias = Float[Array, 'n k h w c']
-Truths: TypeAlias = Float[Array, 'n h w c']
-Valid: TypeAlias = Bool[Array, 'n k']
+Samples: TypeAlias = Float[Array, '...']  # (n, k, h, w, c)
+Truths: TypeAlias = Float[Array, '...']  # (n, h, w, c)
+Valid: TypeAlias = Array  # booleans (n, k)
 
 _X: TypeAlias = Float[Array, 'n ...']
 _Y: TypeAlias = Float[Array, 'm ...']

@@ -31,7 +31,7 @@ ALLOWED = {
     'namm_jax.problems': ('constraints inverse.operators problems', MATHS | {'importlib', 'scipy'}),
     'namm_jax.problems.kolmogorov_flow': ('constraints problems', MATHS | {'jax_cfd'}),
     'namm_jax.networks': ('networks', MATHS | {'flax'}),
-    'namm_jax.mirror': ('networks.icnn', MATHS),
+    'namm_jax.mirror': ('networks.icnn networks.output_like', MATHS),
     'namm_jax.denoising': ('denoising', MATHS),
     'namm_jax.inverse': ('denoising inverse', MATHS),
     'namm_jax.inverse.fourdvar': ('denoising inverse', MATHS | {'optax'}),

@@ -21,11 +21,11 @@ def test_its_samples_are_those_of_the_table(tiny_run, run):
     kept = np.load(tiny_run / 'sample' / 'mdm_finetuned.npy')
     settings = run.config.sample
     assert settings.denoise_last and settings.n >= 4
-    np.testing.assert_allclose(run.sample(4, seed=run.config.seed), kept[:4], atol=2e-5)
+    np.testing.assert_allclose(run.sample(4, seed=run.config.seed), kept[:4], rtol=1e-4, atol=1e-4)
 
 
 def test_data_rule_maps_and_priors_are_there(run):
-    x = run.data('test')[:4]
+    x = jnp.asarray(run.data('test')[:4])
     assert x.shape[1:] == run.problem.shape
     np.testing.assert_allclose(run.constraint.distance(jnp.asarray(x)), 0, atol=1e-6)
     np.testing.assert_allclose(run.f(run.g(x)), run.mirror.project(x), atol=1e-5)

@@ -92,7 +92,7 @@ def test_the_mean_size_of_a_residual_is_its_distance():
 def test_a_rule_has_its_name_and_compiles_once():
     own = problem(X, distance=distance, name='rows')
     y = jnp.asarray(X[:2])
-    assert list(own.constraint().terms(y)) == ['rows'] and own.constraint('rows').name == 'rows'
+    assert list(own.constraint().terms(y)) == ['rows'] and own.constraint().name == 'rows'
     traces = []
 
     @jax.jit

@@ -115,8 +115,8 @@ class _Function:
 
 
 def function_rule(
-    distance: Callable[..., Any] | None = None,
-    residual: Callable[..., Any] | None = None,
+    distance: Any = None,
+    residual: Any = None,
     *,
     name: str = 'own',
     shape: Sequence[int] | None = None,

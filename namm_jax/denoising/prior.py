@@ -21,10 +21,10 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Constraint, Denoiser, Fields, Key, Params
+from namm_jax._arrays import Constraint, Denoiser, Fields, Key, Params, Step
 from namm_jax.denoising import guidance
 from namm_jax.denoising.denoisers import make_parameterisation
-from namm_jax.denoising.samplers import make_sampler, sample_keys
+from namm_jax.denoising.samplers import Scheme, make_sampler, sample_keys
 
 CHUNK = 64  # samples drawn at once
 
@@ -181,7 +181,7 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _draw(prior: Prior, keys: Key, sampler: str, options: tuple[tuple[str, Any], ...]) -> Fields:
+def _draw(prior: Prior, keys: Key, sampler: Any, options: tuple[tuple[str, Any], ...]) -> Fields:
     draw = make_sampler(sampler, **dict(options))
     return prior.restore(draw(keys, prior.standard, prior.shape))
 

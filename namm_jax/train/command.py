@@ -22,13 +22,13 @@ from namm_jax.train.arguments import (
     place_of,
     preset_of,
 )
-from namm_jax.train.config import schema
 from namm_jax.train.files import UserError, local, read_json, write_json
 from namm_jax.train.progress import complain, say, silence
 from namm_jax.train.provenance import provenance
 from namm_jax.train.resolve import flatten, override
 from namm_jax.train.roll_call import Place
 from namm_jax.train.run import Run, aggregate
+from namm_jax.train.saved import saved_config
 
 
 def configure_jax() -> None:
@@ -218,13 +218,9 @@ def open_experiment(workdir: Path) -> Iterator[Any]:
     from namm_jax.train.shared_run import SharedRun
 
     workdir = local(workdir)
-    saved = read_json(workdir / 'config.json')
-    defaults = schema(
-        saved['config']['data']['family']
-    ).to_dict()  # of fields that are newer than the folder
-    with SharedRun(
-        lambda: Run(workdir, defaults, experiment=saved['experiment'], depends=_needs)
-    ) as run:
+    experiment, config = saved_config(workdir)
+    defaults = config.to_dict()
+    with SharedRun(lambda: Run(workdir, defaults, experiment=experiment, depends=_needs)) as run:
         yield _build(run, lambda: 0)
 
 

@@ -89,8 +89,8 @@ def _checked_distance(experiment: Experiment) -> dict[str, Any]:
             f'expected far less than the {perturbed:.3g} of the same data with 10 % of noise; no '
             'sample will be much better than the data'
         )
-    problem = experiment.problem
-    unit = rule_unit(experiment.constraint, x, problem.units[1], experiment.key('evaluate'))
+    scale, key = experiment.problem.units[1], experiment.key('evaluate')
+    unit = rule_unit(experiment.constraint, jnp.asarray(x), scale, key)
     return found | {'unit': unit}
 
 
