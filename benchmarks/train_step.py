@@ -125,7 +125,7 @@ def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[
     denoising = tasks.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
     finetune = tasks.finetune_task(
-        config, 100, constraint, state.params, moments_of(state.opt_state['inverse'])
+        config, 100, constraint, 1.0, state.params, moments_of(state.opt_state['inverse'])
     )
     batch = lambda section: x[: config[section].batch_size]
     return {

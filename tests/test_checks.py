@@ -89,7 +89,7 @@ BAD_RULES = {
     'nothing': (lambda x: None, 'got NoneType'),
     'count': (
         lambda x: jnp.sum(x > 0.4, (1, 2, 3)),
-        'got int32, expected a floating-point.*no gradient',
+        'got int32, expected one floating-point.*no gradient',
     ),
     'nan': (
         lambda x: jnp.log(x - 2).mean((1, 2, 3)),
@@ -155,14 +155,14 @@ BAD_OPERATORS = {
     'flat': (lambda x: x.ravel(), r'got shape \(384,\)'),
     'count': (lambda x: jnp.sum(x > 0, (1, 2, 3)), 'got int32, expected'),
     'complex': (lambda x: jnp.fft.fft2(x, axes=(1, 2)), 'got complex64, .*stack the parts'),
-    'nan': (jnp.log, 'got values of NaN or infinity'),
+    'nan': (jnp.log, 'got NaN or infinity at the fields in 3 of 3 samples'),
     'root': (
         lambda x: jnp.sqrt(jnp.sum((x - x) ** 2, (1, 2, 3))),
         'got a gradient of NaN or infinity.*norm at 0',
     ),
     'rounded': (jnp.round, 'got a gradient of 0.*rounding'),
     'stopped': (jax.lax.stop_gradient, 'got a gradient of 0'),
-    'mean': (lambda x: x - x.mean(0), 'got another value for one sample.*over axis 0'),
+    'mean': (lambda x: x - x.mean(0), 'got another value alone.*over axis 0'),
     'place': (
         lambda x: x * jnp.arange(1, len(x) + 1)[:, None, None, None],
         'at another place in the batch',

@@ -111,13 +111,15 @@ def test_table_has_the_numbers_of_the_metrics(written, results):
     assert '<th scope="row">seed</th><td>0</td>' in written and 'git revision' in written
 
 
-def test_redrawn_page_is_the_same_to_the_byte_and_needs_no_jax(tiny_run, tmp_path, written):
+def test_redrawn_page_is_the_same_to_the_byte_and_needs_no_training_code(
+    tiny_run, tmp_path, written
+):
     out = tmp_path / 'again.html'
     program = (
         'import sys; from namm_jax.report.__main__ import main; status = '
         f'main({[str(tiny_run), "--out", str(out)]})'
     )
-    program += '; sys.exit(3 if {"jax", "optax"} & set(sys.modules) else status)'
+    program += '; sys.exit(3 if {"flax", "optax", "orbax"} & set(sys.modules) else status)'
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f'{out}\n', done.stderr
     assert out.read_text() == written

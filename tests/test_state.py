@@ -97,7 +97,7 @@ def make_tasks():
     moments = moments_of(mirror.optimizer.init(params)['inverse'])
     return {
         'mirror': mirror,
-        'finetune': tasks.finetune_task(config, 4, constraint, params, moments),
+        'finetune': tasks.finetune_task(config, 4, constraint, 1.0, params, moments),
         'denoising': tasks.denoising_task(config, 4, 0.1, 1.1),
     }
 

@@ -1,4 +1,4 @@
-"""Draws the report of finished runs again, or of several side by side: no training, no JAX.
+"""Draws the report of finished runs again, or of several side by side: no training.
 
     python -m namm_jax.report RUN [RUN ...] [--out FILE]
 

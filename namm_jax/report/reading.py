@@ -1,4 +1,4 @@
-"""A finished run, read from its folder for the report: numbers, records and arrays, without JAX."""
+"""A finished run, read from its folder for the report: numbers, records and arrays."""
 
 import io
 import zipfile
