@@ -91,7 +91,7 @@ def edm(
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
         level = broadcast(s, u)
-        total = jnp.sqrt(level**2 + sigma_data**2)
+        total = jnp.sqrt(broadcast(s, u) ** 2 + sigma_data**2)  # not `level`: one ulp of gradients
         output = network(u / total, jnp.log(s) / 4)
         return (sigma_data / total) ** 2 * u + level * sigma_data / total * output
 
