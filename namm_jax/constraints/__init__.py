@@ -1,1 +1,18 @@
 """Constraints: values with `terms`, `distance` and `residual`, and the projection onto them."""
+
+from namm_jax.constraints.base import function_rule, reference, rule, weighted_sum
+from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.constraints.sets import ball, box, half_spaces, mass_below, simplex
+
+__all__ = [
+    'ball',
+    'box',
+    'function_rule',
+    'gauss_newton_projection',
+    'half_spaces',
+    'mass_below',
+    'reference',
+    'rule',
+    'simplex',
+    'weighted_sum',
+]
