@@ -47,12 +47,49 @@ def test_guidance_of_scale_zero_is_the_denoiser(x):
     close(traced, NORMAL(x, 1.5 * ONE), atol=1e-6)
 
 
-def test_scale_is_the_part_of_the_way_to_a_plane(x):
+@pytest.mark.parametrize('through', [False, True])
+def test_scale_is_the_part_of_the_way_to_a_plane(x, through):
+    """Independent pixels of one variance: their covariance has no preferred direction, so both ways
+    are one.
+    """
     sigma = jnp.linspace(0.1, 30, 5)
     estimate = NORMAL(x, sigma)
-    close(guided(NORMAL, plane, scale=1.0)(x, sigma), shift(estimate))
-    part = guided(NORMAL, plane, scale=0.25)(x, sigma)
+    close(guided(NORMAL, plane, scale=1.0, through=through)(x, sigma), shift(estimate))
+    part = guided(NORMAL, plane, scale=0.25, through=through)(x, sigma)
     close(part, estimate + 0.25 * (shift(estimate) - estimate))
+
+
+def test_through_the_network_scale_one_is_the_conditional_denoiser():
+    rng = np.random.default_rng(0)
+    mean, factor, normal, level, sigma = (
+        rng.normal(size=6),
+        rng.normal(size=(6, 6)) / 2,
+        rng.normal(size=6),
+        0.4,
+        0.8,
+    )
+    covariance, x = factor @ factor.T, rng.normal(size=(4, 6))
+    # The law of the data given x = x_0 + sigma noise and normal . x_0 = level, both as
+    # measurements.
+    seen = np.vstack([np.eye(6), normal])
+    noise = np.diag([sigma**2] * 6 + [0])
+    gain = covariance @ seen.T @ np.linalg.inv(seen @ covariance @ seen.T + noise)
+    measured = np.hstack([x, np.full((4, 1), level)])
+    expected = mean + (measured - mean @ seen.T) @ gain.T
+
+    posterior = covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(6))
+    denoiser = lambda x, sigma: mean + (x - mean) @ posterior.T
+    distance = lambda x: jnp.abs(x @ normal - level)
+    close(
+        guided(denoiser, distance, scale=1.0, through=True)(jnp.asarray(x), sigma * ONE),
+        expected,
+        atol=1e-4,
+    )
+    at_estimate = guided(denoiser, distance, scale=1.0)(jnp.asarray(x), sigma * ONE)
+    assert float(distance(at_estimate).max()) < 1e-5
+    assert float(jnp.abs(at_estimate - expected).max()) > 0.01, (
+        'on the plane, but at the nearest point'
+    )
 
 
 @pytest.mark.parametrize('scale', [0.5, 1.0, 1.9])
@@ -77,9 +114,13 @@ def test_guidance_without_a_slope_is_the_denoiser():
     x = jnp.stack([jnp.ones(SHAPE), jnp.full(SHAPE, 2.0)])
     norm = lambda x: jnp.sqrt(((x - 1) ** 2).sum(AXES))  # its gradient is NaN where it is 0
     close(guided(same, norm, scale=1.0)(x, ONE), jnp.ones_like(x))
+    close(guided(same, norm, scale=1.0, through=True)(x, ONE), jnp.ones_like(x))
     for flat in (lambda x: 3 + 0 * x.sum(AXES), lambda x: jnp.nan * x.sum(AXES)):
         assert (guided(same, flat, scale=1.0)(x, ONE) == x).all()
     close(guided(same, plane, scale=1.0)(shift(x), ONE), shift(x), atol=1e-6)  # there already
+    # A direction through the network along which the distance grows.
+    turned = guided(lambda x, sigma: -x, lambda x: x.mean(AXES), scale=1.0, through=True)
+    assert (turned(-x, ONE) == x).all()
 
 
 def test_guidance_goes_no_farther_than_its_limit():

@@ -23,20 +23,24 @@ def guided(
     distance: Callable[[Array], PerSample],
     *,
     scale: ArrayLike,
+    through: bool = False,
     limit: float | None = None,
 ) -> Denoiser:
-    """Returns the denoiser guided towards M: `D' = D - scale l(D) / |grad l(D)|^2 grad l(D)`.
+    """Returns the denoiser guided towards M: `D' = D - scale l(D) / (grad l(D) . d) d`.
 
+    The direction `d` is `grad l(D)`, or `J^T grad l(D)` where the rule guides through the network.
     The length is that at which the linearised distance is 0 (Polyak), so `scale` is the part of the
-    way to M: 0 is D itself and 1 goes all the way. Where `l` is convex and `0 < scale < 2`, no
-    point of M is farther from D' than from D. Where M is a hyperplane and l proportional to the
-    distance to it, `scale = 1` is the nearest point of M. Where D is on M, or the gradient is 0 or
-    not finite, D' is D.
+    way to M: 0 is D itself and 1 goes all the way. Where `l` is convex, `d = grad l` and
+    `0 < scale < 2`, no point of M is farther from D' than from D. Where M is a hyperplane and l
+    proportional to the distance to it, `scale = 1` is the nearest point of M; through the exact
+    denoiser of normal data it is their exact denoiser given M, since `sigma^2 J` is the covariance
+    of `x_0` given x. Where D is on M, or the distance does not fall along `-d`, D' is D.
 
     Args:
         denoiser: D.
         distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
+        through: whether to guide through the network, at the cost of a backward pass a call.
         limit: largest step before `scale`, as a root mean square over a sample's values, in data
             units; None is none. The data's standard deviation holds back a distance that is nearly
             flat where it is large.
@@ -44,8 +48,9 @@ def guided(
     Raises:
         ValueError: if `scale` or `limit` is out of its range.
 
-    Reference: Huang et al. 2024, arXiv 2406.17763, and He et al. 2024, arXiv 2311.16424; Polyak
-        1969, USSR Comput. Math. and Math. Phys. 9(3) (the length).
+    Reference: Huang et al. 2024, arXiv 2406.17763, and He et al. 2024, arXiv 2311.16424; Chung et
+        al. 2023, arXiv 2209.14687 (through the network); Polyak 1969, USSR Comput. Math. and Math.
+        Phys. 9(3) (the length).
     """
     if limit is not None and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
@@ -58,10 +63,14 @@ def guided(
             return denoiser
 
     def denoise(x: Array, sigma: Array) -> Array:
-        x_0 = denoiser(x, sigma)
+        if through:
+            x_0, pull_back = jax.vjp(lambda x: denoiser(x, sigma), x)
+        else:
+            x_0, pull_back = denoiser(x, sigma), lambda slope: (slope,)
         value, slopes = jax.vjp(distance, x_0)
         (slope,) = slopes(jnp.ones_like(value))
-        step = _step_to_zero(value, slope, math.inf if limit is None else limit)
+        (direction,) = pull_back(slope)
+        step = _step_to_zero(value, slope, direction, math.inf if limit is None else limit)
         return (x_0 - scale * step).astype(x_0.dtype)
 
     return denoise
@@ -145,16 +154,22 @@ def measurement_guided(
     return denoise
 
 
-def _step_to_zero(value: PerSample, slope: Array, limit: float) -> Array:
-    """Returns `value / |slope|^2 slope` of values >= 0 with gradients `slope`, its root mean square
-    no more than `limit`; 0 where the value or the slope is.
+def _step_to_zero(value: PerSample, slope: Array, direction: Array, limit: float) -> Array:
+    """Returns `value / (slope . direction) direction` of values >= 0 with gradients `slope`, its
+    root mean square no more than `limit`; 0 where the value does not fall that way.
     """
     # Scaled to a largest entry of 1: in float32 the square of a slope below 1e-22 is 0.
-    largest = jnp.max(jnp.abs(slope), axes(slope), keepdims=True)
-    unit = slope / jnp.where(largest > 0, largest, 1)
+    slope, steepness = _unit_and_size(slope)
+    direction, _ = _unit_and_size(direction)
     value = broadcast(value, slope)
-    rate = largest * jnp.sum(unit * unit, axes(slope), keepdims=True)
+    rate = steepness * jnp.sum(slope * direction, axes(slope), keepdims=True)
     falls = (value > 0) & (rate > 0)
-    size = jnp.sqrt(jnp.where(falls, jnp.mean(unit**2, axes(slope), keepdims=True), 1))
+    size = jnp.sqrt(jnp.where(falls, jnp.mean(direction**2, axes(slope), keepdims=True), 1))
     length = jnp.minimum(value / jnp.where(falls, rate, 1), limit / size)
-    return jnp.where(falls & jnp.isfinite(length), length * unit, 0)
+    return jnp.where(falls & jnp.isfinite(length), length * direction, 0)
+
+
+def _unit_and_size(v: Array) -> tuple[Array, Array]:
+    """Returns `v (b, ...)` over its largest absolute entry, per sample, and that entry."""
+    largest = jnp.max(jnp.abs(v), axes(v), keepdims=True)
+    return v / jnp.where(largest > 0, largest, 1), largest
