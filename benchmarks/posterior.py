@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.train.command import configure_jax
+from namm_jax.experiment.command import configure_jax
 
 DATA = ('dps', 'cg_dps', 'few_steps', 'smc')
 MIRROR = ('mirror_dps', 'mirror_few_steps', 'mirror_smc')
@@ -66,8 +66,8 @@ def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.train import tasks
-    from namm_jax.train.experiment import finetuned_parameters, score_parameters
+    from namm_jax.experiment import build
+    from namm_jax.experiment.experiment import finetuned_parameters, score_parameters
 
     record = experiment.run.record('mdm')
     _, f = experiment.mirror.bind(finetuned_parameters(experiment))
@@ -76,7 +76,7 @@ def networks(experiment: Any, samples: int) -> dict[str, Callable[[], Any]]:
 
     @jax.jit
     def denoise(score: Any, z: Any) -> Any:
-        denoiser = tasks.make_denoiser(experiment.config, score, record['mean'], record['std'])
+        denoiser = build.make_denoiser(experiment.config, score, record['mean'], record['std'])
         x, pull = jax.vjp(lambda z: denoiser(z, jnp.float32(record['std'])), z)
         return x, pull(z)
 
@@ -93,7 +93,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.train.posteriors import ROWS, make_operator, measured_gains
+    from namm_jax.experiment.posteriors import ROWS, make_operator, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples
@@ -112,7 +112,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
 def main() -> None:
     arguments = parse()
     configure_jax()
-    from namm_jax.train.command import open_experiment
+    from namm_jax.experiment.command import open_experiment
 
     with open_experiment(Path(arguments.workdir)) as experiment:
         print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')

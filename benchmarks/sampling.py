@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.train.command import configure_jax
+from namm_jax.experiment.command import configure_jax
 
 REFERENCE = 'euler_maruyama:1000'
 DEFAULTS = ','.join(['sde_dpm_solver_pp_2m:40', 'dpm_solver_pp_2m:20', 'heun:18', REFERENCE])
@@ -43,11 +43,11 @@ def main() -> None:
     import numpy as np
 
     from benchmarks.train_step import measured
-    from namm_jax.train import tasks
-    from namm_jax.train.command import open_experiment
-    from namm_jax.train.drawing import make_draw
-    from namm_jax.train.experiment import finetuned_parameters, score_parameters
-    from namm_jax.train.sharding import batch_sharding
+    from namm_jax.experiment import build
+    from namm_jax.experiment.command import open_experiment
+    from namm_jax.experiment.devices import batch_sharding
+    from namm_jax.experiment.drawing import make_draw
+    from namm_jax.experiment.experiment import finetuned_parameters, score_parameters
 
     with open_experiment(Path(arguments.workdir)) as experiment:
         config, record = experiment.config, experiment.run.record('mdm')
@@ -58,7 +58,7 @@ def main() -> None:
             experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh)
         )
         moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
-        call = jax.jit(lambda score, z: tasks.make_denoiser(config, score, *moments)(z, sigma))
+        call = jax.jit(lambda score, z: build.make_denoiser(config, score, *moments)(z, sigma))
         noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.problem.shape))
         noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
         alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds

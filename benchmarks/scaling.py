@@ -26,9 +26,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.train_step import Measured, step_of
 from configs.burgers import get_config
-from namm_jax.train import dataset, tasks
-from namm_jax.train.config import override
-from namm_jax.train.sharding import make_mesh, put_batch
+from namm_jax.experiment import build, dataset
+from namm_jax.experiment.config import override
+from namm_jax.experiment.devices import make_mesh, put_batch
 
 QUICK = get_config('quick')
 
@@ -41,7 +41,7 @@ def timed_step(config: ConfigDict, batch: int, devices: int, repeats: int) -> Me
         .astype(np.float32)
     )
     task, parts = (
-        tasks.denoising_task(config, 100, 0.0, 1.0),
+        build.denoising_task(config, 100, 0.0, 1.0),
         config.train.parts if batch % 2 == 0 else 1,
     )
     return step_of(task, {'x': x}, repeats, parts, devices)

@@ -30,16 +30,16 @@ import numpy as np
 
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
+from namm_jax.experiment import build
+from namm_jax.experiment.config import override
+from namm_jax.experiment.devices import batch_sharding, make_mesh, put, replicated
+from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.step import make_train_step
 from namm_jax.inverse.dps import fixed, guided_step
 from namm_jax.inverse.likelihood import likelihood
 from namm_jax.mirror import add_noise
 from namm_jax.networks.convolution import convolve, wrap
 from namm_jax.networks.resnet import Up
-from namm_jax.train import tasks
-from namm_jax.train.config import override
-from namm_jax.train.problem import make_problem
-from namm_jax.train.sharding import batch_sharding, make_mesh, put, replicated
-from namm_jax.train.step import make_train_step
 from namm_jax.training.optimizers import moments_of
 from namm_jax.training.step import init_state
 
@@ -120,11 +120,11 @@ def step_of(
 
 def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
     """Times the three training steps: the denoising one is that of mdm and dm alike."""
-    constraint = tasks.make_constraint(config)
-    mirror = tasks.mirror_task(config, 100, constraint)
-    denoising = tasks.denoising_task(config, 100, x.mean(), x.std())
+    constraint = build.make_constraint(config)
+    mirror = build.mirror_task(config, 100, constraint)
+    denoising = build.denoising_task(config, 100, x.mean(), x.std())
     state = init_state(mirror, jax.random.key(0))
-    finetune = tasks.finetune_task(
+    finetune = build.finetune_task(
         config, 100, constraint, 1.0, state.params, moments_of(state.opt_state['inverse'])
     )
     batch = lambda section: x[: config[section].batch_size]
@@ -139,7 +139,7 @@ def training_steps(config: Any, x: jax.Array, repeats: int, parts: int) -> dict[
 
 def parts(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     """Times g, f and the constraint, each with its gradient, on a mirror batch."""
-    mirror, constraint = tasks.make_mirror(config), tasks.make_constraint(config)
+    mirror, constraint = build.make_mirror(config), build.make_constraint(config)
     params, x = mirror.init(jax.random.key(0), x[:1]), x[: config.mirror.batch_size]
     scalars = {
         'g and its gradient': lambda p, x: jnp.abs(mirror.forward(p, x)).mean(),
@@ -164,7 +164,7 @@ def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     """
     x, shape = x[: config.score.batch_size], x.shape[1:]
     moments = float(x.mean()), float(x.std())
-    params = tasks.denoising_task(config, 100, *moments).init(jax.random.key(0))
+    params = build.denoising_task(config, 100, *moments).init(jax.random.key(0))
     sampler = make_sampler(
         'ancestral', steps=STEPS, mean=moments[0], std=moments[1], denoise_last=False
     )
@@ -172,7 +172,7 @@ def samplers(config: Any, x: jax.Array, repeats: int) -> dict[str, Measured]:
     misfit = likelihood(half, half(x), 0.2).misfit
     guided = sampler._replace(step=guided_step(sampler.step, sampler.schedule, misfit, fixed(1e-3)))
     keys = jax.random.split(jax.random.key(1), len(x))
-    denoiser = lambda params: tasks.make_denoiser(config, params, *moments)
+    denoiser = lambda params: build.make_denoiser(config, params, *moments)
     call = lambda params, x: denoiser(params)(x, jnp.float32(moments[1]))
     pulled = lambda params, x: jax.vjp(lambda x: call(params, x), x)[1](x)
     timed = lambda function, argument: measured(
@@ -227,10 +227,10 @@ def direct_loss(config: Any) -> Callable:
     """Returns the mirror loss `(params, frozen, key, batch, *, train)` as published: four separate
     network calls.
     """
-    mirror, section = tasks.make_mirror(config), config.mirror
+    mirror, section = build.make_mirror(config), config.mirror
     a, periodic = (
         section.strong_convexity,
-        tasks.PADDINGS[section.forward_padding](make_problem(config).periodic),
+        build.PADDINGS[section.forward_padding](make_problem(config).periodic),
     )
 
     def g(params: Any, x: jax.Array) -> jax.Array:
@@ -272,7 +272,7 @@ def published(x: jax.Array, repeats: int, parts: int) -> dict[str, Measured]:
         RuntimeError: if the two losses differ by more than 1e-4 of their value.
     """
     config = override(get_config('paper').unlock(), PUBLISHED_NETWORKS)
-    ours = tasks.mirror_task(config, 100, tasks.make_constraint(config))
+    ours = build.mirror_task(config, 100, build.make_constraint(config))
     direct = ours._replace(loss=direct_loss(config))
     params = ours.init(jax.random.key(0))
     values = [

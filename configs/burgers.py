@@ -1,7 +1,7 @@
 """Burgers' equation: every column of the image is one time step after the column before it."""
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 QUICK = presets.MUON | {
     'data.points': 32,

@@ -2,8 +2,8 @@
 trains.
 """
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 QUICK = presets.MUON | {
     'data.points': 64,

@@ -2,8 +2,8 @@
 the grid.
 """
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 QUICK = {
     'data.points': 32,

@@ -3,8 +3,8 @@
 `--config.constraint.name=divergence+kolmogorov` asks for both rules at once.
 """
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 RULE = {'constraint.name': 'kolmogorov', 'mirror.lambda_constr': 1.0, 'finetune.lambda_constr': 1.0}
 

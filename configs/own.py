@@ -2,8 +2,8 @@
 --config.constraint.distance=FILE.py:FUNCTION`.
 """
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 QUICK = {'data.train': 0, 'data.validation': 100, 'data.test': 100}  # all others are for training
 

@@ -1,7 +1,7 @@
 """Binary textures that repeat: every tile of the image is the same."""
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 # Tiles are compared across half an image: by f, and by the score network of both diffusion models.
 ACROSS = {'mirror.global_convolution': True, 'score.global_convolution': True}

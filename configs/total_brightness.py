@@ -1,7 +1,7 @@
 """Black-hole images of a given total brightness: the sum of their pixels."""
 
-from namm_jax.train import presets
-from namm_jax.train.config import experiment
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
 
 # An f that starts with z's mean taken off has the sum at hand. The rule's gradient is 1 in every
 # pixel, that of the cycle terms one over their number: a small weight is enough.

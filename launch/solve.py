@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.train.solve import solve
+from namm_jax.experiment.solve import solve
 
 if __name__ == '__main__':
     sys.exit(solve(sys.argv))

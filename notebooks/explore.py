@@ -38,8 +38,8 @@ import jax.numpy as jnp
 sys.path.insert(0, str(CLONE))
 
 import namm_jax as nj
+from namm_jax.experiment import command
 from namm_jax.report import figures
-from namm_jax.train import command
 
 
 def show(figure):

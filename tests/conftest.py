@@ -34,13 +34,13 @@ jax.config.update('jax_disable_most_optimizations', True)
 # pdes, whose tests also give them arrays for numbers, and shapes that their own errors are about.
 MATHS = '_arrays problems constraints networks mirror denoising metrics'.split()
 TRAINING = [
-    f'train.{name}' for name in 'config dataset experiment loop sharding stages state tasks'.split()
+    f'experiment.{name}' for name in 'config dataset experiment loop devices stages build'.split()
 ]
 jaxtyping.install_import_hook(
     [f'namm_jax.{name}' for name in MATHS + TRAINING], 'beartype.beartype'
 )
 
-from namm_jax.train import command  # noqa: E402
+from namm_jax.experiment import command  # noqa: E402
 
 TINY = '--config=configs/burgers.py:tiny'
 

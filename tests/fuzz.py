@@ -51,16 +51,16 @@ from fuzz_cases import (
 )
 from ml_collections import ConfigDict
 
-from namm_jax.train import command, dataset, solve, tasks
-from namm_jax.train.arguments import parse, solve_flags
-from namm_jax.train.config import steps_of
-from namm_jax.train.own import read_user_data
-from namm_jax.train.problem import make_problem, measured
-from namm_jax.train.ranges import check_ranges
-from namm_jax.train.resolve import flatten, override
-from namm_jax.train.roll_call import address_of
-from namm_jax.train.sharding import rules_of
-from namm_jax.train.stages import check_stages
+from namm_jax.experiment import build, command, dataset, solve
+from namm_jax.experiment.arguments import parse, solve_flags
+from namm_jax.experiment.config import steps_of
+from namm_jax.experiment.devices import rules_of
+from namm_jax.experiment.own import read_user_data
+from namm_jax.experiment.problem import make_problem, measured
+from namm_jax.experiment.ranges import check_ranges
+from namm_jax.experiment.resolve import flatten, override
+from namm_jax.experiment.roll_call import address_of
+from namm_jax.experiment.stages import check_stages
 
 MEMORY = 2**26  # bytes: far more than any case holds
 
@@ -176,7 +176,7 @@ def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> 
         'mdm': 'score',
         'dm': 'score',
     }.items():
-        tasks.optimizer_of(config[section].optimizer, steps_of(config, stage))
+        build.optimizer_of(config[section].optimizer, steps_of(config, stage))
 
 
 def check_npy(data: bytes) -> None:

@@ -18,15 +18,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from namm_jax.experiment import dataset
+from namm_jax.experiment.arguments import parse, solve_flags
+from namm_jax.experiment.config import schema
+from namm_jax.experiment.posteriors import ROWS, make_operator
+from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.resolve import flatten, override
+from namm_jax.experiment.stages import STAGES
 from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems import PROBLEMS
-from namm_jax.train import dataset
-from namm_jax.train.arguments import parse, solve_flags
-from namm_jax.train.config import schema
-from namm_jax.train.posteriors import ROWS, make_operator
-from namm_jax.train.problem import make_problem
-from namm_jax.train.resolve import flatten, override
-from namm_jax.train.stages import STAGES
 
 SHAPE = (2, 3, 1)  # of a sample
 SIZES = {'train': 7, 'validation': 3, 'test': 2}

@@ -15,11 +15,11 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
+from namm_jax.experiment.command import open_experiment
+from namm_jax.experiment.files import read_json
+from namm_jax.experiment.posteriors import PUBLISHED, ROWS, with_noise_floor
+from namm_jax.experiment.solve import solve
 from namm_jax.problems import PROBLEMS
-from namm_jax.train.command import open_experiment
-from namm_jax.train.files import read_json
-from namm_jax.train.posteriors import PUBLISHED, ROWS, with_noise_floor
-from namm_jax.train.solve import solve
 
 TINY = '--config=configs/burgers.py:tiny'
 
@@ -145,7 +145,7 @@ import sys
 import jax
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
-from namm_jax.train.command import main
+from namm_jax.experiment.command import main
 sys.exit(main(['launch/main.py', *sys.argv[1:]]))
 """
 

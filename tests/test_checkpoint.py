@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import struct
 
-from namm_jax.train.checkpoint import Checkpoints
+from namm_jax.experiment.checkpoint import Checkpoints
 
 
 @struct.dataclass

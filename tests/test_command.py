@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from namm_jax.train import command, evaluate_file
+from namm_jax.experiment import command, evaluate_file
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = '--config=configs/burgers.py:tiny'

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from namm_jax.train.config import field_names, override, schema, steps_of
-from namm_jax.train.experiment import check
-from namm_jax.train.ranges import AT_LEAST, check_ranges
+from namm_jax.experiment.config import field_names, override, schema, steps_of
+from namm_jax.experiment.experiment import check
+from namm_jax.experiment.ranges import AT_LEAST, check_ranges
 from namm_jax.training.optimizers import learning_rate_schedule
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import pytest
 from jax.tree_util import Partial
 
 from namm_jax._arrays import Constraint
+from namm_jax.experiment.counter import source_map, turned
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
 from namm_jax.problems.counting import classical_count
 from namm_jax.problems.galaxy_images import Galaxies
-from namm_jax.train.counter import source_map, turned
 
 PROBLEM = Galaxies(points=8, count=2)
 

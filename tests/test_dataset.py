@@ -7,8 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from namm_jax.train.dataset import batch_indices, batches, load_split, read_fields, write_dataset
-from namm_jax.train.files import UserError, write_json
+from namm_jax.experiment.dataset import (
+    batch_indices,
+    batches,
+    load_split,
+    read_fields,
+    write_dataset,
+)
+from namm_jax.experiment.files import UserError, write_json
 
 SIZES = {'train': 7, 'validation': 3, 'test': 2}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.train.evaluate_file import evaluate
-from namm_jax.train.files import read_json
+from namm_jax.experiment.evaluate_file import evaluate
+from namm_jax.experiment.files import read_json
 
 NAMES = ('divergence', 'kolmogorov', 'total_brightness', 'periodic', 'count')
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from namm_jax.train import tasks
-from namm_jax.train.problem import make_problem
+from namm_jax.experiment import build
+from namm_jax.experiment.problem import make_problem
 
 
 @pytest.mark.parametrize('name', ['burgers', 'divergence', 'periodic'])
@@ -17,7 +17,7 @@ def test_the_law_of_data_repeats_after_a_cell_and_no_part_of_it_and_networks_are
         config.data.burn_in, config.data.inner_steps = 1.0, 1  # for the force to be felt
     problem, n = make_problem(config), 1024
     x = np.asarray(problem.sample(jax.random.key(0), n))
-    for network in (tasks.make_score(config), tasks.make_inverse(config)):
+    for network in (build.make_score(config), build.make_inverse(config)):
         assert network.cell == tuple(
             np.where(problem.periodic, problem.cell, 1)
         )  # elsewhere padding tells

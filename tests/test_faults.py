@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.train.files import read_json, write_json
+from namm_jax.experiment.files import read_json, write_json
 
 TINY = '--config=configs/burgers.py:tiny'
 

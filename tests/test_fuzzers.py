@@ -11,10 +11,10 @@ from fuzz_cases import OTHERS, PICKLES, forge, good_files, headed, saved_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from namm_jax.train.dataset import PARTIAL
-from namm_jax.train.files import UserError
-from namm_jax.train.own import load_function
-from namm_jax.train.roll_call import Place, address_of
+from namm_jax.experiment.dataset import PARTIAL
+from namm_jax.experiment.files import UserError
+from namm_jax.experiment.own import load_function
+from namm_jax.experiment.roll_call import Place, address_of
 
 QUIET = pytest.mark.filterwarnings(
     'ignore:Reading `.npy`'

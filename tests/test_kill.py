@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.train.config import schema
-from namm_jax.train.files import read_json, write_json
-from namm_jax.train.stages import stages_of
+from namm_jax.experiment.config import schema
+from namm_jax.experiment.files import read_json, write_json
+from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
 ROOT = Path(__file__).resolve().parent.parent

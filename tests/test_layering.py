@@ -1,5 +1,5 @@
 """Imports point one way: data -> constraint -> mirror map -> diffusion -> sampling -> evaluation ->
-train -> launch.
+experiment -> launch.
 """
 
 import ast
@@ -41,18 +41,18 @@ ALLOWED = {
         MATHS | {'optax', 'rich'},
     ),
     'namm_jax.report': (
-        'problems report train.files train.records train.resolve',
+        'problems report experiment.files experiment.records experiment.resolve',
         SYSTEM | {'matplotlib', 'PIL'},
     ),
-    'namm_jax.train': (
-        'constraints denoising inverse metrics mirror networks problems report train training',
+    'namm_jax.experiment': (
+        'constraints denoising inverse metrics mirror networks problems report experiment training',
         SYSTEM | {'absl', 'flax', 'ml_collections', 'optax'},
     ),
-    'namm_jax.train.own': ('train.files train.dataset', SYSTEM | {'PIL'}),
-    'namm_jax.train.checkpoint': ('train', SYSTEM | {'orbax'}),
-    'namm_jax.train.tensorboard': ('train.files', SYSTEM | {'tensorboardX'}),
-    'configs': ('train.config train.presets', set()),
-    'launch': ('train', SYSTEM),
+    'namm_jax.experiment.own': ('experiment.files experiment.dataset', SYSTEM | {'PIL'}),
+    'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),
+    'namm_jax.experiment.tensorboard': ('experiment.files', SYSTEM | {'tensorboardX'}),
+    'configs': ('experiment.config experiment.presets', set()),
+    'launch': ('experiment', SYSTEM),
 }
 
 
@@ -144,7 +144,7 @@ def test_imports_point_one_way():
 
 
 def test_the_figures_are_imported_only_when_drawn():
-    for source, module, is_package in modules('namm_jax/train'):
+    for source, module, is_package in modules('namm_jax/experiment'):
         assert not [
             name
             for name in eager(source, module, is_package)
@@ -178,19 +178,19 @@ def test_no_tensorflow_anywhere():
         ('namm_jax.mirror', 'from namm_jax import problems'),
         ('namm_jax.mirror', 'from namm_jax import *'),
         ('namm_jax.denoising.samplers', 'from namm_jax.inverse.likelihood import likelihood'),
-        ('namm_jax.denoising.samplers', 'def f():\n    from namm_jax.train import config'),
+        ('namm_jax.denoising.samplers', 'def f():\n    from namm_jax.experiment import config'),
         ('namm_jax.inverse.dps', 'from namm_jax.mirror import cycle'),
         ('namm_jax.metrics', 'import matplotlib.pyplot as plt'),
         ('namm_jax.metrics', 'if True:\n    import time'),
         ('namm_jax.denoising.denoisers', 'import flax.linen as nn'),
-        ('namm_jax.training.step', 'from namm_jax.train.loop import fit'),
-        ('namm_jax.report.table', 'from namm_jax.train.run import Run'),
-        ('namm_jax.train.loop', 'import orbax.checkpoint as ocp'),
-        ('namm_jax.train.stages', 'from matplotlib import figure'),
-        ('namm_jax.train.records', 'import tensorboardX'),
-        ('namm_jax.train.step', 'import tensorflow as tf'),
+        ('namm_jax.training.step', 'from namm_jax.experiment.loop import fit'),
+        ('namm_jax.report.table', 'from namm_jax.experiment.folder import Run'),
+        ('namm_jax.experiment.loop', 'import orbax.checkpoint as ocp'),
+        ('namm_jax.experiment.stages', 'from matplotlib import figure'),
+        ('namm_jax.experiment.records', 'import tensorboardX'),
+        ('namm_jax.experiment.step', 'import tensorflow as tf'),
         ('namm_jax.novelty', 'import jax'),
-        ('configs.burgers', 'from namm_jax.train.tasks import TASKS'),
+        ('configs.burgers', 'from namm_jax.experiment.build import TASKS'),
         ('launch.main', 'import configs.burgers'),
     ],
 )
@@ -208,8 +208,8 @@ def test_a_violation_is_found(module, source):
             'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp',
             False,
         ),
-        ('namm_jax.train.checkpoint', 'import orbax.checkpoint as ocp', False),
-        ('configs.burgers', 'from namm_jax.train.config import experiment', False),
+        ('namm_jax.experiment.checkpoint', 'import orbax.checkpoint as ocp', False),
+        ('configs.burgers', 'from namm_jax.experiment.config import experiment', False),
     ],
 )
 def test_what_the_table_allows_passes(module, source, is_package):

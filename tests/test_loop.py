@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from namm_jax._arrays import Task
-from namm_jax.train import dataset
-from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.loop import Diverged, Plan, Stopped, fit
-from namm_jax.train.sharding import make_mesh
+from namm_jax.experiment import dataset
+from namm_jax.experiment.checkpoint import Checkpoints
+from namm_jax.experiment.devices import make_mesh
+from namm_jax.experiment.loop import Diverged, Plan, Stopped, fit
 
 DATA = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32) + np.float32([1, 2, 3])
 PLAN = Plan('toy', steps=11, log_every=4, validate_every=6, probes=2, ema=0.9)

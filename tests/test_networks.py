@@ -8,14 +8,14 @@ import pytest
 from jax.test_util import check_grads
 
 from configs.burgers import get_config
+from namm_jax.experiment import build
+from namm_jax.experiment.config import override
+from namm_jax.experiment.experiment import check
+from namm_jax.experiment.problem import make_problem
 from namm_jax.networks import NETWORKS, convolution, fields_of, make_network
 from namm_jax.networks.icnn import ICNN, gradient_map, nonnegative_mask
 from namm_jax.networks.resnet import ResNet, Up
 from namm_jax.networks.unet import UNet, position_features
-from namm_jax.train import tasks
-from namm_jax.train.config import override
-from namm_jax.train.experiment import check
-from namm_jax.train.problem import make_problem
 
 AXES = [(False, False), (True, False), (False, True), (True, True)]
 
@@ -211,7 +211,7 @@ def test_published_sizes():
     field = (1, 64, 64, 1)
     assert size_of(ICNN(filters=32, layers=3), field) == 30_368
     assert abs(size_of(ResNet(), field) - 7.8e6) < 0.05e6
-    assert abs(size_of(tasks.make_score(get_config('paper')), field, (1,)) - 15e6) < 1e6
+    assert abs(size_of(build.make_score(get_config('paper')), field, (1,)) - 15e6) < 1e6
 
 
 @pytest.mark.parametrize(
@@ -355,12 +355,12 @@ def tiny(**changes):
 
 def test_networks_of_a_config_have_its_fields():
     config = tiny(mirror__fold=4, mirror__norm='group', score__attention=True, mirror__filters=3)
-    f = tasks.make_inverse(config)
+    f = build.make_inverse(config)
     assert (f.channels, f.fold, f.norm, f.attention) == ((8,), 4, 'group', False)
-    score = tasks.make_score(config)
+    score = build.make_score(config)
     assert (score.fold, score.norm, score.attention) == (2, 'group', True)
-    assert tasks.make_forward(config) == ICNN(3, 1, periodic=(True, False))
-    assert tasks.make_inverse(tiny(mirror__inverse='resnet')).channels == (8,)
+    assert build.make_forward(config) == ICNN(3, 1, periodic=(True, False))
+    assert build.make_inverse(tiny(mirror__inverse='resnet')).channels == (8,)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_the_published_g_of_an_ablation_has_the_sizes_of_f():
     config = get_config('quick')
     with config.unlocked():
         override(config, {'mirror.forward': 'resnet', 'mirror.dropout': 0.25})
-    network = tasks.make_forward(config)
+    network = build.make_forward(config)
     assert network == ResNet((48,), 1, dropout=0.25, periodic=(True, False))
 
 
@@ -452,10 +452,10 @@ def test_a_users_own_networks_are_one_file(own):
         score__network=own('Small'),
         **default,
     )
-    f = tasks.make_inverse(config)
+    f = build.make_inverse(config)
     assert (type(f).__name__, f.channels, f.periodic, f.kernel) == ('Small', (8,), (True, False), 3)
     check(config)
-    mirror = tasks.make_mirror(config)
+    mirror = build.make_mirror(config)
     x = normal(0, 2, *make_problem(config).shape)
     params = mirror.init(jax.random.key(0), x)
     kernel = params['forward']['Dense_0']['kernel']

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import namm_jax as nj
-from namm_jax.train.files import read_json, write_json
+from namm_jax.experiment.files import read_json, write_json
 
 
 @pytest.fixture(scope='module')

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from configs.burgers import get_config
+from namm_jax.experiment.build import optimizer_of as make_optimizer
+from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.networks.icnn import nonnegative_mask
-from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.tasks import optimizer_of as make_optimizer
 from namm_jax.training.optimizers import MUON_RMS, continued, moments_of, muon, per_network
 
 

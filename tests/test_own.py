@@ -13,8 +13,8 @@ import pytest
 
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
-from namm_jax.train.files import UserError
-from namm_jax.train.own import load_function, read_user_data
+from namm_jax.experiment.files import UserError
+from namm_jax.experiment.own import load_function, read_user_data
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
 # Rows of 1/2, 1/4, 1/8, 1/8, 0 and 0 in any order: they sum to 1 exactly.

@@ -16,13 +16,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from namm_jax.experiment.files import UserError
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.__main__ import main
 from namm_jax.report.page import SECTIONS, page
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import ARRAYS, find_runs, read_run, training_curves
 from namm_jax.report.table import cells, row_name, three_digits
-from namm_jax.train.files import UserError
 
 RNG = np.random.default_rng(0)
 VOID = {'meta', 'img', 'source', 'br'}

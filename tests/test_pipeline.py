@@ -11,9 +11,9 @@ import shutil
 import numpy as np
 import pytest
 
-from namm_jax.train.config import schema
-from namm_jax.train.evaluate_file import evaluate
-from namm_jax.train.stages import stages_of
+from namm_jax.experiment.config import schema
+from namm_jax.experiment.evaluate_file import evaluate
+from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
 TINY = '--config=configs/burgers.py:tiny'

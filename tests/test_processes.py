@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from worker import RULES, STOP, draw, train, write_data
 
-from namm_jax.train import dataset, processes
-from namm_jax.train.roll_call import Place, roll_call
+from namm_jax.experiment import dataset, processes
+from namm_jax.experiment.roll_call import Place, roll_call
 
 ROOT = Path(__file__).resolve().parent.parent
 

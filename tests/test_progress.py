@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from namm_jax.train.progress import Bar, short
+from namm_jax.experiment.progress import Bar, short
 
 
 class Terminal(io.StringIO):

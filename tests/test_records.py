@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from namm_jax.train.files import UserError
-from namm_jax.train.records import Records
+from namm_jax.experiment.files import UserError
+from namm_jax.experiment.records import Records
 
 
 def record(step, stage='mirror', **terms):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from namm_jax.train.files import finite, read_json, write_bytes, write_json
-from namm_jax.train.run import Run, UserError, aggregate
+from namm_jax.experiment.files import finite, read_json, write_bytes, write_json
+from namm_jax.experiment.folder import Run, UserError, aggregate
 
 DEPENDS = {
     'data': (),
@@ -263,7 +263,7 @@ def test_the_folder_has_one_owner(tmp_path):
 
 def test_a_killed_owner_frees_the_folder(tmp_path):
     code = (
-        'import sys, time; from namm_jax.train.run import Run\n'
+        'import sys, time; from namm_jax.experiment.folder import Run\n'
         "run = Run(sys.argv[1], {}, experiment='burgers:tiny', depends=lambda config: {})\n"
         "print('open', flush=True); time.sleep(60)"
     )

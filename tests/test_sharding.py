@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from namm_jax.train.sharding import (
+from namm_jax.experiment.devices import (
     batch_sharding,
     check_batch_size,
     describe,
@@ -31,7 +31,7 @@ import jax
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 4)
 import flax.linen as nn, numpy as np
-from namm_jax.train.sharding import check_batch_size, make_mesh, put_batch, replicated
+from namm_jax.experiment.devices import check_batch_size, make_mesh, put_batch, replicated
 
 mesh = make_mesh()
 batch = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype('float32')

@@ -10,13 +10,13 @@ import pytest
 
 from configs.burgers import get_config
 from namm_jax._arrays import Task
+from namm_jax.experiment import build, sharding
+from namm_jax.experiment.build import optimizer_of as make_optimizer
+from namm_jax.experiment.config import override
+from namm_jax.experiment.devices import make_mesh, put_batch, replicated, shardings_of
+from namm_jax.experiment.step import make_train_step, make_validation
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
-from namm_jax.train import sharding, tasks
-from namm_jax.train.config import override
-from namm_jax.train.sharding import make_mesh, put_batch, replicated, shardings_of
-from namm_jax.train.step import make_train_step, make_validation
-from namm_jax.train.tasks import optimizer_of as make_optimizer
 from namm_jax.training.optimizers import moments_of
 from namm_jax.training.step import ema_decay, gradient_in_parts, init_state
 
@@ -91,14 +91,14 @@ def batch_of(shape):
 
 def make_tasks():
     config = tiny()
-    constraint = tasks.make_constraint(config)
-    mirror = tasks.mirror_task(config, 4, constraint)
+    constraint = build.make_constraint(config)
+    mirror = build.mirror_task(config, 4, constraint)
     params = mirror.init(jax.random.key(1))
     moments = moments_of(mirror.optimizer.init(params)['inverse'])
     return {
         'mirror': mirror,
-        'finetune': tasks.finetune_task(config, 4, constraint, 1.0, params, moments),
-        'denoising': tasks.denoising_task(config, 4, 0.1, 1.1),
+        'finetune': build.finetune_task(config, 4, constraint, 1.0, params, moments),
+        'denoising': build.denoising_task(config, 4, 0.1, 1.1),
     }
 
 
@@ -189,8 +189,8 @@ def test_half_precision_keeps_the_state_in_single():
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), {'x': batch_of((8, 8, 1))['x']}
     )
-    mirror = tasks.mirror_task(config, 4, tasks.make_constraint(config))
-    for task in (mirror, tasks.denoising_task(config, 4, 0.0, 1.0)):
+    mirror = build.mirror_task(config, 4, build.make_constraint(config))
+    for task in (mirror, build.denoising_task(config, 4, 0.0, 1.0)):
         state = jax.eval_shape(lambda task=task: init_state(task, jax.random.key(0)))
         after, terms = jax.eval_shape(
             make_train_step(task, ema=0.9, mesh=mesh), state, task.frozen, STREAM, batch

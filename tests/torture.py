@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_kill import ROOT, STAGES, outcome
 from test_processes import free_port
 
-from namm_jax.train.provenance import provenance
+from namm_jax.experiment.provenance import provenance
 
 SIGNALS = {'kill': signal.SIGKILL, 'term': signal.SIGTERM, 'interrupt': signal.SIGINT}
 NEVER_READ = (

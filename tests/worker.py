@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from namm_jax._arrays import Task
-from namm_jax.train import dataset, processes
-from namm_jax.train.checkpoint import Checkpoints
-from namm_jax.train.drawing import in_batches
-from namm_jax.train.loop import Plan, Stopped, fit
-from namm_jax.train.roll_call import Place
-from namm_jax.train.sharding import first_devices, local_mesh, make_mesh
+from namm_jax.experiment import dataset, processes
+from namm_jax.experiment.checkpoint import Checkpoints
+from namm_jax.experiment.devices import first_devices, local_mesh, make_mesh
+from namm_jax.experiment.drawing import in_batches
+from namm_jax.experiment.loop import Plan, Stopped, fit
+from namm_jax.experiment.roll_call import Place
 
 DATA = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
 STEPS, STOP = 12, 5

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from namm_jax.experiment.files import UserError, write_bytes
 from namm_jax.report.reading import find_runs, read_run
-from namm_jax.train.files import UserError, write_bytes
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from namm_jax.experiment.files import write_bytes
 from namm_jax.report.panels import (
     LINES,
     WIDTH,
@@ -30,7 +31,6 @@ from namm_jax.report.panels import (
     time_unit,
 )
 from namm_jax.report.table import in_order, row_name, three_digits
-from namm_jax.train.files import write_bytes
 
 Array = np.ndarray
 

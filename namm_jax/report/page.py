@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from namm_jax.experiment.resolve import flatten
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
 from namm_jax.report.style import STYLE
@@ -21,7 +22,6 @@ from namm_jax.report.table import (
     ratio_of_medians,
     row_name,
 )
-from namm_jax.train.resolve import flatten
 
 # picture -> heading, and what there is to see
 SECTIONS = {

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from namm_jax.train.files import CHECKSUMS, UserError, read_checked, read_json
-from namm_jax.train.records import Records
+from namm_jax.experiment.files import CHECKSUMS, UserError, read_checked, read_json
+from namm_jax.experiment.records import Records
 
 ARRAYS = Path('evaluate', 'arrays.npz')  # what the figures need, in the run folder
 

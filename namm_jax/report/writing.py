@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from namm_jax.experiment.files import read_json, write_bytes
 from namm_jax.report.page import page
 from namm_jax.report.pictures import Picture, draw, draw_assimilation
 from namm_jax.report.reading import read_posteriors, read_run
-from namm_jax.train.files import read_json, write_bytes
 
 
 def write_report(folder: Path) -> None:

@@ -1,0 +1,103 @@
+"""Samples of diffusion models, and functions of many samples, batch by batch over the devices of
+all processes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from namm_jax._arrays import Denoiser, Key, Params
+from namm_jax.denoising.samplers import Sampler, make_sampler
+from namm_jax.experiment import build, dataset
+from namm_jax.experiment.devices import batch_sharding
+from namm_jax.experiment.own import load_function
+from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.processes import gather_rows
+
+Around = Callable[
+    [Denoiser], Denoiser
+]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
+UNCHANGED: Around = Partial(lambda denoiser: denoiser)
+
+
+def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
+    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard
+    deviation.
+    """
+    name = section.sampler
+    return make_sampler(
+        load_function(name) if ':' in name else name,
+        steps=section.steps,
+        mean=mean,
+        std=std,
+        denoise_last=section.denoise_last,
+    )
+
+
+def make_draw(
+    config: ConfigDict,
+    section: ConfigDict,
+    mean: float,
+    std: float,
+    around: Around = UNCHANGED,
+    to_data: Callable[[Array], Array] = UNCHANGED,
+) -> Callable[[Params, Key], Array]:
+    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
+
+    Args:
+        config: the config.
+        section: the sampler's, `config.sample` or `config.train.sample`.
+        mean: mean of the diffusion model's training set.
+        std: its standard deviation.
+        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing
+            unless given.
+        to_data: map of what is drawn; nothing unless given.
+    """
+    shape = make_problem(config).shape
+
+    @jax.jit
+    def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
+        denoiser = around(build.make_denoiser(config, params, mean, std))
+        return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
+
+    # Mean and std are arguments, not constants, so that DM and MDM are one program in the
+    # compilation cache.
+    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
+
+
+def in_batches(
+    function: Callable[[Any], Array],
+    inputs: Any,
+    size: int,
+    mesh: Mesh,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over
+    the mesh.
+
+    Args:
+        function: `(size, ...) -> (size, ...)`.
+        inputs: `(n, ...)`.
+        size: samples a batch of all processes, rounded up to a multiple of the number of devices;
+            the last batch is filled up.
+        mesh: the devices of this process, which takes its share of each batch; every process has as
+            many.
+        between: called before each batch; may raise.
+    """
+    n, parts, processes = len(inputs), [], jax.process_count()
+    size += -size % (mesh.size * processes)
+    local = dataset.local_rows(size, process_index=jax.process_index(), process_count=processes)
+    for start in range(0, n, size):
+        between()
+        indices = (np.arange(start, start + size) % n)[local]
+        chunk = jax.device_put(inputs[indices], batch_sharding(mesh))
+        parts.append(gather_rows(np.asarray(function(chunk)))[: n - start])
+    return np.concatenate(parts)

@@ -1,0 +1,188 @@
+"""The stage that fills the table, and keeps the arrays that the report draws."""
+
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from namm_jax import metrics as evaluation
+from namm_jax._arrays import Constraint, Key, Params
+from namm_jax.experiment import build, dataset
+from namm_jax.experiment.counter import count_statistics
+from namm_jax.experiment.drawing import in_batches, sampler_of
+from namm_jax.experiment.experiment import (
+    Experiment,
+    finetuned_parameters,
+    mirror_parameters,
+    score_parameters,
+)
+from namm_jax.experiment.files import write_checked
+from namm_jax.experiment.methods import Row, rows_of
+from namm_jax.experiment.processes import from_first
+from namm_jax.mirror import robustness
+from namm_jax.report.reading import ARRAYS
+
+SHOWN = 6  # samples of each row that the report shows
+
+
+def evaluate(experiment: Experiment) -> dict[str, Any]:
+    """Fills the table: constraint distances, distribution distances to held-out data, costs;
+    measures f itself.
+    """
+    run, rows = experiment.run, rows_of(experiment)
+    read = lambda row: experiment.packed(
+        dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
+    )
+    samples = {'data': experiment.split('test')} | {row: read(row) for row in rows}
+    distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
+    distances = {
+        row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
+        for row, x in samples.items()
+    }
+    arrays = {f'distances/{row}': values for row, values in distances.items()}
+    for row, x in samples.items():
+        arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
+    maps, z = _maps(experiment), jnp.asarray(read('mirror')[:SHOWN])
+    image = experiment.problem.image
+    *_, last = maps.values()
+    arrays |= {
+        'mirror/z': image(z)[..., None],
+        'mirror/x': image(experiment.mirror.inverse(last, z))[..., None],
+    }
+    arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
+    save_arrays(run.directory / ARRAYS, arrays)
+    run.merge_metrics(
+        {
+            'rows': _rows(experiment, rows, samples, distances),
+            'robustness': _robustness(experiment, maps),
+        }
+    )
+    return {}
+
+
+def _maps(experiment: Experiment) -> dict[str, Params]:
+    """Returns the parameters of f as first learned and as finetuned; of a closed form there is
+    one.
+    """
+    maps = {'f': mirror_parameters(experiment)}
+    return maps | (
+        {'f_finetuned': finetuned_parameters(experiment)}
+        if build.learns_map(experiment.config)
+        else {}
+    )
+
+
+def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
+    them, `(n, h', w')`.
+    """
+    problem = experiment.problem
+    x = jnp.asarray(x)
+    residuals = problem.residual_map(experiment.constraint, x)
+    return np.asarray(problem.image(x))[..., None], np.asarray(residuals)
+
+
+def _rows(
+    experiment: Experiment,
+    rows: dict[str, Row],
+    samples: dict[str, np.ndarray],
+    distances: dict[str, np.ndarray],
+) -> dict[str, dict[str, Any]]:
+    """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out
+    set.
+    """
+    run, section, held_out = experiment.run, experiment.config.evaluate, samples['data']
+    compare = functools.partial(
+        evaluation.distribution_distances,
+        experiment.key('evaluate'),
+        spatial_axes=experiment.problem.spatial_axes,
+        projections=section.projections,
+        resamples=section.resamples,
+    )
+    half, sampled, table, states = (
+        len(held_out) // 2,
+        run.record('sample'),
+        {},
+        experiment.problem.seamless,
+    )
+    for row, x in samples.items():
+        experiment.pause()
+        pair = (x, held_out) if row in rows else (held_out[:half], held_out[half:])
+        table[row] = {
+            'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
+            'distribution': compare(*(states(jnp.asarray(part)) for part in pair)),
+            'n': len(x),
+        }
+        if build.holds_network(experiment.config):
+            table[row]['counts'] = count_statistics(experiment, x)
+    for name, row in rows.items():
+        table[name] |= {
+            'seconds_per_sample': sampled['seconds_per_sample'][name],
+            'calls': sampled['calls'],
+            'training_seconds': sum(
+                run.record(stage)['training_seconds'] for stage in row.trained_by
+            ),
+        }
+    return table
+
+
+def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, Any]:
+    """Returns where each f lands from mirrored test fields with noise, up to twice the noise of its
+    training.
+    """
+    section, sigma_max, key = (
+        experiment.config.evaluate,
+        experiment.config.mirror.sigma_max,
+        experiment.key('robustness'),
+    )
+    sigma = np.linspace(0, 2 * sigma_max, section.noise_levels)
+    x, levels = (
+        jnp.asarray(experiment.split('test')[: section.noise_fields]),
+        jnp.asarray(sigma, jnp.float32),
+    )
+
+    @jax.jit
+    def measure(constraint: Constraint, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        return robustness(experiment.mirror, params, key, x, constraint, levels)
+
+    constraint = experiment.constraint
+    measured = {name: measure(constraint, params, x) for name, params in maps.items()}
+    return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | measured
+
+
+def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
+    """Returns the way of the first sample through mirror space, for
+    `report.motion.trajectory_frames`.
+    """
+    config, record = experiment.config, experiment.run.record('mdm')
+    sampler = sampler_of(config.sample, record['mean'], record['std'])
+    problem, constraint, n = experiment.problem, experiment.constraint, len(sampler.grid)
+    times = np.unique(np.linspace(0, n - 1, config.evaluate.frames).round().astype(int))
+
+    @jax.jit
+    def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
+        denoiser = build.make_denoiser(config, score, record['mean'], record['std'])
+        states, estimates = (
+            part[times, 0] for part in sampler.trajectory(keys, denoiser, problem.shape)
+        )
+        x = experiment.mirror.inverse(params, estimates)
+        residuals, image = (
+            problem.residual_map(constraint, x),
+            lambda x: problem.image(x)[..., None],
+        )
+        parts = {'states': image(states), 'estimates': image(x), 'residuals': residuals}
+        return parts | {'distances': constraint.distance(x), 'levels': sampler.levels()[times]}
+
+    return walk(score_parameters(experiment, 'mdm'), params, experiment.keys('sample', 0, 1))
+
+
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes what the report draws, as float32, in the place of what is there."""
+    file = io.BytesIO()
+    np.savez(file, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
+    from_first(lambda: write_checked(path, file.getvalue()))

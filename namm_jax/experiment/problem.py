@@ -1,0 +1,94 @@
+"""From a config to its problem, and to the fields that the run folder is filled with.
+
+The section `data` holds the parameters of the problem's dataclass. A user's own arrays are a
+problem, too: their sizes and units are read from the files.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from namm_jax.experiment.config import problem_class
+from namm_jax.experiment.files import UserError
+from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.problems.base import Problem, parameters
+from namm_jax.problems.own_arrays import units
+
+Indices = np.ndarray
+
+
+def make_problem(config: ConfigDict) -> Problem:
+    """Returns the problem that the config names, with the parameters of its section `data`.
+
+    Raises:
+        ValueError: by the problem, if one is out of its range.
+    """
+    cls = problem_class(config.data.problem)
+    values = {name: _plain(config.data[name]) for name in parameters(cls)}
+    if config.constraint.get('distance'):
+        values['distance_function'] = load_function(config.constraint.distance)
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def fields_of(config: ConfigDict, problem: Problem) -> Callable[[Indices], Array]:
+    """Returns the fields of global indices `(n,)` as files hold them; field i depends on i alone.
+
+    Generated ones have the key `fold_in(key(data.seed), i)`.
+    """
+    if not problem.generated:
+        return functools.partial(_fields_of_files, config)
+    root = jax.random.key(config.data.seed)
+
+    @jax.jit
+    def fields(indices: Array) -> Array:
+        keys = jax.vmap(functools.partial(jax.random.fold_in, root))(indices)
+        return problem.unpack(problem.fields(keys))
+
+    return lambda indices: fields(jnp.asarray(indices))
+
+
+def _fields_of_files(config: ConfigDict, indices: Indices) -> np.ndarray:
+    """Returns a user's own fields in an order of their own, read once: later stages find them in
+    the run folder.
+    """
+    data, x = config.data, read_user_data(config.data.path)
+    if len(x) < (n := data.train + data.validation + data.test):
+        raise UserError(
+            f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '
+            'data.validation and data.test; lower those, or bring more'
+        )
+    return x[_order(config, len(x))[indices]]
+
+
+def _order(config: ConfigDict, n: int) -> Indices:
+    return np.random.default_rng(config.data.seed).permutation(n)
+
+
+def measured(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the shape, number and units of a user's own samples, from their
+    files.
+
+    All samples but those of `data.validation` and `data.test` are for training where `data.train`
+    is 0. Mean and scale, one a channel, are those of the training samples.
+    """
+    if problem_class(config.data.problem).generated:
+        return config
+    config, x = config.copy_and_resolve_references(), read_user_data(config.data.path)
+    data = config.data
+    with config.unlocked():
+        data.height, data.width, data.channels = x.shape[1:]
+        data.train = data.train or max(0, len(x) - data.validation - data.test)
+        training = x[_order(config, len(x))[: data.train]]
+        if len(training) and not data.mean:
+            data.mean, data.scale = units(training)
+    return config
