@@ -78,10 +78,8 @@ def _checked_rule(experiment: Experiment) -> Facts:
     found = check_rule(experiment.constraint, x, key)
     floor = found['floor_mean']
     noisy = found['perturbed_mean']
-    largest = found['floor_max']
-    say(
-        f'distance: {floor:.3g} on your data (largest {largest:.3g}), {noisy:.3g} with 10 % of noise'
-    )
+    worst = found['floor_max']
+    say(f'distance: {floor:.3g} on your data (at most {worst:.3g}), {noisy:.3g} with 10 % of noise')
     if floor > 0.1 * noisy:
         say(
             f'warning: your data do not obey your rule well: a mean distance of {floor:.3g}, '
@@ -211,9 +209,8 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     config = experiment.config
     path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
     draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
-    z, seconds = drawn(
-        experiment, path, draw, experiment.keys('finetune', 0, config.finetune.samples)
-    )
+    keys = experiment.keys('finetune', 0, config.finetune.samples)
+    z, seconds = drawn(experiment, path, draw, keys)
     return z, seconds * len(z)
 
 
