@@ -159,7 +159,7 @@ class Experiment(NamedTuple):
         )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     """Builds every object of the config, shapes only, so that a bad value for the last stage fails
     at once.
 
@@ -167,6 +167,7 @@ def check(config: ConfigDict) -> None:
         ValueError: by the function that takes the bad value.
     """
     check_ranges(config)
+    build.check_networks(config, preset or config)
     shape, mesh = make_problem(config).shape, make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)
     for section in ('mirror', 'score', 'finetune'):
