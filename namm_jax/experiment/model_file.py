@@ -81,8 +81,8 @@ def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = N
         ) from error
     if version != FORMAT:
         raise UserError(
-            f'{path}: got a model file of format {version}, expected {FORMAT}; save the model again '
-            'with this version, or install the version that wrote it'
+            f'{path}: got a model file of format {version}, expected {FORMAT}; save it again with '
+            'this version, or install the version that wrote it'
         )
     try:
         trees = {name: {} for name in meta['models']}
@@ -97,8 +97,7 @@ def load(path: str | os.PathLike[str], *, networks: Mapping[str, Any] | None = N
             models[name] = build(spec, unflatten_dict(trees[name], sep='/'), networks or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'{path}: got {error!r} where its models are read, expected what this version of save() '
-            'writes; save the model again'
+            f'{path}: got {error!r} in its models, expected a whole model file, as save() writes it'
         ) from error
     return models[''] if list(models) == [''] else models
 
@@ -119,8 +118,8 @@ def _network(spec: Mapping[str, Any], networks: Mapping[str, Any]) -> Any:
         network = networks.get(name)
         if network is None or isinstance(network, type):
             raise UserError(
-                f'networks: got {networks}, expected {name!r}, a module of your own, which the file '
-                f'does not hold; load(path, networks={{{name!r}: {name}(...)}})'
+                f'networks: got {networks}, expected {name!r}, a module of your own, which no file '
+                f'holds; load(path, networks={{{name!r}: {name}(...)}})'
             )
         return network
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec['fields'].items()}
