@@ -192,7 +192,7 @@ def _save(folder, name, value):
             'a.png: got an image of mode RGBA.*opaque',
         ),
         ({'a.jpg': PIL.Image.new('CMYK', (6, 4))}, 'a.jpg: got an image of mode CMYK'),
-        ({'a.png': b'no image'}, 'a.png: got cannot identify.*save it again'),
+        ({'a.png': b'no image'}, 'a.png: got cannot identify'),
     ],
 )
 def test_folders_that_are_refused(tmp_path, files, message):

@@ -263,8 +263,9 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
 
     def check_all(resolved: Mapping[str, Any]) -> None:
         stages, resolved = asked.stages_of(resolved), ConfigDict(resolved)
-        for check_one in (check, *(STAGES[stage].check for stage in stages)):
-            check_one(resolved)
+        check(resolved, asked.preset)
+        for stage in stages:
+            STAGES[stage].check(resolved)
 
     if not from_first((workdir / 'config.json').exists):
         config = measured(config)

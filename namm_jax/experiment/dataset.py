@@ -214,7 +214,15 @@ def read_fields(
         UserError: naming the file, if it is missing, no `.npy` file, pickled, not numeric,
             misshapen or not finite.
     """
-    fields = read_array(Path(path))
+    return as_fields(path, read_array(Path(path)), shape)
+
+
+def as_fields(
+    path: str | os.PathLike[str],
+    fields: np.ndarray,
+    shape: tuple[int, int, int] | None = None,
+) -> Float[np.ndarray, 'n h w c']:
+    """Returns the array in a user's file as float32, after the checks of `read_fields`."""
     if fields.dtype.kind not in 'fiu':
         raise UserError(
             f'{path}: got dtype {fields.dtype}, expected real numbers; save it as float32'

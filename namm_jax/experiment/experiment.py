@@ -122,11 +122,12 @@ class Experiment(NamedTuple):
         return Checkpoints(folder, keep=self.config.train.checkpoints)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     """Builds every object of the config, shapes only, so that a bad value for the last stage fails
     at once: a ValueError by the function that takes it.
     """
     check_ranges(config)
+    build.check_networks(config, preset or config)
     shape = make_problem(config).shape
     mesh = make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)

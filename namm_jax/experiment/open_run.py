@@ -83,10 +83,8 @@ class OpenRun:
 
     @functools.cached_property
     def mirror(self) -> Mirror:
-        """The mirror map, finetuned where the stage has finished.
-
-        Raises:
-            ValueError: if the run's map is not a learned one; `g` and `f` are there for all.
+        """The mirror map, finetuned where the stage has finished; a ValueError if the run's is not
+        a learned one: `g` and `f` are there for all.
         """
         section = self.config.mirror
         if not build.learns_map(self.config) or section.forward in build.FORWARD_MAPS:
@@ -124,27 +122,21 @@ class OpenRun:
         return self._prior('mdm', self.g)
 
     def _prior(self, model: str, to_model: Any) -> Prior:
-        record = self._experiment.run.record(model)
-        if not (record or {}).get('finished'):
-            raise UserError(
-                f'{self._experiment.run.directory}: stage {model} has not finished; finish it with '
-                f'launch/main.py --workdir={self._experiment.run.directory}'
-            )
+        folder = self._experiment.run.directory
+        record = self._experiment.run.record(model) or {}
+        if not record.get('finished'):
+            command = f'launch/main.py --workdir={folder}'
+            raise UserError(f'{folder}: stage {model} has not finished; finish it with {command}')
         params = score_parameters(self._experiment, model)
         score = self.config.score
         denoiser = NetworkDenoiser(params, build.make_score(self.config), score.parameterisation)
-        mean, width = jnp.float32(record['mean']), jnp.float32(record['std'])
+        moments = jnp.float32(record['mean']), jnp.float32(record['std'])
         examples = to_model(jnp.asarray(self.data('validation')[:EXAMPLES]))
-        return Prior(denoiser, mean, width, examples, self.problem.shape)
+        return Prior(denoiser, *moments, examples, self.problem.shape)
 
     def sample(self, n: int, *, seed: int = 0) -> Fields:
-        """Returns n samples `(n, h, w, c)` of the mirror model, in the units of the data.
-
-        With the run's own seed they are those of its table.
-
-        Args:
-            n: number of samples, >= 1.
-            seed: another one gives other samples.
+        """Returns n samples `(n, h, w, c)` of the mirror model, in the units of the data; another
+        seed gives others, and the run's own those of its table.
         """
         section = self.config.sample
         options = dict(sampler=section.sampler, steps=section.steps)
@@ -175,6 +167,8 @@ class OpenRun:
         y = jnp.asarray(y)
         one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *self.problem.shape), jnp.float32))
         y = y[None] if y.ndim == one.ndim - 1 else y
+        if y.shape != one.shape:
+            raise ValueError(f'y: got shape {y.shape}, expected one measurement, {one.shape}')
         posterior = given(self.mdm, Composition(operator, self.f), y, noise_std)
         steps = self.config.assimilate.few_steps
         return self.f(sample(posterior, self._key('posterior', seed), n, steps=steps))
