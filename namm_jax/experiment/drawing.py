@@ -1,6 +1,4 @@
-"""Samples of diffusion models, and functions of many samples, batch by batch over the devices of
-all processes.
-"""
+"""Samples of diffusion models, and functions of many samples, batch by batch over all devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,23 +19,15 @@ from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import gather_rows
 
-Around = Callable[
-    [Denoiser], Denoiser
-]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
-UNCHANGED: Around = Partial(lambda denoiser: denoiser)
+Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `Partial`
+UNCHANGED: Around = Partial(lambda x: x)
 
 
 def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
-    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard
-    deviation.
-    """
-    name = section.sampler
+    """Returns a section's sampler, for training data of this mean and standard deviation."""
+    step = load_function(section.sampler) if ':' in section.sampler else section.sampler
     return make_sampler(
-        load_function(name) if ':' in name else name,
-        steps=section.steps,
-        mean=mean,
-        std=std,
-        denoise_last=section.denoise_last,
+        step, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last
     )
 
 
@@ -52,13 +42,11 @@ def make_draw(
     """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
 
     Args:
-        config: the config.
+        config: the model's.
         section: the sampler's, `config.sample` or `config.train.sample`.
-        mean: mean of the diffusion model's training set.
-        std: its standard deviation.
-        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing
-            unless given.
-        to_data: map of what is drawn; nothing unless given.
+        mean: of the model's training set, as is `std`.
+        around: what acts on the denoiser, such as guidance.
+        to_data: map of what is drawn.
     """
     shape = make_problem(config).shape
 
@@ -80,16 +68,14 @@ def in_batches(
     *,
     between: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over
-    the mesh.
+    """Returns `function(inputs)`, batch by batch, each split over the devices of all processes.
 
     Args:
-        function: `(size, ...) -> (size, ...)`.
+        function: jitted, `(size, ...) -> (size, ...)`.
         inputs: `(n, ...)`.
-        size: samples a batch of all processes, rounded up to a multiple of the number of devices;
-            the last batch is filled up.
-        mesh: the devices of this process, which takes its share of each batch; every process has as
-            many.
+        size: of a batch of all processes, rounded up to a multiple of the number of devices; the
+            last batch is filled up.
+        mesh: the devices of this process; every process has as many.
         between: called before each batch; may raise.
     """
     n, parts, processes = len(inputs), [], jax.process_count()

@@ -22,7 +22,7 @@ from namm_jax.experiment.experiment import (
     score_parameters,
 )
 from namm_jax.experiment.files import write_checked
-from namm_jax.experiment.methods import Row, rows_of
+from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
 from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
@@ -89,7 +89,7 @@ def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _rows(
     experiment: Experiment,
-    rows: dict[str, Row],
+    rows: dict[str, Method],
     samples: dict[str, np.ndarray],
     distances: dict[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
@@ -125,7 +125,8 @@ def _rows(
             'seconds_per_sample': sampled['seconds_per_sample'][name],
             'calls': sampled['calls'],
             'training_seconds': sum(
-                run.record(stage)['training_seconds'] for stage in row.trained_by
+                run.record(stage)['training_seconds']
+                for stage in trained_by(experiment.config, row)
             ),
         }
     return table

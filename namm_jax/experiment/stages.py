@@ -20,7 +20,7 @@ from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw
 from namm_jax.experiment.evaluate import SHOWN, evaluate, shown
 from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
-from namm_jax.experiment.methods import DRAWS, drawn, rows_of, sampler, timed
+from namm_jax.experiment.methods import ACTS, METHODS, drawn, rows_of, sampler, timed, way_of
 from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of
 from namm_jax.experiment.processes import from_first
@@ -247,17 +247,17 @@ def sample(experiment: Experiment) -> dict[str, Any]:
     draws = list(dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())]))
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
         for name in draws:
-            around = DRAWS[name].around
-            draw = lambda name=name, around=around: sampler(
-                experiment, DRAWS[name].model, config.sample, around(experiment)
+            draw = lambda row=METHODS[name]: sampler(
+                experiment, row.prior, config.sample, ACTS[row.act](experiment)
             )
-            models[name] = drawn(experiment, folder / f'{DRAWS[name].file}.npy', draw, keys)
+            file = {'mdm': 'mirror'}.get(name, name)
+            models[name] = drawn(experiment, folder / f'{file}.npy', draw, keys)
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
-        for row, (draw, way, _) in rows.items():
-            x, mapping = timed(experiment, way(experiment), models[draw][0])
+        for row, method in rows.items():
+            x, mapping = timed(experiment, way_of(experiment, method), models[method.draw][0])
             if not from_first((folder / f'{row}.npy').exists):
                 experiment.save(folder / f'{row}.npy', x)
-            seconds[row] = models[draw][1] + mapping
+            seconds[row] = models[method.draw][1] + mapping
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[row]})
     return {'seconds_per_sample': seconds, 'calls': experiment.calls()}
 
