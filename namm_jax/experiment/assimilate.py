@@ -42,30 +42,26 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     y = operator(jnp.asarray(truth))
     y = y + section.noise_std * normal(experiment.keys('assimilate', 0, len(y)), y)
     rows = {row: SAMPLERS[ROWS[row].act] for row in posteriors.rows_of(experiment.config)}
-    few = min(section.measurements, section.long_measurements)
-    numbers = {
-        row: section.measurements if sampler.steps == 'few_steps' else few
-        for row, sampler in rows.items()
-    }
+    limits = {'few_steps': section.measurements}  # of what takes longer, `long_measurements`
+    n = {row: limits.get(rows[row].steps, section.long_measurements) for row in rows}
     # Rows of one model share what is measured of it.
     gains = functools.cache(functools.partial(posteriors.measured_gains, experiment, operator))
     draw_of = lambda row: posteriors.draw_of(experiment, row, operator, gains)
 
     @functools.cache
     def noise_floor(model: str) -> dict[str, Any]:
-        x = jnp.asarray(test[: section.samples])
-        x = posteriors.with_noise_floor(experiment, model, x)
+        x = posteriors.with_noise_floor(experiment, model, jnp.asarray(test[: section.samples]))
         return distance_statistics(experiment.constraint.distance(x))
 
-    with Bar('assimilate', sum(numbers.values()), unit='measurement') as bar:
+    with Bar('assimilate', sum(min(n[row], len(y)) for row in rows), unit='measurement') as bar:
         done = itertools.count(1)
         advance = lambda: bar.update(next(done))
         for row, sampler in rows.items():
-            x, of_each = truth[: numbers[row]], y[: numbers[row]]
+            x, of_each = truth[: n[row]], y[: n[row]]
             samples, seconds = _samples(experiment, folder, row, draw_of, of_each, advance)
             valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))
-            errors = posterior_statistics(jnp.asarray(x), jnp.asarray(samples), valid)
-            entry = statistics_of(experiment, operator, of_each, samples) | errors
+            entry = statistics_of(experiment, operator, of_each, samples)
+            entry |= posterior_statistics(jnp.asarray(x), jnp.asarray(samples), valid)
             entry['calls'] = section.get(sampler.steps, 0) + sampler.more
             entry['seconds_per_sample'] = seconds
             if sampler.noisy:

@@ -39,14 +39,8 @@ def make_draw(
     around: Around = UNCHANGED,
     to_data: Callable[[Array], Array] = UNCHANGED,
 ) -> Callable[[Params, Key], Array]:
-    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
-
-    Args:
-        config: the model's.
-        section: the sampler's, `config.sample` or `config.train.sample`.
-        mean: of the model's training set, as is `std`.
-        around: what acts on the denoiser, such as guidance.
-        to_data: map of what is drawn.
+    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the sampler
+    of a section, for a model whose training set has this mean and standard deviation.
     """
     shape = make_problem(config).shape
 
@@ -55,26 +49,18 @@ def make_draw(
         denoiser = around(build.make_denoiser(config, params, mean, std))
         return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
 
-    # Mean and std are arguments, not constants, so that DM and MDM are one program in the
-    # compilation cache.
+    # Mean and std are arguments, so that DM and MDM are one program in the compilation cache.
     return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
 
 
 def in_batches(
-    function: Callable[[Any], Array],
-    inputs: Any,
-    size: int,
-    mesh: Mesh,
-    *,
-    between: Callable[[], None] = lambda: None,
+    function: Callable, inputs: Any, size: int, mesh: Mesh, *, between: Callable = lambda: None
 ) -> np.ndarray:
-    """Returns `function(inputs)`, batch by batch, each split over the devices of all processes.
+    """Returns a jitted function of inputs `(n, ...)`, batch by batch, each split over the devices
+    of all processes.
 
     Args:
-        function: jitted, `(size, ...) -> (size, ...)`.
-        inputs: `(n, ...)`.
-        size: of a batch of all processes, rounded up to a multiple of the number of devices; the
-            last batch is filled up.
+        size: of a batch, rounded up to a multiple of the devices; the last one is filled up.
         mesh: the devices of this process; every process has as many.
         between: called before each batch; may raise.
     """

@@ -41,10 +41,10 @@ class Method(NamedTuple):
 
     Attributes:
         prior: the diffusion model, `dm` of data or `mdm` of mirror points; none where empty.
-        act: what acts on its denoiser while it draws: nothing where empty, a key of `ACTS`, or,
-            given a measurement, one of `posteriors.SAMPLERS`.
-        map: what is drawn to data: as it is where empty; by `f` or `finetuned` f; by `restore` or
-            `projection`; by finetuned f and `polish`.
+        act: what acts on its denoiser: nothing where empty, a key of `ACTS` or, given a
+            measurement, of `posteriors.SAMPLERS`.
+        map: of what is drawn, none where empty: `f`, `finetuned` f, finetuned f and a `polish`,
+            `restore`, `projection`.
     """
 
     prior: str
@@ -86,16 +86,15 @@ METHODS = {
 }
 
 
-def applies(config: ConfigDict, method: Method) -> bool:
-    """Returns whether an experiment can have a row: one of a closed-form map is added by name."""
-    rollout = problem_class(config.data.problem).rollout
-    return {'dm': True, 'mdm': build.learns_map(config), '': rollout is not None}[method.prior]
-
-
-def selected(field: str, names: Sequence[str], rows: dict[str, Method]) -> dict[str, Method]:
-    """Returns the named rows in the order of the table, all where none is named; raises a
-    ValueError that names the field for one that is not there.
+def selected(
+    config: ConfigDict, field: str, names: Sequence[str], rows: dict[str, Method]
+) -> dict[str, Method]:
+    """Returns the named ones of the rows that a config can have, all where none is named; raises a
+    ValueError that names the field for another.
     """
+    learned, rollout = build.learns_map(config), problem_class(config.data.problem).rollout
+    has = lambda row: {'dm': True, 'mdm': learned or row.map == 'f', '': rollout is not None}
+    rows = {name: row for name, row in rows.items() if has(row)[row.prior]}
     for name in names:
         choose(field, name, rows)
     return {name: row for name, row in rows.items() if name in (names or rows)}
@@ -103,18 +102,17 @@ def selected(field: str, names: Sequence[str], rows: dict[str, Method]) -> dict[
 
 def rows_of(experiment: Experiment) -> dict[str, Method]:
     """Returns the config's rows of the table of samples, `data` aside; see `selected`."""
-    config, restores = experiment.config, list(getattr(experiment.constraint, 'restores', {}))
-    rows = {}
+    config, rows = experiment.config, {}
+    restores = list(getattr(experiment.constraint, 'restores', {}))
+    mirror = 'mdm' if build.learns_map(config) else f'mdm_{config.mirror.map}'
     for name, method in METHODS.items():
         if method.map == 'restore':
-            names = {restore: f'{name}_{restore}' for restore in restores}
-            names = names if len(restores) > 1 else dict.fromkeys(restores, name)
-            rows |= {names[way]: method._replace(map=f'restore_{way}') for way in restores}
-        elif method.act in ACTS and applies(config, method):
-            rows[name] = method
-    if not build.learns_map(config):
-        rows[f'mdm_{config.mirror.map}'] = METHODS['mdm']
-    return selected('sample.rows', config.sample.rows, rows)
+            for way in restores:
+                row = f'{name}_{way}' if len(restores) > 1 else name
+                rows[row] = method._replace(map=f'restore_{way}')
+        elif method.act in ACTS:
+            rows[mirror if name == 'mdm' else name] = method
+    return selected(config, 'sample.rows', config.sample.rows, rows)
 
 
 def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
@@ -145,8 +143,8 @@ def correction(experiment: Experiment, name: str) -> Way:
     """Returns the part of a method's `map` that takes fields onto M, compiled; the identity where
     it has none.
 
-    A projection is by Gauss-Newton, a polish its first step, that leaves a sample near where f has
-    put it. A sample for which the map is not finite stays as it is.
+    A polish is so few steps of the projection that a sample stays near where f has put it. A sample
+    for which a map is not finite stays as it is.
     """
     if name in ('', 'f', 'finetuned'):
         return lambda x: x
@@ -155,11 +153,8 @@ def correction(experiment: Experiment, name: str) -> Way:
 
     @jax.jit
     def way(constraint: Constraint, x: Array) -> Array:
-        if name in iterations:
-            project = _newton(experiment, constraint, iterations[name])
-        else:
-            project = constraint.restores[name.removeprefix('restore_')]
-        mapped = project(x)[0]
+        exact = None if name in iterations else constraint.restores[name.removeprefix('restore_')]
+        mapped = (exact or _newton(experiment, constraint, iterations[name]))(x)[0]
         return jnp.where(jnp.isfinite(mapped).all((1, 2, 3), keepdims=True), mapped, x)
 
     return Partial(way, experiment.constraint)  # an argument, as it may hold a network
@@ -177,29 +172,24 @@ def _guidance(experiment: Experiment) -> Around:
     """
     section, path = experiment.config.sample, experiment.run.directory / 'sample' / 'guidance.json'
     limit = experiment.run.record('dm')['std']  # a step is no longer than the data are wide
-    standard = experiment.standard_constraint
-
-    def guide(constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
-        return guided(denoiser, constraint.distance, scale=scale, limit=limit)
-
+    constraint, standard = experiment.constraint, experiment.standard_constraint
+    guide = lambda constraint, scale, denoiser: guided(
+        denoiser, constraint.distance, scale=scale, limit=limit
+    )
     around = lambda scale: Partial(guide, standard, jnp.float32(scale))
     if not from_first(path.exists):
-        constraint, keys = experiment.constraint, experiment.keys('probe', 0, 32)
-        medians = []
+        medians, keys = {}, experiment.keys('probe', 0, 32)
         for scale in section.guidance_scales:
             x = sampler(experiment, 'dm', section, around(scale))(keys)
-            medians.append(float(jnp.median(constraint.distance(x))))
-        best = int(np.nanargmin(medians)) if np.isfinite(medians).any() else 0
-        scales = dict(zip(map(str, section.guidance_scales), medians, strict=True))
-        result = {'scale': section.guidance_scales[best], 'median_distances': scales}
+            medians[scale] = float(jnp.median(constraint.distance(x)))
+        best = min(medians, key=lambda scale: np.nan_to_num(medians[scale], nan=np.inf))
+        result = {'scale': best, 'median_distances': medians}
         from_first(lambda: write_json(path, result))
     return around(read_json(path)['scale'])
 
 
 def _projection(experiment: Experiment) -> Around:
-    """Returns the projection of each estimate: by the first exact restore, else by some
-    Gauss-Newton steps.
-    """
+    """Returns the projection of each estimate: by the first restore, else by Gauss-Newton steps."""
     iterations = experiment.config.sample.projected_sampling_iterations
     exact = bool(getattr(experiment.constraint, 'restores', {}))
 
@@ -220,9 +210,7 @@ ACTS: dict[str, Callable[[Experiment], Around]] = {
 def sampler(
     experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED
 ) -> Callable[[Key], Array]:
-    """Returns the compiled sampler, `keys -> samples`, of a trained diffusion model, `dm` or `mdm`;
-    see `make_draw`.
-    """
+    """Returns the compiled `keys -> samples` of a trained diffusion model; see `make_draw`."""
     record = experiment.run.record(model)
     to_data = experiment.unit_maps[1] if model == 'dm' else UNCHANGED
     draw = make_draw(experiment.config, section, record['mean'], record['std'], around, to_data)
@@ -232,8 +220,8 @@ def sampler(
 def drawn(
     experiment: Experiment, path: Path, draw: Callable[[], Callable[[Key], Array]], keys: Key
 ) -> tuple[np.ndarray, float]:
-    """Returns samples by keys `(n,)`, and the seconds that one of them takes; from their file, and
-    that of the seconds beside it, if they are there.
+    """Returns samples by keys and the seconds that one takes, from disk if they are there; `draw`
+    returns the sampler.
     """
     clock = path.with_suffix('.json')
     if not from_first(path.exists):
@@ -244,10 +232,11 @@ def drawn(
 
 
 def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
-    """Returns a function of all inputs `(n, ...)`, and its seconds a sample: the median of three
-    batches after one to warm up. A signal stops it between two batches.
+    """Returns a function of all inputs `(n, ...)`, and its seconds a sample: the median but for the
+    first batch, which compiles, of at least three.
     """
     size, times = min(len(inputs), experiment.config.sample.batch_size), []
+    devices = experiment.local_mesh
 
     def clocked(batch: Any) -> Array:
         begun = time.perf_counter()
@@ -255,8 +244,6 @@ def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarra
         times.append((time.perf_counter() - begun) / size)
         return result
 
-    batches = (clocked, inputs, size, experiment.local_mesh)
-    result = in_batches(*batches, between=experiment.pause)
     while len(times) < 4:
-        in_batches(*batches, between=experiment.pause)
+        result = in_batches(clocked, inputs, size, devices, between=experiment.pause)
     return result, float(np.median(times[1:]))

@@ -23,41 +23,17 @@ from namm_jax.experiment import build
 from namm_jax.experiment.devices import batch_sharding, replicated
 from namm_jax.experiment.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.methods import METHODS, Method, applies, selected
+from namm_jax.experiment.methods import METHODS, Method, selected
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
 from namm_jax.inverse import daps, dps, fourdvar, tds
-from namm_jax.inverse.likelihood import Likelihood, likelihood
+from namm_jax.inverse.likelihood import likelihood
 from namm_jax.inverse.operators import Operator
 
 Draw = Callable[[Key, Array], Array]  # keys (b,), y (b, *m) -> samples (b, h, w, c)
 Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`
 GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
-
-
-class Posterior(NamedTuple):
-    """A posterior in the space of a diffusion model."""
-
-    denoiser: Denoiser
-    likelihood: Likelihood  # of measurements y (b, *m), one for each sample
-    distance: Callable[[Array], Array]  # of its points from the set M, (b,)
-    mean: Array  # of the model's training set
-    std: Array
-    gain: Callable[[Array], Array]  # sigma -> that of `measured_gains`
-    shape: tuple[int, ...]  # of one sample
-    section: ConfigDict  # the config's `assimilate`
-
-    def draw(self, sampler: Callable[..., Any], keys: Key, **options: Any) -> Any:
-        """Returns what a posterior sampler makes of it."""
-        own = {'likelihood': self.likelihood, 'mean': self.mean, 'std': self.std}
-        return sampler(keys, self.denoiser, self.shape, **own, **options)
-
-    def few_steps(self, step: str) -> Any:
-        """Returns the sampler of few steps."""
-        return make_sampler(step, steps=self.section.few_steps, mean=self.mean, std=self.std)
-
-
 # Of the descent after each step: to what noise and error of estimates explain, or as published.
 STRENGTHS: dict[str, Callable[[ConfigDict], dps.Length | None]] = {
     'discrepancy': lambda section: None,
@@ -65,68 +41,67 @@ STRENGTHS: dict[str, Callable[[ConfigDict], dps.Length | None]] = {
 }
 
 
-def descent(
-    posterior: Posterior, keys: Key, *, rule: bool = False, published: bool = False
+# A sampler is called with the section `assimilate`, with keys, denoiser and shape, and by name with
+# the likelihood, the gain, and mean and standard deviation of the space.
+def _levels(section: ConfigDict, moments: dict[str, Array]) -> Array:
+    return make_sampler('ddim', steps=section.few_steps, **moments).levels()
+
+
+def _dps(section: ConfigDict, *space: Any, strength: str = '', **given: Any) -> Array:
+    length = choose('assimilate.strength', strength or section.strength, STRENGTHS)(section)
+    given |= {'steps': section.steps, 'length': length, 'weight': section.constraint_weight}
+    return dps.dps(*space, **given)
+
+
+def _guided(
+    section: ConfigDict, keys: Key, denoiser: Denoiser, shape: tuple, **given: Any
 ) -> Array:
-    """Returns samples of DPS, of CG-DPS if by the rule too, as configured or as published."""
-    section = posterior.section
-    strength = 'fixed' if published else section.strength
-    options = {'steps': section.steps, 'gain': posterior.gain, 'weight': section.constraint_weight}
-    options |= {'length': choose('assimilate.strength', strength, STRENGTHS)(section)}
-    options |= {'distance': posterior.distance if rule else None}
-    return posterior.draw(dps.dps, keys, **options, **(PUBLISHED if published else {}))
-
-
-def guided(posterior: Posterior, keys: Key) -> Array:
     """Returns samples of few steps with a denoiser guided by the variance-weighted misfit."""
-    denoiser, std = posterior.denoiser, posterior.std
-    residual, gain = posterior.likelihood.residual, posterior.gain
-    guided = measurement_guided(denoiser, residual, std=std, gain=gain, limit=std)
-    return posterior.few_steps('sde_dpm_solver_pp_2m')(keys, guided, posterior.shape)
+    residual, gain, std = given.pop('likelihood').residual, given.pop('gain'), given['std']
+    denoiser = measurement_guided(denoiser, residual, std=std, gain=gain, limit=std)
+    sampler = make_sampler('sde_dpm_solver_pp_2m', steps=section.few_steps, **given)
+    return sampler(keys, denoiser, shape)
 
 
-def annealed(posterior: Posterior, keys: Key) -> Array:
-    """Returns samples of decoupled annealing."""
-    options = {'langevin_steps': posterior.section.langevin_steps}
-    return posterior.draw(daps.daps, keys, levels=posterior.few_steps('ddim').levels(), **options)
+def _daps(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
+    options = {'levels': _levels(section, moments), 'langevin_steps': section.langevin_steps}
+    return daps.daps(*space, likelihood=likelihood, **moments, **options)
 
 
-def monte_carlo(posterior: Posterior, keys: Key) -> Array:
+def _smc(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
     """Returns the particles of the twisted diffusion sampler, one group a measurement."""
-    options = {'particles': posterior.section.samples, 'gain': posterior.gain}
-    return posterior.draw(tds.tds, keys, levels=posterior.few_steps('ddim').levels(), **options)[0]
+    options = {'levels': _levels(section, moments), 'particles': section.samples, 'gain': gain}
+    return tds.tds(*space, likelihood=likelihood, **moments, **options)[0]
 
 
 class Sampler(NamedTuple):
     """What acts on a denoiser given a measurement, and what it costs."""
 
-    sample: Callable[[Posterior, Key], Array] | None
+    sample: Callable[..., Array] | None
     steps: str  # the field of `assimilate` that says how many steps, a network call each
     more: int = 0  # calls beyond those
+    rule: bool = False  # whether it gets the distance from M
     noisy: bool = False  # whether it leaves the last step's noise in
 
 
-_published = functools.partial(descent, published=True)
+_published = functools.partial(_dps, strength='fixed', **PUBLISHED)
 SAMPLERS = {
-    'dps': Sampler(descent, 'steps'),
-    'cg_dps': Sampler(functools.partial(descent, rule=True), 'steps'),
+    'dps': Sampler(_dps, 'steps'),
+    'cg_dps': Sampler(_dps, 'steps', rule=True),
     'dps_published': Sampler(_published, 'steps', noisy=True),
-    'cg_dps_published': Sampler(functools.partial(_published, rule=True), 'steps', noisy=True),
-    'few_steps': Sampler(guided, 'few_steps'),
-    'daps': Sampler(annealed, 'few_steps', more=1),  # its last denoising
-    'smc': Sampler(monte_carlo, 'few_steps'),
+    'cg_dps_published': Sampler(_published, 'steps', rule=True, noisy=True),
+    'few_steps': Sampler(_guided, 'few_steps'),
+    'daps': Sampler(_daps, 'few_steps', more=1),  # its last denoising
+    'smc': Sampler(_smc, 'few_steps'),
     'variational': Sampler(None, ''),  # up to `iterations` times through the solver and back
 }
 ROWS = {name: method for name, method in METHODS.items() if method.act in SAMPLERS}
 
 
 def rows_of(config: ConfigDict) -> list[str]:
-    """Returns the rows of a config's table: the one that it names, or all that apply; raises a
-    ValueError if it names one that is not there.
-    """
-    rows = {name: row for name, row in ROWS.items() if applies(config, row)}
-    named = filter(None, [config.assimilate.sampler])
-    return list(selected('assimilate.sampler', list(named), rows))
+    """Returns the rows of a config's table; see `methods.selected`."""
+    named = config.assimilate.sampler
+    return list(selected(config, 'assimilate.sampler', [named] if named else [], ROWS))
 
 
 def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, Partial], Array]:
@@ -162,27 +137,27 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
 
 def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains) -> Draw:
     """Returns the compiled sampler of a row, its samples taken to data but not yet corrected."""
-    if not row.prior:
-        return _variational_draw(experiment, operator)
-    config, shape = experiment.config, experiment.problem.shape
+    config, sampler, shape = experiment.config, SAMPLERS[row.act], experiment.problem.shape
+    if sampler.sample is None:
+        return _variational(experiment, operator)
 
     @jax.jit
     def draw(space: PyTree, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array) -> Array:
         score, (_, to_data), moments = space
-        denoiser = build.make_denoiser(config, score, *moments)
+        given = dict(zip(('mean', 'std'), moments, strict=True))
+        denoiser = build.make_denoiser(config, score, **given)
         of_y = likelihood(operator.after(to_data), y, config.assimilate.noise_std)
-        distance, gain = lambda z: rule.distance(to_data(z)), dps.gain_at(*gain)
-        posterior = Posterior(denoiser, of_y, distance, *moments, gain, shape, config.assimilate)
-        return to_data(SAMPLERS[row.act].sample(posterior, keys))
+        given |= {'likelihood': of_y, 'gain': dps.gain_at(*gain)}
+        given |= {'distance': lambda z: rule.distance(to_data(z))} if sampler.rule else {}
+        return to_data(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
 
     inputs = _space(experiment, row.prior), operator, experiment.constraint, gains(row.prior)
     return functools.partial(draw, *inputs)
 
 
-def _variational_draw(experiment: Experiment, operator: Measure) -> Draw:
-    """Returns 4D-Var: each sample is the trajectory that best explains the measurement, perturbed
-    by its noise, and a start drawn from the background, which has the mean and the covariance of
-    the training data's first states.
+def _variational(experiment: Experiment, operator: Measure) -> Draw:
+    """Returns 4D-Var: the trajectory that best explains the measurement, perturbed by its noise,
+    and a start drawn from the background, normal like the training data's first states.
     """
     section, problem = experiment.config.assimilate, experiment.problem
     starts = problem.first_states(jnp.asarray(experiment.split('train')))
@@ -232,8 +207,8 @@ def make_operator(config: ConfigDict) -> Operator:
     name, options = operator_name(config), {}
     if name in NEEDS:
         raise UserError(
-            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a '
-            'config can make; write a function of your own, and take the operator own'
+            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]} that no config holds; '
+            'write a function of your own, and take the operator own'
         )
     if name == 'own':
         options = {'function': load_function(config.assimilate.function)}
