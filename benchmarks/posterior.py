@@ -93,7 +93,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.experiment.posteriors import ROWS, make_operator, measured_gains
+    from namm_jax.experiment.posteriors import ROWS, draw_of, make_operator, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples
@@ -103,7 +103,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     inputs = jax.device_put((experiment.keys('posterior', 0, samples), jnp.repeat(y, samples, 0)))
     for steps in STEPS:
         section.steps = section.few_steps = steps
-        draw = ROWS[row].draw(experiment, operator, gains)
+        draw = draw_of(experiment, ROWS[row], operator, gains)
         jax.block_until_ready(draw(*inputs))  # compiles with these numbers of steps
         calls[row, steps] = lambda draw=draw: draw(*inputs)
     return calls

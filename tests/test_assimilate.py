@@ -2,11 +2,13 @@
 measurements.
 """
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,10 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
+from namm_jax.experiment import build, methods
 from namm_jax.experiment.command import open_experiment
 from namm_jax.experiment.files import read_json
-from namm_jax.experiment.posteriors import PUBLISHED, ROWS, with_noise_floor
+from namm_jax.experiment.posteriors import PUBLISHED, ROWS, SAMPLERS, with_noise_floor
 from namm_jax.experiment.solve import solve
 from namm_jax.problems import PROBLEMS
 
@@ -193,7 +196,7 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
     command = (TINY, f'--workdir={folder}', '--stages=assimilate')
     assert launch(*command) == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
-    assert set(entries) == {*ROWS, 'variational'}
+    assert set(entries) == {*ROWS}
     path = folder / 'assimilate' / 'first_states' / 'mirror_daps' / '1.npy'
     kept = path.read_bytes()
     path.unlink()
@@ -201,3 +204,36 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
         launch(*command, '--config.assimilate.sampler=mirror_daps') == 0
     )  # opens the stage again, discards nothing
     assert path.read_bytes() == kept
+
+
+def rows_of_samples(name, **changes):
+    """Returns the rows of a table of samples, each with the stages that train it."""
+    config = importlib.import_module(f'configs.{name}').get_config('tiny').config
+    config.update(sample={'rows': ()}, **changes)
+    constraint = build.make_constraint(config, {} if name == 'count' else None)
+    rows = methods.rows_of(types.SimpleNamespace(config=config, constraint=constraint))
+    return {row: methods.trained_by(config, method) for row, method in rows.items()}
+
+
+def test_both_tables_are_made_of_one_list():
+    rows = methods.METHODS
+    assert {row.act for row in rows.values()} == {*methods.ACTS, *SAMPLERS}
+    for row in rows.values():  # what another row draws is as its prior makes it
+        assert rows[row.draw].draw == row.draw and rows[row.draw][:2] == row[:2]
+        assert rows[row.draw].map in ('', 'f', 'finetuned')
+
+
+def test_rows_of_samples_depend_on_restores_and_map():
+    plain = {name: ('dm',) for name in ('dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling')}
+    mirrors = {
+        'mdm': ('mirror', 'mdm'),
+        **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
+    }
+    assert rows_of_samples('burgers') == plain | {'dm_restored': ('dm',)} | mirrors
+    rows = rows_of_samples('total_brightness', mirror={'map': 'simplex'})
+    restored = [row for row in rows if row.startswith('dm_restored_')]
+    assert rows == plain | dict.fromkeys(restored, ('dm',)) | {'mdm_simplex': ('mdm',)}
+    assert len(restored) > 1 and list(rows)[2 : 2 + len(restored)] == restored
+    counted = rows_of_samples('count')
+    assert counted.pop('dm') == ('dm',) and 'dm_restored' not in counted
+    assert all(stages[0] == 'counter' for stages in counted.values())

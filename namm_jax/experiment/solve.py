@@ -129,14 +129,22 @@ def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, An
     them.
     """
     from namm_jax.experiment.assimilate import statistics_of
-    from namm_jax.experiment.posteriors import ROWS, measured_gains, operator_name, samples_of
+    from namm_jax.experiment.methods import correction
+    from namm_jax.experiment.posteriors import (
+        ROWS,
+        draw_of,
+        measured_gains,
+        operator_name,
+        samples_of,
+    )
     from namm_jax.experiment.progress import Bar
 
     config, section = experiment.config, experiment.config.assimilate
     operator, y = checked(config, y)
     row = choose('sampler', section.sampler, ROWS)
-    draw = row.draw(experiment, operator, functools.partial(measured_gains, experiment, operator))
-    way, parts = row.way(experiment) if row.way else lambda x: x, []
+    gains = functools.partial(measured_gains, experiment, operator)
+    draw = draw_of(experiment, row, operator, gains)
+    way, parts = correction(experiment, row.map), []
     with Bar('solve', len(y), unit='measurement') as bar:
         for i, measured in enumerate(y):
             parts.append(np.asarray(way(samples_of(experiment, draw, i, measured))))
