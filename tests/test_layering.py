@@ -50,7 +50,7 @@ ALLOWED = {
     ),
     'namm_jax.experiment.own': ('experiment.files experiment.dataset', SYSTEM | {'PIL'}),
     'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),
-    'namm_jax.experiment.tensorboard': ('experiment.files', SYSTEM | {'tensorboardX'}),
+    'namm_jax.experiment.records': ('experiment.files', SYSTEM | {'tensorboardX'}),
     'configs': ('experiment.config experiment.presets', set()),
     'launch': ('experiment', SYSTEM),
 }
@@ -187,7 +187,7 @@ def test_no_tensorflow_anywhere():
         ('namm_jax.report.table', 'from namm_jax.experiment.folder import Run'),
         ('namm_jax.experiment.loop', 'import orbax.checkpoint as ocp'),
         ('namm_jax.experiment.stages', 'from matplotlib import figure'),
-        ('namm_jax.experiment.records', 'import tensorboardX'),
+        ('namm_jax.experiment.folder', 'import tensorboardX'),
         ('namm_jax.experiment.step', 'import tensorflow as tf'),
         ('namm_jax.novelty', 'import jax'),
         ('configs.burgers', 'from namm_jax.experiment.build import TASKS'),

@@ -23,12 +23,11 @@ from namm_jax.experiment.arguments import (
     preset_of,
 )
 from namm_jax.experiment.files import UserError, local, read_json, write_json
-from namm_jax.experiment.folder import Run, aggregate
+from namm_jax.experiment.folder import Folder, Run, SharedRun, aggregate
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.resolve import flatten, override
 from namm_jax.experiment.roll_call import Place
-from namm_jax.experiment.saved import saved_config
 
 
 def configure_jax() -> None:
@@ -207,21 +206,8 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
 
 @contextlib.contextmanager
 def open_experiment(workdir: Path) -> Iterator[Any]:
-    """Opens a run folder as it is, and yields its `Experiment`; for notebooks and benchmarks.
-
-    Args:
-        workdir: an existing run folder.
-
-    Raises:
-        UserError: if it is no run folder, or in use.
-    """
-    from namm_jax.experiment.shared_run import SharedRun
-
-    workdir = local(workdir)
-    experiment, config = saved_config(workdir)
-    defaults = config.to_dict()
-    with SharedRun(lambda: Run(workdir, defaults, experiment=experiment, depends=_needs)) as run:
-        yield _build(run, lambda: 0)
+    """Yields the `Experiment` of an existing run folder, which is read and never written."""
+    yield _build(Folder(local(workdir)), lambda: 0)
 
 
 class Asked(NamedTuple):
@@ -258,7 +244,6 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.experiment.experiment import check
     from namm_jax.experiment.problem import measured
     from namm_jax.experiment.processes import from_first
-    from namm_jax.experiment.shared_run import SharedRun
     from namm_jax.experiment.stages import STAGES
 
     def check_all(resolved: Mapping[str, Any]) -> None:

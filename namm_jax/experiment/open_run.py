@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,26 +29,15 @@ from namm_jax.experiment.experiment import (
     mirror_parameters,
     score_parameters,
 )
-from namm_jax.experiment.files import UserError, local, read_json
+from namm_jax.experiment.files import UserError, local
+from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.problem import make_problem
-from namm_jax.experiment.saved import saved_config
 from namm_jax.inverse.given import given
 from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
 from namm_jax.problems.base import Problem
 
 EXAMPLES = 16  # held-out fields that a prior measures its estimates on
-
-
-class _Folder(NamedTuple):
-    """What an `Experiment` reads of a run folder."""
-
-    directory: Path
-    config: dict[str, Any]
-
-    def record(self, stage: str) -> dict[str, Any] | None:
-        path = self.directory / 'stages' / f'{stage}.json'
-        return read_json(path) if path.exists() else None
 
 
 class OpenRun:
@@ -64,9 +53,9 @@ class OpenRun:
 
     def __init__(self, folder: Path) -> None:
         """Reads the config of a folder; the rest is read when it is first asked for."""
-        _, self.config = saved_config(folder)
+        run = Folder(folder)
+        self.config = ConfigDict(run.config)
         self.problem = make_problem(self.config)
-        run = _Folder(folder, self.config.to_dict())
         mesh = make_mesh(jax.local_devices()[:1])
         mirror = build.user_mirror(self.config)
         self._experiment = Experiment(self.config, run, mesh, self.problem, mirror, lambda: 0)
