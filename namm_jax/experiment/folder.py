@@ -22,7 +22,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from namm_jax.experiment.files import UserError, finite, local, naming, read_json, write_json
+from namm_jax.experiment.files import (
+    REMEDY,
+    UserError,
+    finite,
+    local,
+    naming,
+    read_json,
+    write_json,
+)
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
 from namm_jax.experiment.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
@@ -168,10 +176,12 @@ class Run:
                 )
             return None
         saved = read_json(path)
-        if saved['experiment'] != experiment:
+        if not (isinstance(saved, dict) and isinstance(saved.get('config'), dict)):
+            raise UserError(f'{path} is damaged: expected an experiment and its config; {REMEDY}')
+        if saved.get('experiment') != experiment:
             raise UserError(
                 f'got the experiment {experiment}, but {self.directory} holds '
-                f'{saved["experiment"]}; choose another --workdir, or the config file and preset '
+                f'{saved.get("experiment")}; choose another --workdir, or the config file and preset '
                 'of this folder'
             )
         fields, known = flatten(saved['config']), flatten(config)
