@@ -130,7 +130,7 @@ processes.from_first(lambda: {}['nothing'])
 
 
 def join(*places, seconds):
-    """Starts processes that meet, and fail on process 0; `places` are (coordinator, count, index)."""
+    """Starts processes that meet, and fail on process 0, at (coordinator, count, index) each."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
     command = lambda place: [sys.executable, '-c', JOIN, *map(str, place), str(seconds)]
     options = dict(env=environment, text=True, stderr=subprocess.PIPE)

@@ -181,8 +181,8 @@ class Run:
         if saved.get('experiment') != experiment:
             raise UserError(
                 f'got the experiment {experiment}, but {self.directory} holds '
-                f'{saved.get("experiment")}; choose another --workdir, or the config file and preset '
-                'of this folder'
+                f'{saved.get("experiment")}; choose another --workdir, or the config file and '
+                'preset of this folder'
             )
         fields, known = flatten(saved['config']), flatten(config)
         if gone := fields.keys() - known.keys():
