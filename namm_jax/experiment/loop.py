@@ -141,31 +141,25 @@ def fit(
         Stopped: once everything is saved, if asked to stop.
     """
     key_init, stream, key_held_out = jax.random.split(key, 3)
-    state, shardings, saved = _start(task, key_init, plan, mesh, checkpoints)
-    step, seconds, history = int(state.step), saved['seconds'], saved['history']
+    state, shardings, seconds, history = _start(task, key_init, plan, mesh, checkpoints)
+    step = int(state.step)
     forget(step)
-    if step == plan.steps:
-        return Fitted(state, seconds)
-    source, frozen = batches(step), devices.put(task.frozen, devices.replicated(mesh))
+    source = batches(step)
     held_out = [jax.tree.map(lambda a: devices.put_batch(mesh, a), batch) for batch in held_out]
+    frozen = devices.put(task.frozen, devices.replicated(mesh))
+    shapes = jax.eval_shape(lambda *inputs: inputs, state, frozen, stream, held_out[0])
+    compiled = functools.cache(functools.partial(_compile, task, plan, mesh, shardings, shapes))
     validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
-
-    @functools.cache
-    def compiled(size: int) -> Callable[..., Any]:
-        options = dict(ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings, steps=size)
-        stacked = lambda a: jax.ShapeDtypeStruct((size,) * (size > 1) + a.shape, a.dtype)
-        inputs = state, frozen, stream, jax.tree.map(stacked, held_out[0])
-        return make_train_step(task, **options).lower(*inputs).compile()
 
     with Bar(plan.name, plan.steps, start=step) as bar:
         for stop in (stop for stop in plan.stops() if stop > step):
-            calls = [(size, compiled(size)) for size in plan.calls(stop - step)]
+            calls = [(compiled(size), size) for size in plan.calls(stop - step)]
             begun = time.perf_counter()
-            for size, train in calls:
+            for call, size in calls:
                 if step % plan.poll_every == 0 and asked_to_stop():
                     break
                 batch = jax.tree.map(lambda *a: _put(mesh, a), *itertools.islice(source, size))
-                state, terms = train(state, frozen, stream, batch)
+                state, terms = call(state, frozen, stream, batch)
                 history.append(terms)
                 step += size
             jax.block_until_ready(state)
@@ -193,8 +187,10 @@ def fit(
 
 def _start(
     task: Task, key: Key, plan: Plan, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[TrainState, TrainState, dict[str, Any]]:
-    """Returns the newest intact state, or the first, its shardings, and what was saved with it."""
+) -> tuple[TrainState, TrainState, float, list[Any]]:
+    """Returns the newest intact state, or the first, its shardings, seconds, and terms since the
+    last record.
+    """
     state = init_state(task, key)
     shardings = devices.shardings_of(state, mesh, plan.rules)
     state = devices.put(state, shardings)
@@ -202,8 +198,18 @@ def _start(
         say(f'{plan.name}: {devices.describe(state)}')
     restored = checkpoints.restore(state)
     if restored:
-        return restored.state, shardings, restored.meta
-    return state, shardings, {'seconds': 0.0, 'history': []}
+        return restored.state, shardings, restored.meta['seconds'], restored.meta['history']
+    return state, shardings, 0.0, []
+
+
+def _compile(
+    task: Task, plan: Plan, mesh: Mesh, shardings: TrainState, shapes: tuple[Any, ...], steps: int
+) -> Callable[..., Any]:
+    """Returns the call that takes so many steps, compiled before the clock runs."""
+    options = dict(ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings, steps=steps)
+    stack = lambda a: jax.ShapeDtypeStruct((steps,) * (steps > 1) + a.shape, a.dtype)
+    *others, batch = shapes
+    return make_train_step(task, **options).lower(*others, jax.tree.map(stack, batch)).compile()
 
 
 def _put(mesh: Mesh, batches: tuple[np.ndarray, ...]) -> jax.Array:
