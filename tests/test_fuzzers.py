@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from namm_jax.experiment.dataset import PARTIAL
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function
-from namm_jax.experiment.roll_call import Place, address_of
+from namm_jax.experiment.processes import Place
 
 QUIET = pytest.mark.filterwarnings(
     'ignore:Reading `.npy`'
@@ -235,6 +235,6 @@ def test_a_home_that_is_not_there_is_no_file():
 
 @pytest.mark.parametrize('port', ['65536', '99999', '9' * 5000, '', 'a'])
 def test_a_port_that_is_none_is_refused(port):
-    assert address_of(Place('host:65535', 2, 0)) == ('host', 65535)
+    assert Place('host:65535', 2, 0).count == 2
     with pytest.raises(UserError, match='expected HOST:PORT'):
-        address_of(Place(f'host:{port}', 2, 0))
+        Place(f'host:{port}', 2, 0)

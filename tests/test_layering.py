@@ -188,7 +188,7 @@ def test_no_tensorflow_anywhere():
         ('namm_jax.experiment.loop', 'import orbax.checkpoint as ocp'),
         ('namm_jax.experiment.stages', 'from matplotlib import figure'),
         ('namm_jax.experiment.folder', 'import tensorboardX'),
-        ('namm_jax.experiment.step', 'import tensorflow as tf'),
+        ('namm_jax.experiment.devices', 'import tensorflow as tf'),
         ('namm_jax.novelty', 'import jax'),
         ('configs.burgers', 'from namm_jax.experiment.build import TASKS'),
         ('launch.main', 'import configs.burgers'),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from namm_jax.experiment.config import field_names, nearest, schema
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.roll_call import Place
+from namm_jax.experiment.processes import Place
 from namm_jax.problems import PROBLEMS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,10 +24,10 @@ from namm_jax.experiment.arguments import (
 )
 from namm_jax.experiment.files import UserError, local, read_json, write_json
 from namm_jax.experiment.folder import Folder, Run, SharedRun, aggregate
+from namm_jax.experiment.processes import Place, leave
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.resolve import flatten, override
-from namm_jax.experiment.roll_call import Place
 
 
 def configure_jax() -> None:
@@ -90,8 +90,7 @@ def main(arguments: list[str]) -> int:
     # Looked up, not imported: most mistakes are found before JAX is loaded, and need not wait for
     # it.
     if status and (jax := sys.modules.get('jax')) and jax.distributed.is_initialized():
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
     return status
 
 

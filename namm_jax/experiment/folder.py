@@ -18,7 +18,15 @@ from typing import Any
 
 from namm_jax._checks import choose
 from namm_jax.experiment.config import schema
-from namm_jax.experiment.files import UserError, finite, local, naming, read_json, write_json
+from namm_jax.experiment.files import (
+    REMEDY,
+    UserError,
+    finite,
+    local,
+    naming,
+    read_json,
+    write_json,
+)
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
@@ -43,8 +51,11 @@ class Folder:
         UserError refuses another experiment or version.
         """
         self.directory, path = directory, directory / 'discard.json'
-        state = read_json(path if path.exists() else directory / 'config.json')
-        self.experiment, self._gone = state['experiment'], state.get('stages', ())
+        path = path if path.exists() else directory / 'config.json'
+        state = read_json(path)
+        if not (isinstance(state, dict) and isinstance(state.get('config'), dict)):
+            raise UserError(f'{path} is damaged: expected an experiment and its config; {REMEDY}')
+        self.experiment, self._gone = state.get('experiment'), state.get('stages', ())
         fields = flatten(state['config'])
         if experiment not in ('', self.experiment):
             raise UserError(
