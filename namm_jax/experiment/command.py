@@ -22,11 +22,11 @@ from namm_jax.experiment.arguments import (
     place_of,
     preset_of,
 )
+from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.files import UserError, local, read_json, write_json
 from namm_jax.experiment.folder import Run, aggregate
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
-from namm_jax.experiment.resolve import flatten, override
 from namm_jax.experiment.roll_call import Place
 from namm_jax.experiment.saved import saved_config
 
