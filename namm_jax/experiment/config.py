@@ -1,10 +1,4 @@
-"""The config of an experiment: its preset, what a command changes, and what may no longer change.
-
-An experiment's file gives dotted overrides of the schema for each preset:
-
-    def get_config(preset='quick'):
-        return experiment(PRESETS, preset, problem='burgers')
-"""
+"""A config: the preset of an experiment, what a command changes, and what may no longer change."""
 
 import difflib
 import functools
@@ -28,12 +22,8 @@ SELECTING = frozenset({'assimilate.operator', 'assimilate.sampler'})
 def experiment(
     presets: Mapping[str, Mapping[str, Any]], preset: str | None = None, *, problem: str = 'burgers'
 ) -> ConfigDict:
-    """Returns the locked config of a preset, `quick` when absent; a ValueError if it is unknown.
-
-    Args:
-        presets: preset -> dotted overrides of the schema.
-        preset: a key of `presets`.
-        problem: a key of `problems.PROBLEMS`.
+    """Returns the locked config of a preset, `quick` unless given: the schema of the problem with
+    the dotted overrides that `presets` has of it.
     """
     return override(schema(problem), choose('preset', preset or 'quick', presets)).lock()
 
@@ -78,15 +68,12 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
 def refuse_changes(
     config: Mapping[str, Any], saved: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Raises a UserError if `config` differs from what a stage on record has read, save for
-    `FREE_SECTIONS`.
+    """Raises a UserError if `config` differs from what a stage has read, save for `FREE_SECTIONS`.
 
     Args:
         config: the config.
-        saved: the one before the command's overrides; it has the fields of sections that are newer
-            than a record.
-        records: stage -> record, in the order of the stages; a record's `sections` maps name ->
-            what was read.
+        saved: the one before the command's overrides, with the fields that are newer than a record.
+        records: stage -> record, in the order of the stages, whose `sections` are what it has read.
     """
     fields = flatten(config)
     for stage, record in records.items():

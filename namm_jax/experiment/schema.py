@@ -21,7 +21,6 @@ from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems.base import Problem, check_range, parameter
 
 LARGEST = 2**31 - 1  # of integers: JAX counts steps in 32 bits
-LARGEST_SEED = 2**63 - 1
 SIGNS = {'least': '>=', 'above': '>', 'most': '<=', 'below': '<'}
 
 
@@ -47,25 +46,23 @@ class Field(NamedTuple):
     def check(self, name: str, value: Any) -> None:
         """Raises a ValueError unless the value has the default's type and is in the range."""
         listed = isinstance(self.default, tuple)
-        kind = type((*self.default, self.items())[0] if listed else self.default)
         items = value if isinstance(value, list | tuple) else [value]
+        kind = type((*self.default, self.items())[0] if listed else self.default)
         kinds = (int, float) if kind is float else (kind,)
-        if isinstance(value, list | tuple) != listed or any(type(i) not in kinds for i in items):
-            what = f'items of type {kind.__name__}' if listed else kind.__name__
-            raise ValueError(f'{name}: got {value!r}, expected {what}')
-        largest = LARGEST_SEED if name.endswith('seed') else LARGEST
-        if any(type(item) is int and abs(item) > largest for item in items):
-            raise ValueError(f'{name}: got {value}, expected at most {largest}')
-        if kind is float and not all(map(math.isfinite, items)):
-            raise ValueError(f'{name}: got {value}, expected finite numbers')
-        if self.default and not value and listed:
-            raise ValueError(f'{name}: got {value}, expected at least one')
+        largest = 2**63 - 1 if name.endswith('seed') else LARGEST
+        expected = ''
+        if (items is value) != listed or any(type(item) not in kinds for item in items):
+            expected = f'items of type {kind.__name__}' if listed else kind.__name__
+        elif any(type(item) is int and abs(item) > largest for item in items):
+            expected = f'at most {largest}'
+        elif kind is float and not all(map(math.isfinite, items)):
+            expected = 'finite numbers'
+        elif listed and self.default and not items:
+            expected = 'at least one'
+        if expected:
+            raise ValueError(f'{name}: got {value!r}, expected {expected}')
         own = kind is str and not listed and ':' in value and ':' in ''.join(self.choices)
         check_range(name, value, self.limits, () if own else self.choices)
-
-
-def _field(default: Any, meaning: str, **details: Any) -> Field:
-    return Field(default, **parameter(default, meaning, **details).metadata)
 
 
 def _section(name: str, fields: Mapping[str, Field], **defaults: Any) -> dict[str, Field]:
@@ -78,6 +75,7 @@ MAPS = ('namm', 'identity', 'box', 'simplex')
 OUTPUTS = ('residual', 'centred', 'plain', 'softplus', 'residual_softplus')
 STRENGTHS = ('discrepancy', 'fixed')  # to a misfit of one noise std, or as published
 PADDINGS = ('periodic', 'circular', 'zeros')
+_field = lambda default, meaning, **of: Field(default, **parameter(default, meaning, **of).metadata)
 CLASS = 'FILE.py:CLASS'  # of Flax modules
 
 OPTIMIZER = {
@@ -90,6 +88,24 @@ OPTIMIZER = {
     'accumulate': _field(1, 'whose mean gradient makes one update', unit='batches', least=1),
     'clip': _field(1.0, "largest norm of each network's gradient; 0: no clipping", least=0),
     'ema': _field(0.999, "decay of the weights' average; 0: the last weights", least=0, below=1),
+}
+NETWORK = {
+    'channels': _field((48, 96), 'a resolution each; of a resnet, one number', least=1),
+    'blocks': _field(1, 'residual blocks a resolution', least=1),
+    'fold': _field(2, 'factor by which pixels become channels', least=1),
+    'head': _field(16, 'at full resolution', unit='channels', least=1),
+    'norm': _field('group', 'of each block', choices=('group', 'none')),
+    'attention': _field(False, 'at the lowest resolution'),
+    'global_convolution': _field(False, 'for rules that compare distant places'),
+    'dropout': _field(0.0, 'probability', least=0, below=1),
+}
+TRAINING = {
+    'sigma_max': _field(0.1, 'largest noise in mirror space, in its units', least=0),
+    'sigma_power': _field(2.0, 'p of sigma = sigma_max u^p; 1: published', least=0),
+    'lambda_constr': _field(5.0, 'weight of the constraint term; 1: published', least=0),
+    'batch_size': _field(8, 'a step', unit='samples', least=1),
+    'steps': _field(1500, 'at budget 1', least=1),
+    **_section('optimizer', OPTIMIZER, warmup=0.1),
 }
 SAMPLER = {
     'sampler': _field('sde_dpm_solver_pp_2m', 'scheme', choices=(*SAMPLERS, 'FILE.py:FUNCTION')),
@@ -119,36 +135,17 @@ FIELDS = {
     'mirror.forward_padding': _field('periodic', 'of g; circular: published', choices=PADDINGS),
     'mirror.inverse': _field('unet', 'network of f', choices=('unet', 'resnet', CLASS)),
     'mirror.inverse_padding': _field('periodic', 'of f; zeros: published', choices=PADDINGS),
-    'mirror.channels': _field((48, 96), 'of f, a resolution each; of a resnet, one', least=1),
-    'mirror.blocks': _field(1, 'of f: residual blocks a resolution', least=1),
-    'mirror.fold': _field(2, 'of f: factor by which pixels become channels', least=1),
-    'mirror.head': _field(16, 'of f, at full resolution', unit='channels', least=1),
-    'mirror.norm': _field('none', 'of f', choices=('group', 'none')),
-    'mirror.attention': _field(False, 'of f, at the lowest resolution'),
-    'mirror.global_convolution': _field(False, 'of f: for rules that compare distant places'),
-    'mirror.dropout': _field(0.0, 'of f', least=0, below=1),
+    **_section('mirror', NETWORK, norm='none'),
     'mirror.output': _field('residual', 'of f; centred: for a rule on a sum', choices=OUTPUTS),
-    'mirror.sigma_max': _field(0.1, 'largest noise in mirror space, in its units', least=0),
-    'mirror.sigma_power': _field(2.0, 'p of sigma = sigma_max u^p; 1: published', least=0),
     'mirror.lambda_cycle': _field(1.0, 'weight of both cycle terms', least=0),
-    'mirror.lambda_constr': _field(5.0, 'weight of the constraint term; 1: published', least=0),
     'mirror.lambda_reg': _field(1e-3, 'weight of the regularisation term', least=0),
-    'mirror.batch_size': _field(8, 'a step', unit='samples', least=1),
-    'mirror.steps': _field(1500, 'at budget 1', least=1),
-    **_section('mirror.optimizer', OPTIMIZER, warmup=0.1),
+    **_section('mirror', TRAINING),
     # network and training of both diffusion models, DM and MDM
     'score.network': _field('unet', 'of both diffusion models', choices=('unet', CLASS)),
     'score.parameterisation': _field('edm', 'vp: published', choices=tuple(PARAMETERISATIONS)),
     'score.reduction': _field('mean', 'of errors; half_sum: published', choices=tuple(REDUCTIONS)),
     'score.padding': _field('periodic', 'zeros: published', choices=PADDINGS),
-    'score.channels': _field((48, 96), 'a resolution each', least=1),
-    'score.blocks': _field(1, 'residual blocks a resolution', least=1),
-    'score.fold': _field(2, 'factor by which pixels become channels', least=1),
-    'score.head': _field(16, 'at full resolution', unit='channels', least=1),
-    'score.norm': _field('group', 'of its blocks', choices=('group', 'none')),
-    'score.attention': _field(False, 'at the lowest resolution'),
-    'score.global_convolution': _field(False, 'for rules that compare distant places'),
-    'score.dropout': _field(0.0, 'in training', least=0, below=1),
+    **_section('score', NETWORK),
     'score.batch_size': _field(16, 'a step', unit='samples', least=1),
     **_section('score.optimizer', OPTIMIZER),
     # what sigma_max and lambda_constr the experiment asks for
@@ -159,12 +156,7 @@ FIELDS = {
     'mdm.steps': _field(3000, 'at budget 1', least=1),
     # the finetuning of f
     'finetune.samples': _field(1024, 'drawn from the MDM, which counts as training', least=2),
-    'finetune.sigma_max': _field(0.1, 'largest noise added to them', least=0),
-    'finetune.sigma_power': _field(3.0, 'law of that noise, as in mirror', least=0),
-    'finetune.lambda_constr': _field(5.0, 'weight of the constraint term', least=0),
-    'finetune.batch_size': _field(8, 'a step', unit='samples', least=1),
-    'finetune.steps': _field(1500, 'at budget 1', least=1),
-    **_section('finetune.optimizer', OPTIMIZER, learning_rate=1e-3, warmup=0.1),
+    **_section('finetune', TRAINING, **{'sigma_power': 3.0, 'optimizer.learning_rate': 1e-3}),
     # the plain diffusion model
     'dm.steps': _field(10_000, 'at budget 1: as long as mirror, mdm and finetune', least=1),
     # sampling, and the projection of samples by Gauss-Newton
@@ -218,22 +210,27 @@ FIELDS = {
     'train.probe_samples': _field(32, 'drawn at each of them', least=1),
     **_section('train.sample', SAMPLER),  # draws the probes and the set that f is finetuned on
 }
-COUNTER = {
-    'samples': _field(10_000, 'to train on, of 0 to `most` sources', unit='images', least=1),
-    'held_out': _field(1000, 'on which the error is measured', unit='images', least=1),
-    'most': _field(16, 'in an image, at most', unit='sources', least=1),
-    'network': _field('density', "the rule's; the other checks it", choices=('density', 'dense')),
-    'channels': _field((48, 64), "of density, from half the image's resolution", least=1),
-    'convolutions': _field(3, 'of density, a resolution', least=1),
-    'filters': _field((32, 64), 'of dense: channels of its convolutions', least=1),
-    'hidden': _field(256, 'of dense: width of its hidden layer', least=1),
-    'batch_size': _field(16, 'a step', unit='images', least=1),
-    'steps': _field(5000, 'at budget 1', least=1),
-    **_section('optimizer', OPTIMIZER),
-}
 # problem -> the fields that only it has, its parameters aside
 OTHERS = {
-    'galaxies': _section('counter', COUNTER),
+    'galaxies': {
+        'counter.samples': _field(
+            10_000, 'to train on, of 0 to `most` sources', unit='images', least=1
+        ),
+        'counter.held_out': _field(1000, 'on which the error is measured', unit='images', least=1),
+        'counter.most': _field(16, 'in an image, at most', unit='sources', least=1),
+        'counter.network': _field(
+            'density', "the rule's; the other checks it", choices=('density', 'dense')
+        ),
+        'counter.channels': _field(
+            (48, 64), "of density, from half the image's resolution", least=1
+        ),
+        'counter.convolutions': _field(3, 'of density, a resolution', least=1),
+        'counter.filters': _field((32, 64), 'of dense: channels of its convolutions', least=1),
+        'counter.hidden': _field(256, 'of dense: width of its hidden layer', least=1),
+        'counter.batch_size': _field(16, 'a step', unit='images', least=1),
+        'counter.steps': _field(5000, 'at budget 1', least=1),
+        **_section('counter.optimizer', OPTIMIZER),
+    },
     'own': {
         'data.path': _field('', 'a .npy file (n, h, w, c), or a folder of .npy files or images'),
         'constraint.distance': _field('', 'FILE.py:FUNCTION, (b, h, w, c) -> (b,)'),
