@@ -196,9 +196,9 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     from namm_jax.experiment import build
     from namm_jax.experiment.devices import first_devices, make_mesh
     from namm_jax.experiment.experiment import Experiment
-    from namm_jax.experiment.problem import make_problem
+    from namm_jax.experiment.problem import make_problem, measured
 
-    config = ConfigDict(run.config)
+    config = measured(ConfigDict(run.config), run.record('data'))
     mesh = make_mesh(first_devices(config.train.devices))
     return Experiment(
         config, run, mesh, make_problem(config), build.make_mirror(config), asked_to_stop
@@ -262,12 +262,12 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.experiment.stages import STAGES
 
     def check_all(resolved: Mapping[str, Any]) -> None:
-        stages, resolved = asked.stages_of(resolved), ConfigDict(resolved)
+        path, stages = workdir / 'stages' / 'data.json', asked.stages_of(resolved)
+        record = read_json(path) if path.exists() and 'data' not in asked.redo else None
+        resolved = measured(ConfigDict(resolved), record)
         for check_one in (check, *(STAGES[stage].check for stage in stages)):
             check_one(resolved)
 
-    if not from_first((workdir / 'config.json').exists):
-        config = measured(config)
     open_run = lambda: Run(
         workdir,
         config.to_dict(),
