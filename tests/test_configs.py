@@ -241,7 +241,8 @@ def test_defaults_are_those_of_the_front_door():
         'counter': counter.DensityCounter,
     }.items():
         arguments = inspect.signature(function).parameters.items()
-        shared = {name: of.default for name, of in arguments if f'{section}.{name}' in table}
+        defaults = {name: of.default for name, of in arguments if of.default is not None}
+        shared = {name: of for name, of in defaults.items() if f'{section}.{name}' in table}
         assert len(shared) > 1
         assert shared == {name: table[f'{section}.{name}'] for name in shared}, section
 

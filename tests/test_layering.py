@@ -42,7 +42,7 @@ ALLOWED = {
     ),
     'namm_jax.report': (
         'problems report experiment.files experiment.records experiment.config',
-        SYSTEM | {'matplotlib', 'PIL'},
+        SYSTEM | {'jinja2', 'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (
         'constraints denoising inverse metrics mirror networks problems report experiment training',
