@@ -41,7 +41,7 @@ ALLOWED = {
         MATHS | {'optax', 'rich'},
     ),
     'namm_jax.report': (
-        'problems report experiment.files experiment.records experiment.resolve',
+        'problems report experiment.files experiment.records experiment.config',
         SYSTEM | {'jinja2', 'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (

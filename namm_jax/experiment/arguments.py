@@ -11,9 +11,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from namm_jax.experiment.config import field_names, nearest, schema
+from namm_jax._checks import nearest
+from namm_jax.experiment.config import no_field
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.processes import Place
+from namm_jax.experiment.schema import fields as fields_of
 from namm_jax.problems import PROBLEMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,13 +188,11 @@ def parse(values: flags.FlagValues, arguments: list[str], usage: str | None) -> 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
     """Returns the error's message; where a config field is unknown, the nearest ones."""
-    fields = list(
-        dict.fromkeys(name for problem in PROBLEMS for name in field_names(schema(problem)))
-    )
+    fields = list(dict.fromkeys(name for problem in PROBLEMS for name in fields_of(problem)))
     for argument in arguments:
         name = argument.lstrip('-').split('=')[0]
         if name.startswith('config.') and name.removeprefix('config.') not in fields:
-            return f'config field: {nearest(name.removeprefix("config."), fields)}'
+            return no_field(name.removeprefix('config.'), fields)
     *before, last = str(error).strip().splitlines() or [repr(error)]
     # An error inside the config file, such as an unknown preset, comes as the text of a traceback:
     # its end says it.

@@ -22,12 +22,12 @@ from namm_jax.experiment.arguments import (
     place_of,
     preset_of,
 )
+from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.files import UserError, local, read_json, write_json
 from namm_jax.experiment.folder import Folder, Run, SharedRun, aggregate
 from namm_jax.experiment.processes import Place, leave
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
-from namm_jax.experiment.resolve import flatten, override
 
 
 def configure_jax() -> None:
@@ -194,9 +194,9 @@ def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
     from namm_jax.experiment import build
     from namm_jax.experiment.devices import first_devices, make_mesh
     from namm_jax.experiment.experiment import Experiment
-    from namm_jax.experiment.problem import make_problem
+    from namm_jax.experiment.problem import make_problem, measured
 
-    config = ConfigDict(run.config)
+    config = measured(ConfigDict(run.config), run.record('data'))
     mesh = make_mesh(first_devices(config.train.devices))
     return Experiment(
         config, run, mesh, make_problem(config), build.make_mirror(config), asked_to_stop
@@ -246,13 +246,13 @@ def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
     from namm_jax.experiment.stages import STAGES
 
     def check_all(resolved: Mapping[str, Any]) -> None:
-        stages, resolved = asked.stages_of(resolved), ConfigDict(resolved)
+        path = workdir / 'stages' / 'data.json'
+        record = read_json(path) if path.exists() and 'data' not in asked.redo else None
+        resolved = measured(ConfigDict(resolved), record)
         check(resolved, asked.preset)
-        for stage in stages:
+        for stage in asked.stages_of(resolved):
             STAGES[stage].check(resolved)
 
-    if not from_first((workdir / 'config.json').exists):
-        config = measured(config)
     open_run = lambda: Run(
         workdir,
         config.to_dict(),

@@ -42,7 +42,7 @@ from namm_jax.experiment.folder import SharedRun
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import from_first
-from namm_jax.experiment.ranges import check_ranges
+from namm_jax.experiment.schema import check_ranges
 from namm_jax.problems.base import Problem
 
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from namm_jax._checks import choose
-from namm_jax.experiment.config import schema
+from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 from namm_jax.experiment.files import (
     REMEDY,
     UserError,
@@ -30,7 +30,7 @@ from namm_jax.experiment.files import (
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
-from namm_jax.experiment.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
+from namm_jax.experiment.schema import schema
 from namm_jax.problems import PROBLEMS
 
 Config = Mapping[str, Any]

@@ -3,7 +3,7 @@ A user's own arrays are a problem, too, whose sizes and units are read from thei
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax.experiment.config import problem_class
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
 
@@ -64,20 +64,26 @@ def _order(config: ConfigDict, n: int) -> np.ndarray:
     return np.random.default_rng(config.data.seed).permutation(n)
 
 
-def measured(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the shape, number and units of a user's own samples, from their
-    files: all but those of `data.validation` and `data.test` are for training where `data.train`
-    is 0; mean and scale, one a channel, are those of the training samples.
+def measured(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Returns the config with the shape, number and units of a user's own samples, as the finished
+    stage `data` has them on its record (`own`), else as they are in their files: all but those of
+    `data.validation` and `data.test` are for training where `data.train` is 0; mean and scale, one
+    a channel, are those of the training samples.
     """
     if problem_class(config.data.problem).generated:
         return config
     config = config.copy_and_resolve_references()
-    data = config.data
-    x = read_user_data(data.path)
+    finished = record and record['finished']
     with config.unlocked():
-        data.height, data.width, data.channels = x.shape[1:]
-        data.train = data.train or max(0, len(x) - data.validation - data.test)
-        training = x[_order(config, len(x))[: data.train]]
-        if len(training) and not data.mean:
-            data.mean, data.scale = units(training)
+        config.data.update(record.get('own', {}) if finished else _of_files(config))
     return config
+
+
+def _of_files(config: ConfigDict) -> dict[str, Any]:
+    data, x = config.data, read_user_data(config.data.path)
+    train = data.train or max(0, len(x) - data.validation - data.test)
+    found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True), train=train)
+    training = x[_order(config, len(x))[:train]]
+    if len(training) and not data.mean:
+        found['mean'], found['scale'] = units(training)
+    return found

@@ -15,10 +15,9 @@ from ml_collections import ConfigDict
 from namm_jax._checks import choose
 from namm_jax.experiment.arguments import experiment_name, overrides_of, parse, solve_flags
 from namm_jax.experiment.command import configure_jax, guarded, open_experiment
-from namm_jax.experiment.config import override
+from namm_jax.experiment.config import FREE_SECTIONS, flatten, override
 from namm_jax.experiment.dataset import read_array
 from namm_jax.experiment.files import UserError, finite, read_json
-from namm_jax.experiment.resolve import FREE_SECTIONS, flatten
 
 SELECTED = {
     'operator': 'operator',
@@ -110,7 +109,7 @@ def checked(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
 
     from namm_jax._checks import check_operator
     from namm_jax.experiment.posteriors import check_assimilation, make_operator, operator_name
-    from namm_jax.experiment.ranges import check_ranges
+    from namm_jax.experiment.schema import check_ranges
     from namm_jax.inverse.likelihood import likelihood
 
     check_ranges(config)

@@ -26,6 +26,7 @@ from namm_jax.experiment.problem import fields_of
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.tune import tune
+from namm_jax.problems.base import parameters
 from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.training.optimizers import moments_of
 
@@ -59,7 +60,10 @@ def data(experiment: Experiment) -> Facts:
         )
     if not build.holds_network(config):
         _draw_data(experiment)
-    return {} if experiment.problem.generated else _checked_rule(experiment)
+    if experiment.problem.generated:
+        return {}
+    own = {name: config.data[name] for name in parameters(type(experiment.problem))}
+    return _checked_rule(experiment) | {'own': own | {'train': config.data.train}}
 
 
 def counter(experiment: Experiment) -> Facts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from namm_jax.experiment.resolve import flatten
+from namm_jax.experiment.config import flatten
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
 from namm_jax.report.table import (
