@@ -15,10 +15,10 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
+from namm_jax.experiment.cli import main
 from namm_jax.experiment.command import open_experiment
 from namm_jax.experiment.files import read_json
 from namm_jax.experiment.posteriors import PUBLISHED, ROWS, with_noise_floor
-from namm_jax.experiment.solve import solve
 from namm_jax.problems import PROBLEMS
 
 TINY = '--config=configs/burgers.py:tiny'
@@ -105,7 +105,7 @@ def solving(folder, y, *more):
         f'--measurement={folder}/y.npy',
         f'--out={folder}/posterior.npy',
     ]
-    return solve(['launch/solve.py', TINY, *paths, *more])
+    return main(['launch/solve.py', TINY, *paths, *more], 'solve')
 
 
 def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
@@ -145,7 +145,7 @@ import sys
 import jax
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
-from namm_jax.experiment.command import main
+from namm_jax.experiment.cli import main
 sys.exit(main(['launch/main.py', *sys.argv[1:]]))
 """
 
