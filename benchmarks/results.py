@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from namm_jax.experiment.config import flatten
 from namm_jax.experiment.posteriors import ROWS
-from namm_jax.experiment.resolve import flatten
 from namm_jax.report.reading import Results, find_runs, read_run
 from namm_jax.report.table import in_order, row_name, three_digits
 

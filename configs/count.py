@@ -1,65 +1,58 @@
-"""Galaxy images with exactly eight sources, as counted by a network that the stage `counter`
-trains.
+"""Galaxy images with exactly eight sources, as counted by a network that stage `counter` trains.
+
+    python launch/main.py --config=configs/count.py
+
+19.4 minutes on two cores of an AMD EPYC, 3.6 of them for the counter, which is 0.15 sources off on
+held-out images. Expect a median distance of 1.2 of the finetuned samples, 0.90 times the diffusion
+model's 1.35 (seed 0).
 """
 
 from namm_jax.experiment import presets
 from namm_jax.experiment.config import experiment
+from namm_jax.experiment.presets import section
 
-QUICK = presets.MUON | {
-    'data.points': 64,
-    'data.train': 2000,
-    'mirror.fold': 4,
-    'mirror.lambda_constr': 0.02,
-    'finetune.lambda_constr': 0.02,
-    'score.fold': 4,
-    # Images of 64x64 cost four times those of the other configs.
-    'counter.samples': 20_000,
-    'counter.channels': (16, 64),
-    'counter.filters': (16, 16),
-    'counter.hidden': 128,
-    'counter.steps': 3500,
-    'counter.optimizer.name': 'muon',
-    'counter.optimizer.learning_rate': 8e-3,
-    'mirror.steps': 400,
-    'mdm.steps': 1300,
-    'finetune.samples': 256,
-    'finetune.steps': 150,
-    'dm.steps': 2700,
-    'sample.n': 128,
-    'assimilate.noise_std': 0.05,  # half the standard deviation of the images
-}
+QUICK = (
+    presets.MUON
+    # data: images of 64x64 cost four times those of the other configs
+    | section('data', points=64, train=2000)
+    # the networks that count
+    | section('counter', samples=20_000, steps=3500)
+    | section('counter', channels=(16, 64), filters=(16, 16), hidden=128)
+    | section('counter.optimizer', name='muon', learning_rate=8e-3)
+    # the mirror side
+    | section('mirror', fold=4, lambda_constr=0.02, steps=400)
+    | section('score', fold=4)
+    | section('mdm', steps=1300)
+    | section('finetune', lambda_constr=0.02, samples=256, steps=150)
+    # a diffusion model that trains as long
+    | section('dm', steps=2700)
+    | section('sample', n=128)
+    # half the standard deviation of the images
+    | section('assimilate', noise_std=0.05)
+)
 
 PAPER = (
     presets.PAPER
     | presets.epochs(mirror=50, mdm=300, finetune=650, dm=1500)
-    | {
-        'mirror.layers': 2,
-        'mirror.lambda_constr': 0.01,
-        'finetune.lambda_constr': 0.01,
-        'counter.samples': 50_000,
-        'counter.steps': 40_000,
-        'assimilate.noise_std': 0.05,
-    }
+    | section('counter', samples=50_000, steps=40_000)
+    | section('mirror', layers=2, lambda_constr=0.01)
+    | section('finetune', lambda_constr=0.01)
+    | section('assimilate', noise_std=0.05)
 )
 
-PUBLISHED = presets.published(PAPER) | {
-    'mirror.output': 'softplus',
-    'counter.network': 'dense',
-    'counter.optimizer.learning_rate': 1e-3,
-}
+PUBLISHED = (
+    presets.published(PAPER)
+    | section('counter', network='dense')
+    | section('counter.optimizer', learning_rate=1e-3)
+    | section('mirror', output='softplus')
+)
 
-TINY = presets.TINY | {
-    'data.points': 32,
-    'data.count': 2,
-    'counter.samples': 64,
-    'counter.held_out': 16,
-    'counter.most': 3,
-    'counter.channels': (4, 4),
-    'counter.filters': (4, 4),
-    'counter.hidden': 8,
-    'counter.batch_size': 8,
-    'counter.steps': 8,
-}
+TINY = (
+    presets.TINY
+    | section('data', points=32, count=2)
+    | section('counter', samples=64, held_out=16, most=3, batch_size=8, steps=8)
+    | section('counter', channels=(4, 4), filters=(4, 4), hidden=8)
+)
 
 PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 

@@ -1,11 +1,17 @@
-"""Your own data, and your own rule: `--config.data.path=DATA
---config.constraint.distance=FILE.py:FUNCTION`.
+"""Your own data, a `.npy` file or a folder of arrays or images, and your own rule.
+
+    python docs/own_rule.py
+    python launch/main.py --config=configs/own.py --config.data.path=own_data.npy \\
+        --config.constraint.distance=docs/own_rule.py:rows_sum_to_one
+
+The first line writes the example's data. Sizes, number, mean and scale are read from the data.
 """
 
 from namm_jax.experiment import presets
 from namm_jax.experiment.config import experiment
+from namm_jax.experiment.presets import section
 
-QUICK = {'data.train': 0, 'data.validation': 100, 'data.test': 100}  # all others are for training
+QUICK = section('data', train=0, validation=100, test=100)  # all others are for training
 
 TINY = {name: value for name, value in presets.TINY.items() if name != 'data.points'}
 

@@ -52,13 +52,12 @@ from fuzz_cases import (
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import build, cli, command, dataset, solve
-from namm_jax.experiment.config import steps_of
+from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
 from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import make_problem, measured
-from namm_jax.experiment.ranges import check_ranges
-from namm_jax.experiment.resolve import flatten, override
 from namm_jax.experiment.roll_call import address_of
+from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import check_stages
 
 MEMORY = 2**26  # bytes: far more than any case holds

@@ -18,7 +18,7 @@ import pytest
 
 from namm_jax import __main__ as program
 from namm_jax.experiment import cli
-from namm_jax.experiment.config import field_names, schema
+from namm_jax.experiment.schema import fields
 from namm_jax.experiment.stages import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -324,7 +324,7 @@ def test_the_program_shows_fields(capsys):
     assert re.search(r'^mirror\.strong_convexity +0\.9 +\(0, 1\]', told, re.MULTILINE)
     assert re.search(r'^mirror\.steps +12 +>= 1', told, re.MULTILINE)
     assert {line.split()[0] for line in told.splitlines()[1:] if line[0] != ' '} == set(
-        field_names(schema('burgers'))
+        fields('burgers')
     )
     assert max(map(len, told.splitlines())) <= 80
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from namm_jax.experiment.config import field_names, override, schema, steps_of
+from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.experiment import check
-from namm_jax.experiment.ranges import AT_LEAST, check_ranges
+from namm_jax.experiment.schema import check_ranges, fields, schema
 from namm_jax.training.optimizers import learning_rate_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ BUILT = [
 @pytest.mark.parametrize(('name', 'preset'), EVERY)
 def test_config_is_whole_locked_and_typed(name, preset):
     config = CONFIGS[name].get_config(preset)
-    assert field_names(config) == field_names(schema(config.data.problem))
+    assert flatten(config).keys() == fields(config.data.problem).keys()
     with pytest.raises((AttributeError, KeyError)):
         config.mirror.stepz = 1
     with pytest.raises(TypeError):
@@ -79,7 +79,7 @@ def test_override_refuses_what_is_no_field():
     assert (
         config.mirror.optimizer.b1 == 0.5 and config.finetune.optimizer.b1 == 0.9
     )  # each has its own
-    with pytest.raises(ValueError, match=r'config field: .*did you mean mirror\.lambda_constr'):
+    with pytest.raises(ValueError, match=r'did you mean mirror\.lambda_constr or'):
         override(schema(), {'mirror.lamda_constr': 1.0})
 
 

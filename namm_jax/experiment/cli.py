@@ -18,7 +18,6 @@ from typing import Any
 
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.progress import complain, say
-from namm_jax.experiment.resolve import flatten
 
 # Those of `experiment.stages`, in their order.
 STAGES = 'data counter mirror tune mdm finetune dm sample assimilate evaluate report'.split()
@@ -152,8 +151,10 @@ def parse(command: str, arguments: list[str], about: str = '') -> argparse.Names
             '--config=FILE.py:tiny, and flags, --name=value'
         )
     given.name, get_config = _experiment(words[0])
+    from namm_jax.experiment.config import flatten
+
     given.preset, given.config = get_config(), get_config()
-    fields = {f'--config.{name}': value for name, value in flatten(given.preset.to_dict()).items()}
+    fields = {f'--config.{name}': value for name, value in flatten(given.preset).items()}
     given.overrides = {}
     for name, text in texts.items():
         if name not in fields:
@@ -208,13 +209,15 @@ def _value(name: str, text: str, default: Any) -> Any:
 
 def show_fields(given: argparse.Namespace) -> None:
     """Shows a table of an experiment's fields, at most 80 columns wide."""
+    from namm_jax.experiment.config import flatten
     from namm_jax.experiment.schema import fields
 
-    values = flatten(given.config.to_dict())
+    values = flatten(given.config)
     lines = [f'{"field":38}{given.name:22}range, unit']
     for name, field in fields(given.config.data.problem).items():
         limits = ', '.join(filter(None, (field.range, field.unit)))
-        lines += [f'{name:38}{values[name]!s:22}{limits}'.rstrip()]
+        head = f'{name:38}{values[name]!s:22}{limits}'.rstrip()
+        lines += textwrap.wrap(head, 80, subsequent_indent=' ' * 38)
         lines += textwrap.wrap(field.meaning, 76, initial_indent='    ', subsequent_indent='    ')
     tell('\n'.join(lines))
 

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import build, processes
+from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.devices import first_devices, make_mesh
 from namm_jax.experiment.experiment import Experiment, check
 from namm_jax.experiment.files import local, read_json, write_json
@@ -22,7 +23,6 @@ from namm_jax.experiment.loop import Diverged, Stopped
 from namm_jax.experiment.problem import make_problem, measured
 from namm_jax.experiment.progress import say, silence
 from namm_jax.experiment.provenance import provenance
-from namm_jax.experiment.resolve import flatten, override
 from namm_jax.experiment.roll_call import Place
 from namm_jax.experiment.saved import saved_config
 from namm_jax.experiment.shared_run import SharedRun

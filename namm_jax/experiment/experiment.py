@@ -43,7 +43,7 @@ from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import from_first
-from namm_jax.experiment.ranges import check_ranges
+from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.shared_run import SharedRun
 from namm_jax.problems.base import Problem
 

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 from namm_jax.experiment.files import UserError, finite, local, naming, read_json, write_json
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
-from namm_jax.experiment.resolve import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 
 WRITERS = {
     'rows': 'evaluate',

@@ -21,13 +21,13 @@ from namm_jax._checks import choose
 from namm_jax.denoising.guidance import measurement_guided
 from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build
-from namm_jax.experiment.config import problem_class
 from namm_jax.experiment.devices import batch_sharding, replicated
 from namm_jax.experiment.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.methods import polish, projection
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.schema import problem_class
 from namm_jax.inverse import dps, fourdvar
 from namm_jax.inverse.daps import daps
 from namm_jax.inverse.likelihood import Likelihood, likelihood

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax.experiment.config import problem_class
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
 

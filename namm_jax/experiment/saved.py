@@ -4,9 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from namm_jax.experiment.config import override, schema
+from namm_jax.experiment.config import flatten, override, schema
 from namm_jax.experiment.files import UserError, read_json
-from namm_jax.experiment.resolve import flatten
 from namm_jax.problems import PROBLEMS
 
 

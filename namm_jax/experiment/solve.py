@@ -19,7 +19,7 @@ from namm_jax.experiment import build, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
 from namm_jax.experiment.command import configure_jax, open_experiment
-from namm_jax.experiment.config import override
+from namm_jax.experiment.config import FREE_SECTIONS, flatten, override
 from namm_jax.experiment.dataset import read_array, read_fields
 from namm_jax.experiment.devices import make_mesh
 from namm_jax.experiment.drawing import in_batches
@@ -27,9 +27,8 @@ from namm_jax.experiment.files import UserError, finite
 from namm_jax.experiment.open_run import open_run
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.progress import Bar
-from namm_jax.experiment.ranges import check_ranges
-from namm_jax.experiment.resolve import FREE_SECTIONS, flatten
 from namm_jax.experiment.saved import saved_config
+from namm_jax.experiment.schema import check_ranges
 from namm_jax.inverse.likelihood import likelihood
 from namm_jax.metrics import distance_statistics
 

@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Constraint, Params
-from namm_jax._checks import check_rule
+from namm_jax._checks import check_rule, nearest
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.assimilate import assimilate
-from namm_jax.experiment.config import nearest, steps_of
+from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw
 from namm_jax.experiment.evaluate import SHOWN, evaluate, shown

@@ -7,8 +7,8 @@ the other by `pack` and `unpack`; and an image to look at.
 import dataclasses
 import functools
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -33,11 +33,27 @@ class View(NamedTuple):
     centred: bool = False  # whether the scale of the colours is centred on 0
 
 
-def parameter(default: Any, meaning: str, **limits: int | float) -> Any:
-    """Returns a field of a problem's dataclass: its default; what it is, with its unit; and its
-    limits `least` (>=), `above` (>) and `most` (<=), which `Problem` checks.
+def parameter(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = '',
+    choices: Iterable[str] = (),
+    items: type = float,
+    **limits: int | float,
+) -> Any:
+    """Returns a field of a problem's dataclass, which `Problem` checks.
+
+    Args:
+        default: its default.
+        meaning: what it is.
+        unit: of a number.
+        choices: what a text may be; () for any.
+        items: the type of those of a tuple that is empty by default.
+        **limits: of numbers: `least` (>=), `above` (>), `most` (<=), `below` (<).
     """
-    return dataclasses.field(default=default, metadata={'meaning': meaning, **limits})
+    details = {'unit': unit, 'choices': tuple(choices), 'items': items, 'limits': limits}
+    return dataclasses.field(default=default, metadata={'meaning': meaning, **details})
 
 
 def parameters(problem: Any) -> dict[str, Any]:
@@ -89,7 +105,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_range(field.name, getattr(self, field.name), field.metadata)
+            if 'meaning' in field.metadata:
+                value, limits = getattr(self, field.name), field.metadata['limits']
+                check_range(field.name, value, limits, field.metadata['choices'])
 
     @property
     def units(self) -> tuple[Any, Any]:
@@ -198,11 +216,23 @@ def check_fields(problem: Problem, x: Array) -> Fields:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    for item in np.ravel(value) if {'least', 'above', 'most'} & set(limits) else ():
-        least, above = limits.get('least', -math.inf), limits.get('above', -math.inf)
-        if not (item >= least and (item > above or above == -math.inf)):
-            expected = f'at least {least}' if least > -math.inf else f'more than {above}'
-            raise ValueError(f'Got {name} = {value}, expected {expected}.')
-        if not item <= limits.get('most', math.inf):
-            raise ValueError(f'Got {name} = {value}, expected at most {limits["most"]}.')
+_LIMITS = {
+    'least': (operator.ge, 'at least'),
+    'above': (operator.gt, 'more than'),
+    'most': (operator.le, 'at most'),
+    'below': (operator.lt, 'less than'),
+}
+
+
+def check_range(
+    name: str, value: Any, limits: Mapping[str, int | float], choices: Iterable[str]
+) -> None:
+    """Raises a ValueError unless all numbers of a value are within limits, and a text is one of
+    the choices, where there are any.
+    """
+    for limit, bound in limits.items():
+        within, words = _LIMITS[limit]
+        if not all(within(item, bound) for item in np.ravel(value)):
+            raise ValueError(f'{name}: got {value}, expected {words} {bound}')
+    if choices:
+        choose(name, value, dict.fromkeys(choices))

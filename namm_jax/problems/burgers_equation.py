@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key
-from namm_jax._checks import check_keys, choose
+from namm_jax._checks import check_keys
 from namm_jax.problems import steppers
 from namm_jax.problems.base import View, check_fields, parameter
 from namm_jax.problems.steppers import State, Stepper, Trajectories
@@ -66,7 +66,7 @@ class Burgers(Trajectories):
     length: float = parameter(10.0, 'distance between the first and last grid point', above=0)
     mu: float = parameter(1.0, 'advection coefficient')
     nu: float = parameter(0.05, 'viscosity', least=0)
-    stepper: str = parameter('crank_nicolson', 'time stepper: crank_nicolson or forward_euler')
+    stepper: str = parameter('crank_nicolson', 'time stepper', choices=steppers.STEPPERS)
 
     name = 'burgers'
     rule_name = 'burgers'
@@ -74,10 +74,6 @@ class Burgers(Trajectories):
     periodic = (True, False)
     spatial_axes = (1,)
     view = View(('u', '|residual|'), ('space', 'time'))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose('stepper', self.stepper, steppers.STEPPERS)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ import jax_cfd.base as cfd
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics
-from namm_jax._checks import check_keys, choose
+from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems import mosaics, steppers
 from namm_jax.problems.base import View, check_fields, parameter
@@ -118,7 +118,9 @@ class Kolmogorov(Trajectories):
     forcing_wavenumber: int = parameter(4, 'periods of the constant force along y', least=1)
     drag: float = parameter(-0.1, 'of the force drag v, by which > 0 flows would run away', most=0)
     burn_in: float = parameter(3.0, 'time of the first stored state, a multiple of dt', least=0)
-    layout: str = parameter('packed', 'packed (a channel a component and state) or tiled')
+    layout: str = parameter(
+        'packed', 'packed: a channel a component and state', choices=mosaics.LAYOUTS
+    )
 
     name = 'kolmogorov'
     rule_name = 'divergence'
@@ -130,7 +132,6 @@ class Kolmogorov(Trajectories):
     def __post_init__(self) -> None:
         super().__post_init__()
         mosaics.tile_grid(self.states)
-        choose('layout', self.layout, mosaics.LAYOUTS)
         if 2 * self.forcing_wavenumber > self.points:
             raise ValueError(
                 f'Got forcing_wavenumber = {self.forcing_wavenumber}, expected at most points / 2 '

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from namm_jax.experiment.resolve import flatten
+from namm_jax.experiment.config import flatten
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
 from namm_jax.report.style import STYLE
