@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.progress import complain, say
 
@@ -150,10 +152,10 @@ def parse(command: str, arguments: list[str], about: str = '') -> argparse.Names
             f'got {words or "no experiment"}, expected one experiment, such as burgers:tiny or '
             '--config=FILE.py:tiny, and flags, --name=value'
         )
-    given.name, get_config = _experiment(words[0])
+    given.name, given.preset = _experiment(words[0])
+    given.config = _experiment(words[0])[1]
     from namm_jax.experiment.config import flatten
 
-    given.preset, given.config = get_config(), get_config()
     fields = {f'--config.{name}': value for name, value in flatten(given.preset).items()}
     given.overrides = {}
     for name, text in texts.items():
@@ -164,8 +166,8 @@ def parse(command: str, arguments: list[str], about: str = '') -> argparse.Names
     return given
 
 
-def _experiment(word: str) -> tuple[str, Callable[[], Any]]:
-    """Returns an experiment's name, `burgers:quick`, and the function that makes its config."""
+def _experiment(word: str) -> tuple[str, Any]:
+    """Returns an experiment's name, `burgers:quick`, and its config, a new one at each call."""
     path, _, preset = word.partition(':')
     places = (CONFIGS / f'{path}.py', path, CONFIGS.parent / path)
     files = [os.path.abspath(place) for place in places if os.path.isfile(place)]
@@ -174,20 +176,18 @@ def _experiment(word: str) -> tuple[str, Callable[[], Any]]:
         raise UserError(f'--config: no such experiment; {nearest(path, shipped)}')
     from namm_jax.experiment.own import load_function
 
-    function = load_function(f'{files[0]}:get_config')
-
-    def get_config() -> Any:
-        try:
-            config = function(preset) if preset else function()
-            return config if config.data.problem else None
-        except ValueError:
-            raise
-        except Exception as error:  # a user's own file
-            got = f'{type(error).__name__}: {error}'
-            remedy = 'expected get_config to return experiment(PRESETS, preset, problem=...)'
-            raise UserError(f'{path}: got {got}, {remedy}') from error
-
-    return f'{Path(path).stem}:{preset or "quick"}', get_config
+    get_config = load_function(f'{files[0]}:get_config')
+    try:
+        config = get_config(preset) if preset else get_config()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f'it returned {config!r:.80}')
+        return f'{Path(path).stem}:{preset or "quick"}', config
+    except ValueError:
+        raise
+    except Exception as error:  # a user's own file
+        got = f'{type(error).__name__}: {error}'
+        expected = 'get_config to return experiment(PRESETS, preset, problem=...)'
+        raise UserError(f'{path}: got {got}, expected {expected}') from error
 
 
 def _value(name: str, text: str, default: Any) -> Any:
