@@ -87,16 +87,16 @@ def test_misspelling(refused, arguments, parts):
 @pytest.mark.parametrize(
     ('override', 'parts'),
     [
-        ('train.budget=0', 'train.budget: got 0.0, expected a positive number'),
-        ('finetune.optimizer.learning_rate=-1', 'learning_rate -1.0'),
+        ('train.budget=0', 'train.budget: got 0.0, expected more than 0'),
+        ('finetune.optimizer.learning_rate=-1', 'learning_rate: got -1.0, expected more than 0'),
         ('finetune.optimizer.name=muon', "finetune.optimizer.name: got 'muon', expected 'adam'"),
-        ('mirror.strong_convexity=0', 'strong_convexity: got 0.0, expected a number in (0, 1]'),
+        ('mirror.strong_convexity=0', 'strong_convexity: got 0.0, expected more than 0'),
         ('sample.steps=0', 'sample.steps: got 0, expected at least 1'),
         ('train.devices=3', 'got batch size 8 for 3 devices'),
         ('mirror.batch_size=256', 'data.train: got 128, expected at least 256, the largest batch'),
         ('score.reduction=meen', 'did you mean mean'),
         ('mirror.fold=3', 'got fields of 16x16 pixels, expected multiples of 3'),
-        ('data.dt=0', 'dt = 0.0'),
+        ('data.dt=0', 'data.dt: got 0.0'),
     ],
 )
 def test_bad_value_fails_before_the_first_stage(refused, override, parts):
@@ -349,7 +349,7 @@ def test_every_package_is_in_the_wheel():
 
 @pytest.mark.slow
 def test_a_wheel_works_in_an_empty_folder(tmp_path):
-    pip = ('-m', 'pip', 'install', '--no-deps', '--no-build-isolation', '--quiet')
+    pip = ('-m', 'pip', 'install', '--no-deps', '--quiet')
     source = tmp_path / 'source'
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns('.git', 'build', '*.egg-info'))
     done = python(*pip, '--target', tmp_path / 'site', source, cwd=tmp_path)

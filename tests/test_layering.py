@@ -42,7 +42,7 @@ ALLOWED = {
         MATHS | {'optax', 'rich'},
     ),
     'namm_jax.report': (
-        'problems report experiment.files experiment.records experiment.resolve',
+        'problems report experiment.files experiment.records experiment.config',
         SYSTEM | {'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (
