@@ -51,8 +51,7 @@ from fuzz_cases import (
 )
 from ml_collections import ConfigDict
 
-from namm_jax.experiment import build, command, dataset, solve
-from namm_jax.experiment.arguments import parse, solve_flags
+from namm_jax.experiment import build, cli, command, dataset, solve
 from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
 from namm_jax.experiment.own import read_user_data
@@ -146,22 +145,22 @@ def check_overrides(arguments: list[str]) -> None:
     with (
         sandbox({}, traced=False),
         mock.patch.object(command, '_run', _up_to_training),
-        mock.patch.object(command, '_join', lambda place, config, asked: None),
+        mock.patch.object(command, '_join', lambda given, place: place and address_of(place)),
         mock.patch.object(command, '_aggregate', lambda workdir, seeds: None),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        outcome(lambda: command._main(['launch/main.py', *arguments]))
+        outcome(lambda: cli.execute('run', arguments, ''))
 
 
-def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> None:
+def _up_to_training(workdir: Path, given: argparse.Namespace) -> None:
     """Checks what opening a run folder checks, and all of `experiment.check` but the networks,
     which take seconds.
     """
-    resolved = override(measured(config).to_dict(), {})
-    override(resolved, asked.overrides)  # what the folder's next command does
-    assert flatten(resolved).keys() == flatten(asked.preset.to_dict()).keys()
-    check_stages(asked.redo, command._needs(resolved))
-    asked.stages_of(resolved)
+    resolved = override(measured(given.config).to_dict(), {})
+    override(resolved, given.overrides)  # what the folder's next command does
+    assert flatten(resolved).keys() == flatten(given.preset.to_dict()).keys()
+    for stages in (given.redo, given.stages):
+        check_stages(stages, command._needs(resolved))
     config = ConfigDict(resolved)
     check_ranges(config)
     make_problem(config)
@@ -229,12 +228,12 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
     run = saved_config(re.search(r'(\w+)\.py', arguments[0])[1])
     with sandbox({'y.npy': data}) as folder, contextlib.redirect_stderr(io.StringIO()):
         path = folder / 'y.npy'
-        config = outcome(lambda: _config_of(run, ['launch/solve.py', *arguments]))
+        config = outcome(lambda: _config_of(run, arguments))
         y = outcome(lambda: dataset.read_array(path), str(path))
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
         shape = make_problem(ConfigDict(run)).shape
-        taken = outcome(lambda: solve.checked(config, y))
+        taken = outcome(lambda: solve.operator_of(config, y))
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)
@@ -246,9 +245,8 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
 
 
 def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
-    values = solve_flags(arguments)
-    parse(values, arguments, None)
-    return solve.asked_config(ConfigDict(run), values)
+    paths = ['--workdir=run', '--measurement=y.npy', '--out=x.npy']
+    return solve.config_of(run, cli.parse('solve', [*arguments, *paths]))
 
 
 FUZZERS = {

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax.experiment import dataset
-from namm_jax.experiment.arguments import parse, solve_flags
+from namm_jax.experiment import cli, dataset
 from namm_jax.experiment.config import flatten, override, schema
 from namm_jax.experiment.posteriors import ROWS, make_operator
 from namm_jax.experiment.problem import make_problem
@@ -531,8 +530,7 @@ def mutated_json(random: Random, value: Any) -> Any:
 @functools.cache
 def saved_config(name: str) -> dict[str, Any]:
     """Returns a config as a run folder holds it, of the preset tiny."""
-    arguments = ['launch/solve.py', f'--config=configs/{name}.py:tiny']
-    return override(parse(solve_flags(arguments), arguments, None).to_dict(), {})
+    return override(cli.parse('fields', [f'{name}:tiny']).config.to_dict(), {})
 
 
 @functools.cache

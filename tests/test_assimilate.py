@@ -18,10 +18,11 @@ import pytest
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
 from namm_jax.experiment import build, methods
-from namm_jax.experiment.command import open_experiment
+from namm_jax.experiment.cli import main
+from namm_jax.experiment.experiment import make_experiment
 from namm_jax.experiment.files import read_json
+from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.posteriors import PUBLISHED, ROWS, SAMPLERS, with_noise_floor
-from namm_jax.experiment.solve import solve
 from namm_jax.problems import PROBLEMS
 
 TINY = '--config=configs/burgers.py:tiny'
@@ -108,7 +109,7 @@ def solving(folder, y, *more):
         f'--measurement={folder}/y.npy',
         f'--out={folder}/posterior.npy',
     ]
-    return solve(['launch/solve.py', TINY, *paths, *more])
+    return main(['launch/solve.py', TINY, *paths, *more], 'solve')
 
 
 def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
@@ -148,7 +149,7 @@ import sys
 import jax
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
-from namm_jax.experiment.command import main
+from namm_jax.experiment.cli import main
 sys.exit(main(['launch/main.py', *sys.argv[1:]]))
 """
 
@@ -176,12 +177,12 @@ def test_samples_do_not_depend_on_the_number_of_devices(launch, folder, sampler)
 
 
 def test_the_noise_floor_of_data_is_that_of_the_last_step(tiny_run):
-    with open_experiment(tiny_run) as experiment:
-        x = jnp.zeros((4, 16, 16, 1)) + 3.0
-        noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
-        sampler = make_sampler(
-            'ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED
-        )
+    experiment = make_experiment(Folder(tiny_run))
+    x = jnp.zeros((4, 16, 16, 1)) + 3.0
+    noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
+    sampler = make_sampler(
+        'ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED
+    )
     r_t, r_s = np.asarray(sampler.levels()[-2:]) / std
     added = std * np.sqrt(
         VARIANCES['forward'](r_t, r_s) / (1 + r_s**2)

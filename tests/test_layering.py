@@ -25,6 +25,7 @@ SYSTEM = SEAMS | {'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
 # be given its place in this table.
 ALLOWED = {
     'namm_jax': ('', {'difflib', 'importlib'}),
+    'namm_jax.__main__': ('experiment report', SYSTEM),
     'namm_jax._arrays': ('', MATHS),
     'namm_jax._checks': ('', MATHS),
     'namm_jax.constraints': ('constraints', MATHS),
@@ -45,8 +46,9 @@ ALLOWED = {
         SYSTEM | {'jinja2', 'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (
-        'constraints denoising inverse metrics mirror networks problems report experiment training',
-        SYSTEM | {'absl', 'flax', 'ml_collections', 'optax'},
+        '__version__ constraints denoising experiment inverse metrics mirror networks problems '
+        'report training',
+        SYSTEM | {'flax', 'ml_collections', 'optax'},
     ),
     'namm_jax.experiment.own': ('experiment.files experiment.dataset', SYSTEM | {'PIL'}),
     'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),

@@ -25,10 +25,14 @@ UNCHANGED: Around = Partial(lambda x: x)
 
 def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
     """Returns a section's sampler, for training data of this mean and standard deviation."""
-    step = load_function(section.sampler) if ':' in section.sampler else section.sampler
-    return make_sampler(
-        step, steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last
-    )
+    options = dict(steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
+    return make_sampler(scheme_of(section), **options)
+
+
+def scheme_of(section: ConfigDict) -> Any:
+    """Returns the name of a section's sampler, or the function that it names."""
+    with jax.ensure_compile_time_eval():  # a user's file may compute as it is imported
+        return load_function(section.sampler) if ':' in section.sampler else section.sampler
 
 
 def make_draw(

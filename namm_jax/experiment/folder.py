@@ -188,16 +188,25 @@ class Run(Folder, contextlib.AbstractContextManager):
 
     __exit__ = close
 
+    def check_needs(self, stages: list[str]) -> None:
+        """Raises a UserError if a stage builds on one that has neither finished nor a place in the
+        list before it.
+        """
+        for i, stage in enumerate(stages):
+            others = [need for need in self._depends[stage] if need not in stages[:i]]
+            if missing := [need for need in others if not self.finished(need)]:
+                raise UserError(
+                    f'stage {stage} builds on {missing}, not finished; name them too: '
+                    f'--stages={missing[0]},...'
+                )
+
     def begin(self, stage: str, sections: Iterable[str]) -> None:
         """Puts on record the sections of the config that the stage reads, its ancestors' added, and
         makes its folder, unless a stopped run left it.
         """
-        needs, folder = self._depends[stage], self.directory / stage
-        if missing := [need for need in needs if not self.finished(need)]:
-            raise UserError(
-                f'stage {stage} builds on {missing}, not finished; name them too: '
-                f'--stages={missing[0]},...'
-            )
+        self.check_needs([stage])
+        needs = self._depends[stage]
+        folder = self.directory / stage
         if self.record(stage) is None:
             if folder.exists():  # a kill leaves no such thing: the record comes first
                 raise UserError(

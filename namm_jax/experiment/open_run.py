@@ -22,16 +22,16 @@ from namm_jax.denoising.prior import NetworkDenoiser, Prior, sample
 from namm_jax.experiment import build
 from namm_jax.experiment.dataset import SPLITS
 from namm_jax.experiment.devices import make_mesh
+from namm_jax.experiment.drawing import scheme_of
 from namm_jax.experiment.experiment import (
     STREAMS,
-    Experiment,
     finetuned_parameters,
+    make_experiment,
     mirror_parameters,
     score_parameters,
 )
 from namm_jax.experiment.files import UserError, local
 from namm_jax.experiment.folder import Folder
-from namm_jax.experiment.problem import make_problem
 from namm_jax.inverse.given import given
 from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
@@ -53,12 +53,10 @@ class OpenRun:
 
     def __init__(self, folder: Path) -> None:
         """Reads the config of a folder; the rest is read when it is first asked for."""
-        run = Folder(folder)
-        self.config = ConfigDict(run.config)
-        self.problem = make_problem(self.config)
         mesh = make_mesh(jax.local_devices()[:1])
-        mirror = build.user_mirror(self.config)
-        self._experiment = Experiment(self.config, run, mesh, self.problem, mirror, lambda: 0)
+        self._experiment = make_experiment(Folder(folder), mesh=mesh)
+        self.config = self._experiment.config
+        self.problem = self._experiment.problem
 
     def data(self, split: str = 'test') -> np.ndarray:
         """Returns a split of the data, `train`, `validation` or `test`, `(n, h, w, c)`."""
@@ -128,7 +126,7 @@ class OpenRun:
         seed gives others, and the run's own those of its table.
         """
         section = self.config.sample
-        options = dict(sampler=section.sampler, steps=section.steps)
+        options = dict(sampler=scheme_of(section), steps=section.steps)
         return self.f(sample(self.mdm, self._key('sample', seed), n, **options))
 
     def posterior(
