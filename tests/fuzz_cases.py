@@ -19,9 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import cli, dataset
-from namm_jax.experiment.config import flatten, override, schema
+from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.posteriors import ROWS, make_operator
 from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import STAGES
 from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems import PROBLEMS

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.experiment.config import schema
 from namm_jax.experiment.files import read_json, write_json
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from namm_jax.experiment.cli import main
-from namm_jax.experiment.config import schema
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]

@@ -168,7 +168,6 @@ def fit(
             _check_finite(plan.name, step - len(history), history, checkpoints)
             if step < stop:
                 checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
-                checkpoints.wait()
                 raise Stopped(asked_to_stop())
             record = _mean('train', history)
             if plan.validated(step):
@@ -181,7 +180,6 @@ def fit(
             history = []
             if plan.validated(step):
                 checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
-    checkpoints.wait()
     return Fitted(state, seconds)
 
 
@@ -237,7 +235,6 @@ def _check_finite(
     for i, terms in enumerate(rows):
         for term, value in terms.items():
             if not np.isfinite(value):
-                checkpoints.wait()
                 saved = [f'{checkpoints.directory}/{good}' for good in checkpoints.steps()]
                 raise Diverged(
                     f'{name}: {term} is {value} at step {step + i}, expected a finite number; last '

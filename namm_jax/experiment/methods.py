@@ -22,7 +22,6 @@ from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.denoising.guidance import guided, projected
 from namm_jax.experiment import build, dataset
-from namm_jax.experiment.config import problem_class
 from namm_jax.experiment.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.experiment.experiment import (
     Experiment,
@@ -32,6 +31,7 @@ from namm_jax.experiment.experiment import (
 )
 from namm_jax.experiment.files import read_json, write_json
 from namm_jax.experiment.processes import from_first
+from namm_jax.experiment.schema import problem_class
 
 Way = Callable[[Array], Array]
 
