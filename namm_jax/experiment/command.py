@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
-from namm_jax.experiment.experiment import check, make_experiment
+from namm_jax.experiment.experiment import Experiment, check, make_experiment
 from namm_jax.experiment.files import local, read_json, write_json
 from namm_jax.experiment.folder import Run, SharedRun, aggregate
 from namm_jax.experiment.loop import Diverged, Stopped
