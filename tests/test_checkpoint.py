@@ -1,8 +1,5 @@
 """Checkpoints come back bit for bit, or are found out."""
 
-import asyncio
-import gc
-import logging
 import shutil
 import warnings
 
@@ -103,50 +100,42 @@ def test_a_step_saved_before_stays_and_an_earlier_one_is_refused(folder):
         Checkpoints(folder, keep=0)
 
 
-def biggest(folder, step):
-    return max(
-        (path for path in folder.glob(f'{step}/state/**/d/*') if path.is_file()),
-        key=lambda p: p.stat().st_size,
-    )
-
-
-def flip(folder, step):
-    path = biggest(folder, step)
+def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def truncate(folder, step):
-    path = biggest(folder, step)
+def truncate(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
-def delete(folder, step):
-    biggest(folder, step).unlink()
+def empty(path):
+    path.write_bytes(b'')
 
 
-def empty(folder, step):
-    shutil.rmtree(folder / str(step))
-    (folder / str(step)).mkdir()
+def edit_meta(path):
+    path.write_bytes(path.read_bytes().replace(b'"note": "a"', b'"note": "b"'))
 
 
-def edit_meta(folder, step):
-    path = folder / str(step) / 'meta/metadata'
-    path.write_text(path.read_text().replace('"note": "a"', '"note": "b"'))
+def exchange(path):
+    """Puts the step before it in its place."""
+    shutil.copy(path.with_name('2.npz'), path)
 
 
-def truncate_meta(folder, step):
-    path = folder / str(step) / 'meta/metadata'
-    path.write_text(path.read_text()[:-9])
+def add_code(path):
+    """Puts an intact archive in its place, of which a leaf is a pickle."""
+    with np.load(path) as archive:
+        entries = dict(archive)
+    np.savez(path, **entries | {'state/params/w': np.array([{}], object)})
 
 
-@pytest.mark.parametrize('damage', [flip, truncate, delete, empty, edit_meta, truncate_meta])
+@pytest.mark.parametrize('damage', [flip, truncate, empty, edit_meta, exchange, add_code])
 def test_damage_falls_back_with_a_warning_and_training_goes_on(folder, damage, capfd):
-    damage(folder, 3)
+    damage(folder / '3.npz')
     with Checkpoints(folder) as checkpoints:
         with pytest.warns(
-            RuntimeWarning, match='checkpoints/3 is damaged, trying the one before it: .'
+            RuntimeWarning, match=r'checkpoints/3.npz is damaged, trying the one before it: .'
         ):
             restored = checkpoints.restore(TARGET)
         assert restored.step == 2 and bits(restored.state) == bits(make_state(2))
@@ -155,37 +144,44 @@ def test_damage_falls_back_with_a_warning_and_training_goes_on(folder, damage, c
     assert capfd.readouterr().err == ''
 
 
+def test_two_exchanged_checkpoints_are_refused(folder):
+    (folder / '2.npz').rename(folder / 'x')
+    (folder / '3.npz').rename(folder / '2.npz')
+    (folder / 'x').rename(folder / '3.npz')
+    with (
+        pytest.warns(RuntimeWarning, match='it is that of step'),
+        pytest.raises(ValueError, match='damaged checkpoints'),
+    ):
+        restore(folder)
+
+
 def flip_each(data):
-    """Yields the bytes with one bit flipped: at the start, the end, and 30 places between."""
-    for place in sorted({*np.linspace(0, len(data) - 1, 32).astype(int)}):
+    """Yields the bytes with one bit flipped: at the start, the end, and 500 places between."""
+    for place in sorted({*np.linspace(0, len(data) - 1, 502).astype(int)}):
         yield data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_no_damage_to_any_file_gives_a_wrong_state(folder, capfd):
-    paths = [path for path in sorted((folder / '3').rglob('*')) if path.is_file()]
-    assert len(paths) > 10
-    fallen_back = 0
-    for path in paths:
-        data = path.read_bytes()
-        for damaged in (None, b'', data[: len(data) // 2], *flip_each(data)):
-            path.unlink() if damaged is None else path.write_bytes(damaged)
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter('always')
-                state, _, step = restore(folder)
-            assert bits(state) == bits(make_state(step))
-            messages = ' '.join(str(one.message) for one in told)
-            assert step == 3 or (step == 2 and 'checkpoints/3 is damaged' in messages)
-            fallen_back += step == 2
-            path.write_bytes(data)
-    assert fallen_back > 5 * len(paths) and restore(folder).step == 3
+def test_no_damage_gives_a_wrong_state(folder, capfd):
+    path, fallen_back = folder / '3.npz', 0
+    data = path.read_bytes()
+    cut = (data[:size] for size in np.linspace(0, len(data) - 1, 30).astype(int))
+    for damaged in (*cut, *flip_each(data)):
+        path.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as messages:
+            warnings.simplefilter('always')
+            state, _, step = restore(folder)
+        assert bits(state) == bits(make_state(step))
+        text = ' '.join(str(one.message) for one in messages)
+        assert step == 3 or (step == 2 and 'checkpoints/3.npz is damaged' in text)
+        fallen_back += step == 2
+    assert fallen_back > 400
     assert capfd.readouterr().err == ''
 
 
 def test_nothing_intact_is_an_error_not_a_fresh_start(folder):
-    flip(folder, 2)
-    truncate(folder, 3)
+    flip(folder / '2.npz')
+    truncate(folder / '3.npz')
     with (
         pytest.warns(RuntimeWarning),
         pytest.raises(ValueError, match=r'damaged checkpoints \[2, 3\].*--redo'),
@@ -208,27 +204,12 @@ def test_nothing_intact_is_an_error_not_a_fresh_start(folder):
 def test_a_target_that_does_not_fit_is_no_damage(folder, ema, message):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        with pytest.raises(ValueError, match=f'checkpoints/3: got for {message}.*--redo'):
+        with pytest.raises(ValueError, match=f'checkpoints/3.npz: got for {message}.*--redo'):
             restore(folder, TARGET.replace(ema=ema))
 
 
-def test_orbax_is_quiet_and_the_program_is_not(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, logger='absl'), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(1), {})
-        checkpoints.wait()
-        logging.getLogger('absl').info('ours')
-    assert [record.message for record in caplog.records] == ['ours']
-
-
-def test_asyncio_keeps_silent_about_the_other_writes_of_a_failed_save(caplog):
-    async def main():
-        for name in ('orbax/serialization.py', 'elsewhere.py'):
-            scope = {}
-            exec(compile('async def write():\n    raise ValueError', name, 'exec'), scope)
-            asyncio.ensure_future(scope['write']())
-        await asyncio.sleep(0.01)
-
-    asyncio.run(main())
-    gc.collect()  # which finds the failed tasks
-    (record,) = [record for record in caplog.records if record.name == 'asyncio']
-    assert 'never retrieved' in record.message and 'elsewhere.py' in record.message
+def test_what_a_kill_left_is_gone_with_the_next_save(folder):
+    (folder / '9.npz.tmp').write_bytes(b'half')
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(4, make_state(4), {})
+    assert sorted(path.name for path in folder.iterdir()) == ['3.npz', '4.npz']

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from namm_jax.experiment.config import schema
@@ -74,11 +75,11 @@ def timeless(tree):
 
 def saved(folder, stage):
     """Returns, for each checkpoint of a stage, name -> shape, dtype and checksum of every leaf."""
-    found = {
-        path.parts[-3]: json.loads(path.read_text())
-        for path in (folder / stage).glob('checkpoints/*/meta/metadata')
-    }
-    return {step: item['body']['leaves'] for step, item in found.items()}
+    found = {}
+    for path in (folder / stage).glob('checkpoints/*.npz'):
+        with np.load(path) as archive:
+            found[path.stem] = json.loads(archive['meta'].tobytes())['leaves']
+    return found
 
 
 def outcome(folder, stage):
@@ -112,7 +113,7 @@ def begun(tiny_run, folder, *stages):
 def test_killed_training_in_a_folder_then_moved_ends_as_if_nothing_had_been(tiny_run, tmp_path):
     folder = begun(tiny_run, tmp_path / 'run', 'data')
     status, told = start(
-        folder, '--stages=mirror', at='mirror/checkpoints/8.orbax*'
+        folder, '--stages=mirror', at='mirror/checkpoints/8.npz.tmp'
     )  # half a checkpoint
     assert status == -signal.SIGKILL and 'mirror: starting' in told
     assert set(saved(folder, 'mirror')) == {'4'} and records(folder, 'mirror')[-1]['step'] >= 8
@@ -123,11 +124,11 @@ def test_killed_training_in_a_folder_then_moved_ends_as_if_nothing_had_been(tiny
 
 
 MOMENTS = {  # a file that is opened in the middle of a stage
-    'data': 'data/validation-00000.npy.tmp',
-    'mirror': 'mirror/checkpoints/8.orbax*',
-    'mdm': 'mdm/checkpoints/8.orbax*',
+    'data': 'data/validation-00000.npz.tmp',
+    'mirror': 'mirror/checkpoints/8.npz.tmp',
+    'mdm': 'mdm/checkpoints/8.npz.tmp',
     'finetune': 'finetune/mirror_samples.npy.tmp',
-    'dm': 'dm/checkpoints/12.orbax*',
+    'dm': 'dm/checkpoints/12.npz.tmp',
     'sample': 'sample/mdm.npy.tmp',
     'evaluate': 'metrics.json.tmp',
     'report': 'report.html.tmp',
@@ -186,7 +187,7 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
 @pytest.mark.parametrize(
     ('stage', 'at'),
     [
-        ('data', 'data/train-00000.npy.tmp'),
+        ('data', 'data/train-00000.npz.tmp'),
         ('sample', 'sample/dm.npy.tmp'),
         ('evaluate', 'sample/mdm.npy'),
     ],

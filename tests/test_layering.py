@@ -49,7 +49,6 @@ ALLOWED = {
         SYSTEM | {'absl', 'flax', 'ml_collections', 'optax'},
     ),
     'namm_jax.experiment.own': ('experiment.files experiment.dataset', SYSTEM | {'PIL'}),
-    'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),
     'namm_jax.experiment.tensorboard': ('experiment.files', SYSTEM | {'tensorboardX'}),
     'configs': ('experiment.config experiment.presets', set()),
     'launch': ('experiment', SYSTEM),
@@ -208,7 +207,7 @@ def test_a_violation_is_found(module, source):
             'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp',
             False,
         ),
-        ('namm_jax.experiment.checkpoint', 'import orbax.checkpoint as ocp', False),
+        ('namm_jax.experiment.own', 'import PIL.Image', False),
         ('configs.burgers', 'from namm_jax.experiment.config import experiment', False),
     ],
 )

@@ -178,7 +178,7 @@ def test_finished_training_is_left_as_it_is(uninterrupted):
 
 
 @pytest.mark.parametrize(
-    ('step', 'good'), [(2, 'none: the stage starts anew'), (7, 'checkpoints/6. ')]
+    ('step', 'good'), [(2, 'none: the stage starts anew'), (7, 'checkpoints/6.npz. ')]
 )
 @pytest.mark.parametrize(('value', 'term'), [(0.0, 'inverse is inf'), (np.nan, 'first is nan')])
 def test_divergence_names_step_term_and_checkpoint(tmp_path, step, good, value, term):

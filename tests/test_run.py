@@ -173,9 +173,9 @@ def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_pat
             run.begin('mirror', ['mirror'])
         folder = run.begin('data', ['data'])
         assert folder == tmp_path / 'data' and not list(folder.iterdir())
-        (folder / 'shard').touch()
+        (folder / 'part').touch()
     with open_run(tmp_path) as run:
-        assert (run.begin('data', ['data']) / 'shard').exists() and not run.finished('data')
+        assert (run.begin('data', ['data']) / 'part').exists() and not run.finished('data')
 
 
 def test_files_without_a_record_are_not_made_again_in_silence(finished):

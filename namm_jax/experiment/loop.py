@@ -106,7 +106,9 @@ def _check_finite(
                 checkpoints.wait()
                 good = checkpoints.steps()
                 where = (
-                    f'{checkpoints.directory}/{good[-1]}' if good else 'none: the stage starts anew'
+                    f'{checkpoints.directory}/{good[-1]}.npz'
+                    if good
+                    else 'none: the stage starts anew'
                 )
                 raise Diverged(
                     f'{name}: {term} is {value} at step {step + i}, expected a finite number; last '

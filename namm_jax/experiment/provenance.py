@@ -37,7 +37,7 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
     tracked = (
         _git('ls-files', '--error-unmatch', Path(__file__).name) is not None
     )  # not some repository around
-    packages = ('namm_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    packages = ('namm_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
     return {
         'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'host': socket.gethostname(),
