@@ -50,32 +50,44 @@ def _put(array: np.ndarray, target: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, target.sharding, lambda index: array[index])
 
 
-def _form(leaf: Any) -> dict[str, Any]:
-    return {'shape': list(leaf.shape), 'dtype': str(np.dtype(leaf.dtype))}
+def _form(leaf: Any) -> str:
+    return f'{np.dtype(leaf.dtype)} {list(leaf.shape)}'
 
 
 def _entry(array: np.ndarray) -> dict[str, Any]:
-    return _form(array) | {'crc32': zlib.crc32(np.ascontiguousarray(array).view(np.uint8))}
+    crc32 = zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+    return {'form': _form(array), 'crc32': crc32}
+
+
+def _check_fit(path: Path, leaves: Mapping[str, Any], saved: Mapping[str, Any], part: bool) -> None:
+    """Raises a ValueError unless the leaves are (part of) the saved ones."""
+    expected = {name: _form(leaf) for name, leaf in leaves.items()}
+    got = {name: saved[name]['form'] for name in saved if name in leaves or not part}
+    for name in sorted(expected | got):
+        if got.get(name) != expected.get(name):
+            raise ValueError(
+                f'{path}: got for {name} {got.get(name, "no such leaf")}, expected '
+                f'{expected.get(name, "no such leaf")}; restore with the config that it was saved '
+                'with, or discard the stage with --redo'
+            )
 
 
 class Checkpoints:
     """The checkpoints of one folder, `directory`, which the first one makes."""
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
-        """Opens a folder, of which the newest `keep` checkpoints stay."""
-        if keep < 1:
-            raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
-        self.directory = os.path.abspath(directory)
+        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1."""
+        self.directory = Path(os.path.abspath(directory))
         self._keep = keep
         self._damaged: set[int] = set()
 
     def _path(self, step: int) -> Path:
-        return Path(self.directory, f'{step}.npz')
+        return self.directory / f'{step}.npz'
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, damaged or not, in ascending order."""
-        paths = Path(self.directory).glob('*.npz')
-        return sorted(int(path.stem) for path in paths if path.stem.isdecimal())
+        names = (path.stem for path in self.directory.glob('*.npz'))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         """Saves a pytree of arrays and a dict of JSON types; a step saved before stays as it is.
@@ -91,23 +103,23 @@ class Checkpoints:
         self._damaged.clear()
 
     def _write(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        folder = Path(self.directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (*folder.glob('*.tmp'), *map(self._path, self._damaged)):  # *.tmp: of a kill
+        self.directory.mkdir(parents=True, exist_ok=True)
+        of_a_kill = self.directory.glob('*.tmp')
+        for path in (*of_a_kill, *map(self._path, self._damaged)):
             path.unlink(missing_ok=True)
-        newest = max(self.steps(), default=-1)
-        if step in self.steps():
+        steps = self.steps()
+        if step in steps:
             return
-        if step < newest:
+        if steps and step < steps[-1]:
             raise ValueError(
-                f'got step {step} to save in {folder}, which holds step {newest}; expected a later '
-                'one: restore before training, or discard the stage with --redo'
+                f'got step {step} to save in {self.directory}, which holds step {steps[-1]}; '
+                'restore before training, or discard the stage with --redo'
             )
-        leaves = {path: _entry(array) for path, array in arrays.items()}
+        leaves = {name: _entry(array) for name, array in arrays.items()}
         text = json.dumps({'step': step, 'leaves': leaves, 'meta': meta}).encode()
-        entries = {f'state/{path}': array for path, array in arrays.items()}
+        state = {f'state/{name}': array for name, array in arrays.items()}
         file = io.BytesIO()
-        np.savez(file, meta=np.frombuffer(text, np.uint8), **entries)
+        np.savez(file, meta=np.frombuffer(text, np.uint8), **state)
         write_bytes(self._path(step), file.getbuffer())
         for old in self.steps()[: -self._keep]:
             self._path(old).unlink()
@@ -118,8 +130,7 @@ class Checkpoints:
         Args:
             target: a pytree like the saved state, of arrays or ShapeDtypeStructs; their shardings
                 say where leaves go.
-            part: whether the target may leave out some of the saved leaves: `{'ema': ...}` of a
-                whole training state.
+            part: whether the target may be a part of the state, such as `{'ema': ...}`.
 
         Raises:
             ValueError: if the target does not fit the saved leaves, or no checkpoint is intact.
@@ -127,9 +138,9 @@ class Checkpoints:
         steps, leaves = from_first(self.steps), _by_path(target)
         for step in reversed(steps):
             text, arrays, fault = self._read(step, leaves)
-            fault = next(filter(None, gather(fault)), '')  # of any process
+            fault = max(gather(fault))  # that of any process
             if not fault:
-                _check_target(self._path(step), leaves, text['leaves'], part=part)
+                _check_fit(self._path(step), leaves, text['leaves'], part)
                 state = [_put(arrays[name], leaf) for name, leaf in leaves.items()]
                 state = jax.tree.unflatten(jax.tree.structure(target), state)
                 return Restored(state, text['meta'], step)
@@ -151,11 +162,11 @@ class Checkpoints:
                 text = json.loads(archive['meta'].tobytes())
                 if text['step'] != step:
                     raise ValueError(f'it is that of step {text["step"]}')
-                for path in leaves.keys() & text['leaves'].keys():
-                    expected = text['leaves'][path]
-                    arrays[path] = archive[f'state/{path}'].view(expected['dtype'])
-                    if (got := _entry(arrays[path])) != expected:
-                        raise ValueError(f'got {got} for {path}, expected {expected}')
+                for name in leaves.keys() & text['leaves'].keys():
+                    expected = text['leaves'][name]
+                    arrays[name] = archive[f'state/{name}'].view(expected['form'].split()[0])
+                    if (got := _entry(arrays[name])) != expected:
+                        raise ValueError(f'got {got} for {name}, expected {expected}')
         except Exception as error:  # damage comes as BadZipFile, KeyError, RuntimeError and more
             return {}, {}, f'{type(error).__name__}: {error}'[:300]
         return text, arrays, ''
@@ -167,18 +178,3 @@ class Checkpoints:
 
     def __enter__(self) -> Self:
         return self
-
-
-def _check_target(
-    path: Path, target: Mapping[str, Any], saved: Mapping[str, Any], *, part: bool
-) -> None:
-    """Raises a ValueError unless the target's leaves are (part of) the saved ones."""
-    forms = {name: _form(leaf) for name, leaf in target.items()}
-    found = {name: {'shape': e['shape'], 'dtype': e['dtype']} for name, e in saved.items()}
-    for name in sorted(forms if part else forms | found):
-        got, expected = found.get(name, 'no such leaf'), forms.get(name, 'no such leaf')
-        if got != expected:
-            raise ValueError(
-                f'{path}: got for {name} {got}, expected {expected}; restore with the config that '
-                'it was saved with, or discard the stage with --redo'
-            )
