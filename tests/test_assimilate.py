@@ -113,7 +113,7 @@ def solving(folder, y, *more):
 
 
 def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
-    y = np.load(folder / 'data' / 'test-00000.npy')[:2, :, :2]  # the first 2 of 16 states
+    y = np.load(folder / 'data' / 'test.npy')[:2, :, :2]  # the first 2 of 16 states
     assert solving(folder, y, '--num_samples=3', '--sampler=dps', '--noise_std=0.1') == 0
     told = json.loads(capsys.readouterr().out)
     assert (

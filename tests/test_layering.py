@@ -210,7 +210,7 @@ def test_a_violation_is_found(module, source):
             'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp',
             False,
         ),
-        ('namm_jax.experiment.checkpoint', 'import orbax.checkpoint as ocp', False),
+        ('namm_jax.experiment.own', 'import PIL.Image', False),
         ('configs.burgers', 'from namm_jax.experiment.config import experiment', False),
     ],
 )

@@ -183,7 +183,10 @@ def _save(folder, name, value):
             r'b.png: got samples of shape \(4, 6, 3\), expected \(4, 6, 1\)',
         ),
         ({'a.npy': pickle.dumps([1])}, 'a.npy: got .*write it with numpy.save'),
-        ({'a.npy': np.array([{}], object)}, 'a.npy: got Object arrays cannot be loaded'),
+        (
+            {'a.npy': np.array([{}], object)},
+            "a.npy: got Array can't be memory-mapped: Python objects",
+        ),
         ({'a.npy': np.zeros((2, 2), complex)}, 'a.npy: got dtype complex128'),
         ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\)'),
         ({'a.npy': np.zeros((0, 2, 2, 1))}, r'a.npy: got shape \(0, 2, 2, 1\)'),

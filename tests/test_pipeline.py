@@ -251,7 +251,7 @@ def test_seeds_are_aggregated(tiny_run, tmp_path, launch):
     assert values[0] != values[1]
     expected = {'mean': np.mean(values), 'std': np.std(values, ddof=1), 'n': 2}
     assert rows['mdm']['distance']['mean'] == pytest.approx(expected)
-    data = [np.load(folder / f'seed{seed}' / 'data' / 'train-00000.npy') for seed in (0, 1)]
+    data = [np.load(folder / f'seed{seed}' / 'data' / 'train.npy') for seed in (0, 1)]
     assert (data[0] == data[1]).all()  # seeds share the data
     # Seed 0 of a set is the run without seeds.
     for row in ROWS:

@@ -174,10 +174,10 @@ def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_pat
             run.begin('mirror', ['mirror'])
         run.begin('data', ['data'])
         assert not list((tmp_path / 'data').iterdir())
-        (tmp_path / 'data' / 'shard').touch()
+        (tmp_path / 'data' / 'part').touch()
     with open_run(tmp_path) as run:
         run.begin('data', ['data'])
-        assert (tmp_path / 'data' / 'shard').exists() and not run.finished('data')
+        assert (tmp_path / 'data' / 'part').exists() and not run.finished('data')
 
 
 def test_files_without_a_record_are_not_made_again_in_silence(finished):

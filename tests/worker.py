@@ -84,7 +84,7 @@ def fields(indices):
 
 
 def write_data(folder):
-    """Writes a data set in shards of two."""
+    """Writes a data set in parts of two."""
     dataset.write_dataset(folder, fields, sizes=SIZES, shard_size=2, provenance={'seed': 0})
 
 

@@ -2,7 +2,7 @@
 of orbax.
 
 `<step>/` is orbax's. `<step>.json`, written once that is whole, says what is in it: the step, each
-leaf's shape and dtype, each file's CRC-32, and the caller's dict; of this text there is a CRC-32,
+leaf's shape, dtype and CRC-32, each file's CRC-32, and the caller's dict; of this text there is a CRC-32,
 too. Orbax notices neither a flipped bit nor a wrong dtype, so it reads only what has been checked.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from namm_jax.experiment.devices import whole
 from namm_jax.experiment.files import write_bytes
 from namm_jax.experiment.processes import from_first
 
@@ -44,6 +45,13 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 def _form(leaf: Any) -> str:
     return f'{np.dtype(leaf.dtype)} {list(leaf.shape)}'
+
+
+def _crc(leaf: Any) -> int:
+    """Returns the CRC-32 of an array's bytes, those of all processes: each calls it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = whole(leaf, leaf.sharding.mesh)
+    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
 
 
 def _sealed(body: Any) -> dict[str, Any]:
@@ -122,7 +130,7 @@ class Checkpoints:
                 f'{folder}: got a checkpoint that could not be written, expected room and leave to '
                 f'write; those before it stay: {cause}'
             ) from error
-        leaves = {path: _form(leaf) for path, leaf in _by_path(state).items()}
+        leaves = {path: [_form(leaf), _crc(leaf)] for path, leaf in _by_path(state).items()}
         body = {'step': step, 'leaves': leaves, 'meta': meta}
         from_first(lambda: self._finish(step, body))
 
@@ -190,11 +198,11 @@ class Checkpoints:
 
 
 def _check_fit(
-    where: Path, leaves: Mapping[str, Any], saved: Mapping[str, str], part: bool
+    where: Path, leaves: Mapping[str, Any], saved: Mapping[str, Any], part: bool
 ) -> None:
     """Raises a ValueError unless the leaves are (part of) the saved ones."""
     expected = {name: _form(leaf) for name, leaf in leaves.items()}
-    got = {name: saved[name] for name in saved if name in leaves or not part}
+    got = {name: saved[name][0] for name in saved if name in leaves or not part}
     for name in sorted(expected | got):
         if got.get(name) != expected.get(name):
             raise ValueError(
