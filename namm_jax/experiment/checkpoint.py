@@ -1,9 +1,9 @@
 """Checkpoints that are checked: orbax below, and a checksum of every file on top. The only importer
 of orbax.
 
-`<step>/` is orbax's. `<step>.json`, written once that is whole, says what is in it: the step, shape,
-dtype and CRC-32 of each leaf, the CRC-32 of each file, the caller's dict; it has a CRC-32 itself.
-Orbax notices neither a flipped bit nor a wrong dtype, so it reads only what has been checked.
+`<step>/` is orbax's. `<step>.json`, written once that is whole, says what is in it: the step;
+shape, dtype and CRC-32 of each leaf; the CRC-32 of each file; the caller's dict. It has a CRC-32
+itself. Orbax notices neither a flipped bit nor a wrong dtype: it reads only what has been checked.
 """
 
 import json
