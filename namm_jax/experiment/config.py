@@ -38,8 +38,16 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def no_field(name: str, names: Iterable[str]) -> str:
-    """Returns the error of a field that does not exist, with the three nearest."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0)
+    """Returns the error of a field that does not exist, with the three nearest; those that the name
+    may abbreviate come first.
+    """
+
+    def likeness(field: str) -> tuple[bool, float]:
+        letters = iter(field)
+        short = all(letter in letters for letter in name)
+        return short, difflib.SequenceMatcher(None, field, name).ratio()
+
+    near = sorted(names, key=likeness, reverse=True)[:3]
     return f'config field: got {name!r}; did you mean {" or ".join(near)}?'
 
 

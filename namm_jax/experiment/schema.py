@@ -61,8 +61,9 @@ class Field(NamedTuple):
             expected = 'at least one'
         if expected:
             raise ValueError(f'{name}: got {value!r}, expected {expected}')
-        own = kind is str and not listed and ':' in value and ':' in ''.join(self.choices)
-        check_range(name, value, self.limits, () if own else self.choices)
+        own = ':' in str(value) and ':' in ''.join(self.choices)  # a user's class or function
+        free = own or value == self.default
+        check_range(name, value, self.limits, () if free else self.choices)
 
 
 def _section(name: str, fields: Mapping[str, Field], **defaults: Any) -> dict[str, Field]:
@@ -71,11 +72,11 @@ def _section(name: str, fields: Mapping[str, Field], **defaults: Any) -> dict[st
     return {f'{name}.{key}': field for key, field in {**fields, **other}.items()}
 
 
+_field = lambda default, meaning, **of: Field(default, **parameter(default, meaning, **of).metadata)
 MAPS = ('namm', 'identity', 'box', 'simplex')
 OUTPUTS = ('residual', 'centred', 'plain', 'softplus', 'residual_softplus')
 STRENGTHS = ('discrepancy', 'fixed')  # to a misfit of one noise std, or as published
 PADDINGS = ('periodic', 'circular', 'zeros')
-_field = lambda default, meaning, **of: Field(default, **parameter(default, meaning, **of).metadata)
 CLASS = 'FILE.py:CLASS'  # of Flax modules
 
 OPTIMIZER = {
@@ -179,7 +180,7 @@ FIELDS = {
     'report.dpi': _field(110, 'of figures 9 inches wide', unit='pixels an inch', least=30),
     'report.frame_seconds': _field(0.25, 'of each frame of the animation', unit='s', least=0),
     # posterior samples of test fields, given noisy measurements of them
-    'assimilate.operator': _field('', "empty: the problem's usual one", choices=('', *OPERATORS)),
+    'assimilate.operator': _field('', "empty: the problem's usual one", choices=tuple(OPERATORS)),
     'assimilate.function': _field('', 'of the operator own: FILE.py:FUNCTION or MODULE:FUNCTION'),
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),
