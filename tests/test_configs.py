@@ -1,6 +1,8 @@
 """Every config with every preset: it loads, it is locked, and all its objects can be built."""
 
 import importlib.util
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from namm_jax import mirror
+from namm_jax.denoising import denoisers, samplers
+from namm_jax.experiment import build, devices, posteriors
 from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.experiment import check
 from namm_jax.experiment.schema import check_ranges, fields, schema
-from namm_jax.training.optimizers import learning_rate_schedule
+from namm_jax.networks import counter, icnn, unet
+from namm_jax.training import recipes
+from namm_jax.training.optimizers import learning_rate_schedule, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -155,13 +162,89 @@ def test_budget_multiplies_steps():
     assert steps_of(override(config, {'train.budget': 0.001}), 'mdm') == 1
 
 
-@pytest.mark.parametrize('low', AT_LEAST)
-def test_numbers_below_their_range_are_refused(low):
-    for name in AT_LEAST[low].split():
-        with pytest.raises(
-            ValueError, match=f'^{name}: got -?{abs(low - 1)}(.0)?, expected at least {low}'
-        ):
-            check_ranges(override(schema(), {name: low - 1}))
+def test_numbers_out_of_their_range_are_refused():
+    config, beyond = schema('galaxies'), {'least': -1, 'above': 0, 'most': 1, 'below': 0}
+    words = {'least': 'at least', 'above': 'more than', 'most': 'at most', 'below': 'less than'}
+    found = {name: field for name, field in fields('galaxies').items() if field.limits}
+    assert len(found) > 80
+    for name, field in found.items():
+        for limit, bound in field.limits.items():
+            value = bound + beyond[limit]
+            value = (value,) if isinstance(field.default, tuple) else value
+            with pytest.raises(
+                ValueError, match=f'^{name}: got .*, expected {words[limit]} {bound}$'
+            ):
+                check_ranges(override(config, {name: value}))
+        check_ranges(override(config, {name: field.default}))
+
+
+def test_values_of_another_type_are_refused():
+    for name, value, message in (
+        ('mirror.channels', (8, 'a'), "got (8, 'a'), expected items of type int"),
+        ('mirror.channels', (True,), 'got (True,), expected items of type int'),
+        ('score.channels', (), 'got (), expected at least one'),
+        ('sample.rows', (1,), 'got (1,), expected items of type str'),
+        ('constraint.weights', ('1',), "got ('1',), expected items of type float"),
+        ('mirror.optimizer.clip', float('inf'), 'got inf, expected finite numbers'),
+        ('dm.steps', 2**31, f'got {2**31}, expected at most {2**31 - 1}'),
+        ('mirror.output', 'plane', "got 'plane', expected one of .*did you mean plain"),
+    ):
+        pattern = message if '.*' in message else re.escape(message)
+        with pytest.raises(ValueError, match=f'^{name}: {pattern}'):
+            check_ranges(override(schema(), {name: value}))
+    check_ranges(override(schema(), {'seed': 2**40, 'mirror.inverse': 'my_network.py:Mine'}))
+
+
+def test_ranges_as_text():
+    table = fields('burgers')
+    for name, text in {
+        'mirror.steps': '>= 1',
+        'train.budget': '> 0',
+        'mirror.strong_convexity': '(0, 1]',
+        'mirror.dropout': '[0, 1)',
+        'mirror.optimizer.name': 'adam | muon',
+        'data.stepper': 'crank_nicolson | forward_euler',
+        'data.mu': '',
+    }.items():
+        assert table[name].range == text, name
+    assert fields('kolmogorov')['data.drag'].range == '<= 0'
+
+
+def test_choices_are_the_names_that_choose():
+    for name, choices in {
+        'mirror.map': build.MAPS,
+        'mirror.forward_padding': build.PADDINGS,
+        'mirror.output': mirror.OUTPUTS,
+        'mirror.reduction': icnn.REDUCTIONS,
+        'mirror.norm': unet.NORMS,
+        'mirror.inverse': build.F.classes,
+        'mirror.forward': build.G.classes,
+        'score.network': build.SCORE.classes,
+        'score.parameterisation': denoisers.PARAMETERISATIONS,
+        'sample.sampler': samplers.SAMPLERS,
+        'train.compute_dtype': build.DTYPES,
+        'assimilate.strength': posteriors.STRENGTHS,
+        'sharding.parameters': devices.PARAMETERS,
+        'counter.network': counter.COUNTERS,
+    }.items():
+        found = [choice for choice in fields('galaxies')[name].choices if ':' not in choice]
+        assert sorted(found) == sorted(choices), name
+
+
+def test_defaults_are_those_of_the_front_door():
+    table = flatten(schema('galaxies'))
+    for section, function in {
+        'mirror': recipes.namm,
+        'finetune': recipes.finetune,
+        'score': recipes.diffusion,
+        'score.optimizer': make_optimizer,
+        'counter': counter.DensityCounter,
+    }.items():
+        arguments = inspect.signature(function).parameters.items()
+        defaults = {name: of.default for name, of in arguments if of.default is not None}
+        shared = {name: of for name, of in defaults.items() if f'{section}.{name}' in table}
+        assert len(shared) > 1
+        assert shared == {name: table[f'{section}.{name}'] for name in shared}, section
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -172,9 +255,8 @@ def test_sizes_that_do_not_fit_are_refused():
         ),
         ({'data.validation': 15}, 'data.validation: got 15, expected at least 16'),
         ({'finetune.samples': 15}, 'finetune.samples: got 15, expected at least 16'),
-        ({'score.channels': ()}, 'score.channels: got 0, expected a positive number'),
-        ({'mirror.dropout': 1.0}, '1 - mirror.dropout: got 0.0, expected a positive number'),
-        ({'train.budget': float('nan')}, 'train.budget: got nan, expected a positive number'),
+        ({'train.budget': float('nan')}, 'train.budget: got nan, expected finite numbers'),
+        ({'train.budget': 1e9}, 'train.budget: got 1000000000.0 for mirror.steps = 1500, expected'),
     ):
         with pytest.raises(ValueError, match=message):
             check_ranges(override(schema(), changes))

@@ -315,15 +315,15 @@ def test_any_first_states_give_a_flow_without_divergence():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'points': 2}, 'points = 2, expected at least 4'),
+        ({'points': 2}, 'points: got 2, expected at least 4'),
         ({'states': 6}, 'multiple of 4'),
-        ({'inner_steps': 0}, 'inner_steps = 0, expected at least 1'),
-        ({'dt': 0.0}, 'dt = 0.0, expected more than 0'),
+        ({'inner_steps': 0}, 'inner_steps: got 0, expected at least 1'),
+        ({'dt': 0.0}, 'dt: got 0.0, expected more than 0'),
         ({'dt': 0.1}, 'take a smaller dt'),
         ({'reynolds': 1.0}, 'take a smaller dt'),
-        ({'reynolds': 0.0}, 'reynolds = 0.0, expected more than 0'),
-        ({'reynolds': float('nan')}, 'reynolds = nan'),
-        ({'drag': 0.1}, 'drag = 0.1, expected at most 0'),
+        ({'reynolds': 0.0}, 'reynolds: got 0.0, expected more than 0'),
+        ({'reynolds': float('nan')}, 'reynolds: got nan'),
+        ({'drag': 0.1}, 'drag: got 0.1, expected at most 0'),
         ({'forcing_wavenumber': 40}, 'does not resolve the force'),
         ({'burn_in': 0.015}, 'whole number of time steps'),
         (
@@ -354,7 +354,7 @@ def test_errors_of_arrays_keys_and_constraints():
         ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
     ):
         SMALL.rollout(jnp.zeros((16, 16, 2)))
-    with pytest.raises(ValueError, match=r'Got states = 1, expected at least 2'):
+    with pytest.raises(ValueError, match=r'states: got 1, expected at least 2'):
         dataclasses.replace(SMALL, states=1).constraint('kolmogorov')
     with pytest.raises(ValueError, match='expected one typed key a sample'):
         SMALL.fields(jax.random.key(0))

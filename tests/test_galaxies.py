@@ -178,11 +178,11 @@ def test_galaxies_need_a_vector_of_typed_keys():
 @pytest.mark.parametrize(
     ('setting', 'message'),
     [
-        ({'count': -1}, 'count = -1, expected at least 0'),
+        ({'count': -1}, 'count: got -1, expected at least 0'),
         ({'count': (3, 2)}, r'count = \(3, 2\)'),
-        ({'points': 2, 'count': 1}, 'points = 2, expected at least 4'),
-        ({'noise': -1.0}, 'noise = -1.0'),
-        ({'smoothing': 0.0}, 'smoothing = 0.0'),
+        ({'points': 2, 'count': 1}, 'points: got 2, expected at least 4'),
+        ({'noise': -1.0}, 'noise: got -1.0'),
+        ({'smoothing': 0.0}, 'smoothing: got 0.0'),
         ({'noise': 30.0}, 'least peak is 12.5; expected at most 10'),
         ({'points': 32, 'count': 16}, 'up to 16 sources more than 5.0 pixels apart on 32x32'),
     ],

@@ -43,7 +43,7 @@ ALLOWED = {
     ),
     'namm_jax.report': (
         'problems report experiment.files experiment.records experiment.config',
-        SYSTEM | {'matplotlib', 'PIL'},
+        SYSTEM | {'jinja2', 'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (
         '__version__ constraints denoising experiment inverse metrics mirror networks problems '

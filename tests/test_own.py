@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import namm_jax as nj
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
-from namm_jax.experiment.files import UserError
+from namm_jax.experiment.files import UserError, read_json
 from namm_jax.experiment.own import load_function, read_user_data
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
@@ -222,3 +223,34 @@ def test_the_example_obeys_its_rule(tmp_path, monkeypatch):
     rule = function_rule(load_function(f'{EXAMPLE}:rows_sum_to_one'))
     measured = check_rule(rule, x[:32], jax.random.key(0))
     assert measured['floor_max'] < 1e-6 < 1e-3 < measured['perturbed_mean']
+
+
+def save_rows(path, n, width):
+    """Writes samples whose rows sum to 1: in each, one pixel that is 1."""
+    ones = np.random.default_rng(0).integers(width, size=(n, 4))
+    np.save(path, np.eye(width, dtype=np.float32)[ones][..., None])
+
+
+def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_rows('a.npy', 40, 6)
+    save_rows('b.npy', 60, 8)
+    arguments = ['--config=configs/own.py:tiny', '--workdir=run', '--stages=data']
+    arguments += ['--config.data.train=0', '--config.data.validation=8', '--config.data.test=8']
+    arguments += [f'--config.constraint.distance={EXAMPLE}:rows_sum_to_one']
+    assert launch(*arguments, '--config.data.path=a.npy') == 0
+    run = nj.open_run('run')
+    assert run.problem.shape == (4, 6, 1) and run.config.data.train == len(run.data('train')) == 24
+    saved = read_json(tmp_path / 'run' / 'config.json')['config']['data']
+    assert saved['train'] == saved['height'] == 0 and saved['mean'] == []  # what was said, no more
+
+    other = [*arguments[:3], '--config.data.path=b.npy']
+    capsys.readouterr()
+    assert launch(*other) == 2 and '--redo=data' in capsys.readouterr().err
+    assert launch(*other, '--redo=data') == 0
+    for name in ('a.npy', 'b.npy'):
+        os.remove(name)  # what a finished stage has read is no longer needed
+    run = nj.open_run('run')
+    assert run.problem.shape == (4, 8, 1) and run.config.data.train == len(run.data('train')) == 44
+    np.testing.assert_allclose(run.problem.mean, 1 / 8, rtol=1e-6)
+    assert launch(*arguments[:3]) == 0

@@ -170,5 +170,5 @@ def test_arrays_refuse():
         Arrays().sample(jax.random.key(0), 2)
     with pytest.raises(ValueError, match=r'Got mean = \(0.0,\), expected 2, one a channel'):
         Arrays(4, 6, 2, mean=(0.0,))
-    with pytest.raises(ValueError, match=r'Got scale = \(1.0, 0.0\), expected more than 0'):
+    with pytest.raises(ValueError, match=r'scale: got \(1.0, 0.0\), expected more than 0'):
         Arrays(4, 6, 2, scale=(1.0, 0.0))

@@ -148,15 +148,14 @@ def test_what_comes_from_outside_is_escaped(results):
     assert (
         '<script' not in text
         and '&lt;script&gt;' in text
-        and 'alt="&quot;samples&quot; &amp; more"' in text
+        and 'alt="&#34;samples&#34; &amp; more"' in text
     )
     assert text.count('launch/main.py') == 1 and 'not run from a clone' in text
 
 
 def test_config_is_told_as_the_difference_from_its_preset(results, written):
     assert (
-        '<code>burgers:tiny</code>, unchanged.' in written
-        and '&quot;inner_steps&quot;: 4' in written
+        '<code>burgers:tiny</code>, unchanged.' in written and '&#34;inner_steps&#34;: 4' in written
     )
     preset = json.loads(json.dumps(results.preset))
     preset['mirror']['optimizer']['clip'] = 0.0

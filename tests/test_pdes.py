@@ -199,11 +199,11 @@ def test_problem_grid_and_interval():
     ('arguments', 'message'),
     [
         ({'stepper': 'crank_nicholson'}, 'expected one of .*did you mean crank_nicolson'),
-        ({'points': 2}, 'Got points = 2, expected at least 3'),
-        ({'states': 1}, 'Got states = 1, expected at least 2'),
-        ({'inner_steps': 0}, 'Got inner_steps = 0'),
-        ({'dt': 0.0}, 'Got dt = 0.0'),
-        ({'nu': -1.0}, 'Got nu = -1.0'),
+        ({'points': 2}, 'points: got 2, expected at least 3'),
+        ({'states': 1}, 'states: got 1, expected at least 2'),
+        ({'inner_steps': 0}, 'inner_steps: got 0'),
+        ({'dt': 0.0}, 'dt: got 0.0'),
+        ({'nu': -1.0}, 'nu: got -1.0'),
     ],
 )
 def test_problem_errors(arguments, message):

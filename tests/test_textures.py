@@ -106,7 +106,7 @@ def test_tile_sizes():
         ({'points': 9, 'tiles': 2}, 'points = 9 and tiles = 2'),
         ({'points': 33}, 'points = 33 and tiles = 2, expected a multiple of 2'),
         ({'points': 4}, 'at least 6'),
-        ({'tiles': 1}, 'tiles = 1, expected at least 2'),
+        ({'tiles': 1}, 'tiles: got 1, expected at least 2'),
         ({'correlation': 0.0}, 'correlation = 0.0'),
         ({'std': -1.0}, 'std = -1.0'),
     ],

@@ -121,7 +121,7 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _experiment(run: Any, signal_number: Callable[[], int]) -> Experiment:
-    config = ConfigDict(run.config)
+    config = measured(ConfigDict(run.config), run.record('data'))
     mesh = make_mesh(first_devices(config.train.devices))
     mirror = build.make_mirror(config)
     return Experiment(config, run, mesh, make_problem(config), mirror, signal_number)
@@ -146,14 +146,16 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
     stages_in = lambda config: check_stages(given.stages, _needs(config))
 
     def check_all(config: Mapping[str, Any]) -> None:
+        path = workdir / 'stages' / 'data.json'
+        record = read_json(path) if path.exists() and 'data' not in given.redo else None
+        complete = measured(ConfigDict(config), record)
         for check_one in (check, *(STAGES[stage].check for stage in stages_in(config))):
-            check_one(ConfigDict(config))
+            check_one(complete)
 
-    new = not processes.from_first((workdir / 'config.json').exists)
     open_run = functools.partial(
         Run,
         workdir,
-        (measured(given.config) if new else given.config).to_dict(),
+        given.config.to_dict(),
         experiment=given.name,
         depends=_needs,
         overrides=given.overrides,

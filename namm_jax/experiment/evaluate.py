@@ -34,11 +34,11 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     """Fills the table: constraint distances, distribution distances to held-out data, costs;
     measures f itself.
     """
-    run, rows = experiment.run, rows_of(experiment)
-    read = lambda row: experiment.packed(
-        dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
-    )
-    samples = {'data': experiment.split('test')} | {row: read(row) for row in rows}
+    run = experiment.run
+    rows = rows_of(experiment)
+    of_row = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
+    samples = {'data': experiment.split('test')}
+    samples |= {row: experiment.packed(of_row(row)) for row in rows}
     distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
     distances = {
         row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
@@ -47,47 +47,30 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
-    maps, z = _maps(experiment), jnp.asarray(read('mirror')[:SHOWN])
-    image = experiment.problem.image
+    maps = {'f': mirror_parameters(experiment)}
+    if build.learns_map(experiment.config):
+        maps['f_finetuned'] = finetuned_parameters(experiment)
     *_, last = maps.values()
-    arrays |= {
-        'mirror/z': image(z)[..., None],
-        'mirror/x': image(experiment.mirror.inverse(last, z))[..., None],
-    }
+    z = jnp.asarray(experiment.packed(of_row('mirror'))[:SHOWN])
+    image = lambda x: experiment.problem.image(x)[..., None]
+    arrays |= {'mirror/z': image(z), 'mirror/x': image(experiment.mirror.inverse(last, z))}
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
-    run.merge_metrics(
-        {
-            'rows': _rows(experiment, rows, samples, distances),
-            'robustness': _robustness(experiment, maps),
-        }
-    )
+    table = _table(experiment, rows, samples, distances)
+    run.merge_metrics({'rows': table, 'robustness': _robustness(experiment, maps)})
     return {}
-
-
-def _maps(experiment: Experiment) -> dict[str, Params]:
-    """Returns the parameters of f as first learned and as finetuned; of a closed form there is
-    one.
-    """
-    maps = {'f': mirror_parameters(experiment)}
-    return maps | (
-        {'f_finetuned': finetuned_parameters(experiment)}
-        if build.learns_map(experiment.config)
-        else {}
-    )
 
 
 def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
     them, `(n, h', w')`.
     """
-    problem = experiment.problem
     x = jnp.asarray(x)
-    residuals = problem.residual_map(experiment.constraint, x)
-    return np.asarray(problem.image(x))[..., None], np.asarray(residuals)
+    residuals = experiment.problem.residual_map(experiment.constraint, x)
+    return np.asarray(experiment.problem.image(x))[..., None], np.asarray(residuals)
 
 
-def _rows(
+def _table(
     experiment: Experiment,
     rows: dict[str, Row],
     samples: dict[str, np.ndarray],
@@ -96,38 +79,33 @@ def _rows(
     """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out
     set.
     """
-    run, section, held_out = experiment.run, experiment.config.evaluate, samples['data']
+    held_out = samples['data']
+    halves = np.split(held_out, [len(held_out) // 2])
     compare = functools.partial(
         evaluation.distribution_distances,
         experiment.key('evaluate'),
         spatial_axes=experiment.problem.spatial_axes,
-        projections=section.projections,
-        resamples=section.resamples,
+        projections=experiment.config.evaluate.projections,
+        resamples=experiment.config.evaluate.resamples,
     )
-    half, sampled, table, states = (
-        len(held_out) // 2,
-        run.record('sample'),
-        {},
-        experiment.problem.seamless,
-    )
+    table = {}
     for row, x in samples.items():
         experiment.pause()
-        pair = (x, held_out) if row in rows else (held_out[:half], held_out[half:])
+        pair = (x, held_out) if row in rows else halves
+        states = (experiment.problem.seamless(jnp.asarray(part)) for part in pair)
         table[row] = {
             'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-            'distribution': compare(*(states(jnp.asarray(part)) for part in pair)),
+            'distribution': compare(*states),
             'n': len(x),
         }
         if build.holds_network(experiment.config):
             table[row]['counts'] = count_statistics(experiment, x)
+    costs = experiment.run.record('sample')
+    training = lambda stage: experiment.run.record(stage)['training_seconds']
     for name, row in rows.items():
-        table[name] |= {
-            'seconds_per_sample': sampled['seconds_per_sample'][name],
-            'calls': sampled['calls'],
-            'training_seconds': sum(
-                run.record(stage)['training_seconds'] for stage in row.trained_by
-            ),
-        }
+        table[name]['seconds_per_sample'] = costs['seconds_per_sample'][name]
+        table[name]['calls'] = costs['calls']
+        table[name]['training_seconds'] = sum(map(training, row.trained_by))
     return table
 
 
@@ -135,48 +113,48 @@ def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, An
     """Returns where each f lands from mirrored test fields with noise, up to twice the noise of its
     training.
     """
-    section, sigma_max, key = (
-        experiment.config.evaluate,
-        experiment.config.mirror.sigma_max,
-        experiment.key('robustness'),
-    )
+    section = experiment.config.evaluate
+    sigma_max = experiment.config.mirror.sigma_max
     sigma = np.linspace(0, 2 * sigma_max, section.noise_levels)
-    x, levels = (
-        jnp.asarray(experiment.split('test')[: section.noise_fields]),
-        jnp.asarray(sigma, jnp.float32),
-    )
+    x = jnp.asarray(experiment.split('test')[: section.noise_fields])
+    key = experiment.key('robustness')
+    levels = jnp.asarray(sigma, jnp.float32)
 
     @jax.jit
     def measure(constraint: Constraint, params: Params, x: jax.Array) -> dict[str, jax.Array]:
         return robustness(experiment.mirror, params, key, x, constraint, levels)
 
     constraint = experiment.constraint
-    measured = {name: measure(constraint, params, x) for name, params in maps.items()}
-    return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | measured
+    errors = {name: measure(constraint, params, x) for name, params in maps.items()}
+    return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | errors
 
 
 def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """Returns the way of the first sample through mirror space, for
     `report.motion.trajectory_frames`.
     """
-    config, record = experiment.config, experiment.run.record('mdm')
+    config = experiment.config
+    problem = experiment.problem
+    record = experiment.run.record('mdm')
+    constraint = experiment.constraint
     sampler = sampler_of(config.sample, record['mean'], record['std'])
-    problem, constraint, n = experiment.problem, experiment.constraint, len(sampler.grid)
-    times = np.unique(np.linspace(0, n - 1, config.evaluate.frames).round().astype(int))
+    ends = len(sampler.grid) - 1
+    times = np.unique(np.linspace(0, ends, config.evaluate.frames).round().astype(int))
+    image = lambda x: problem.image(x)[..., None]
 
     @jax.jit
     def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
         denoiser = build.make_denoiser(config, score, record['mean'], record['std'])
-        states, estimates = (
-            part[times, 0] for part in sampler.trajectory(keys, denoiser, problem.shape)
-        )
+        path = sampler.trajectory(keys, denoiser, problem.shape)
+        states, estimates = (part[times, 0] for part in path)
         x = experiment.mirror.inverse(params, estimates)
-        residuals, image = (
-            problem.residual_map(constraint, x),
-            lambda x: problem.image(x)[..., None],
-        )
-        parts = {'states': image(states), 'estimates': image(x), 'residuals': residuals}
-        return parts | {'distances': constraint.distance(x), 'levels': sampler.levels()[times]}
+        return {
+            'states': image(states),
+            'estimates': image(x),
+            'residuals': problem.residual_map(constraint, x),
+            'distances': constraint.distance(x),
+            'levels': sampler.levels()[times],
+        }
 
     return walk(score_parameters(experiment, 'mdm'), params, experiment.keys('sample', 0, 1))
 

@@ -5,7 +5,7 @@ problem, too: their sizes and units are read from the files.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -74,21 +74,27 @@ def _order(config: ConfigDict, n: int) -> Indices:
     return np.random.default_rng(config.data.seed).permutation(n)
 
 
-def measured(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the shape, number and units of a user's own samples, from their
-    files.
+def measured(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Returns the config with the shape, number and units of a user's own samples, as the finished
+    stage `data` has them on its record (`own`), else as they are in their files.
 
     All samples but those of `data.validation` and `data.test` are for training where `data.train`
     is 0. Mean and scale, one a channel, are those of the training samples.
     """
     if problem_class(config.data.problem).generated:
         return config
-    config, x = config.copy_and_resolve_references(), read_user_data(config.data.path)
-    data = config.data
+    config = config.copy_and_resolve_references()
+    finished = record and record['finished']
     with config.unlocked():
-        data.height, data.width, data.channels = x.shape[1:]
-        data.train = data.train or max(0, len(x) - data.validation - data.test)
-        training = x[_order(config, len(x))[: data.train]]
-        if len(training) and not data.mean:
-            data.mean, data.scale = units(training)
+        config.data.update(record.get('own', {}) if finished else _of_files(config))
     return config
+
+
+def _of_files(config: ConfigDict) -> dict[str, Any]:
+    data, x = config.data, read_user_data(config.data.path)
+    train = data.train or max(0, len(x) - data.validation - data.test)
+    found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True), train=train)
+    training = x[_order(config, len(x))[:train]]
+    if len(training) and not data.mean:
+        found['mean'], found['scale'] = units(training)
+    return found

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from namm_jax.experiment.config import flatten, override, schema
 from namm_jax.experiment.files import UserError, read_json
+from namm_jax.experiment.problem import measured
 from namm_jax.problems import PROBLEMS
 
 
@@ -28,4 +29,6 @@ def saved_config(folder: Path) -> tuple[str, ConfigDict]:
             f'{path} is of another version of this program: got {sorted(gone)}, which this one '
             'does not know; go on with the version in provenance.json, or train again'
         )
-    return saved['experiment'], override(config, fields)
+    record = folder / 'stages' / 'data.json'
+    config = measured(override(config, fields), read_json(record) if record.exists() else None)
+    return saved['experiment'], config

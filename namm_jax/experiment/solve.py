@@ -63,7 +63,7 @@ def solve(given: argparse.Namespace) -> None:
         raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
     configure_jax()
     with open_experiment(workdir) as experiment:
-        config = config_of(experiment.run.config, given)
+        config = config_of(override(experiment.config.to_dict(), {}), given)
         x, facts = _posterior(experiment._replace(config=config), y)
         x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)
         np.save(out, x, allow_pickle=False)

@@ -1,7 +1,5 @@
 """The stage `tune`: what sigma_max and lambda_constr the experiment asks for, measured on its own
-models.
-
-It never changes the config. Its choice, and the evidence for it, are printed and kept in
+models. It never changes the config: its choice, and the evidence, are printed and kept in
 `metrics.json`.
 """
 
@@ -26,15 +24,8 @@ COVERED = 0.95  # of the samples: sigma_max is the noise that is as large as the
 
 
 def off_the_mirror(experiment: Experiment, params: Params, z: np.ndarray) -> np.ndarray:
-    """Returns how far mirror points lie off mirrored data: the root mean square of `z - g(f(z))`,
-    per sample.
-
-    Noise of level sigma is of that size too, if f takes it away: the two may be compared.
-
-    Args:
-        experiment: the experiment.
-        params: of the mirror map.
-        z: mirror points `(n, h, w, c)`.
+    """Returns how far mirror points `(n, h, w, c)` lie off mirrored data: the root mean square of
+    `z - g(f(z))`, `(n,)`. Noise of level sigma is of that size too, if f takes it away.
     """
     g, f = experiment.mirror.bind(params)
     error = jax.jit(lambda z: jnp.sqrt(jnp.mean((z - g(f(z))) ** 2, (1, 2, 3))))
@@ -44,14 +35,8 @@ def off_the_mirror(experiment: Experiment, params: Params, z: np.ndarray) -> np.
 def gradient_norms(
     experiment: Experiment, constraint: Constraint, params: Params, x: np.ndarray
 ) -> dict[str, float]:
-    """Returns the norm of the gradient with respect to f of each term of the loss, before its
-    weight.
-
-    Args:
-        experiment: the experiment.
-        constraint: the set M.
-        params: of the mirror map.
-        x: training samples, a few batches of them.
+    """Returns the mean norm, over batches of x, of the gradient with respect to f of each term of
+    the loss, before its weight.
     """
     size = experiment.config.mirror.batch_size
     loss = build.mirror_task(experiment.config, 1, constraint, experiment.unit).loss
@@ -59,20 +44,20 @@ def gradient_norms(
     @functools.partial(jax.jit, static_argnames='name')
     def norm(constraint: Constraint, inverse: Params, key: Key, x: Array, name: str) -> Array:
         frozen = {'params': {'forward': params['forward']}, 'constraint': constraint}
-        term = lambda inverse: loss({'inverse': inverse}, frozen, key, {'x': x}, train=False)[1][
-            name
-        ]
+
+        def term(inverse: Params) -> Array:
+            _, terms = loss({'inverse': inverse}, frozen, key, {'x': x}, train=False)
+            return terms[name]
+
         return optax.tree.norm(jax.grad(term)(inverse))
 
-    starts, terms = range(0, len(x) - size + 1, size), ('cycle_data', 'cycle_mirror', 'constraint')
-    norms = {
-        name: [
-            norm(constraint, params['inverse'], experiment.key('evaluate'), x[i : i + size], name)
-            for i in starts
-        ]
-        for name in terms
-    }
-    return {name: float(np.mean(values)) for name, values in norms.items()}
+    key = experiment.key('evaluate')
+    batches = [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
+    norms = {}
+    for name in ('cycle_data', 'cycle_mirror', 'constraint'):
+        values = [norm(constraint, params['inverse'], key, batch, name) for batch in batches]
+        norms[name] = float(np.mean(values))
+    return norms
 
 
 def tune(experiment: Experiment) -> dict[str, Any]:
@@ -83,59 +68,47 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     `lambda_constr` is the weight at which the constraint's gradient on f is as large as that of the
     cycle terms.
     """
-    config, params, constraint = (
-        experiment.config,
-        mirror_parameters(experiment),
-        experiment.standard_constraint,
-    )
+    config = experiment.config
+    steps = steps_of(config, 'tune')
+    params = mirror_parameters(experiment)
     g = Partial(jax.jit(experiment.mirror.forward), params)
     splits = (experiment.split(name) for name in ('train', 'validation'))
     z, held_out = (in_batches(g, split, 256, experiment.local_mesh) for split in splits)
-    mean, std = float(z.mean()), float(z.std())
-    train(
-        experiment,
-        'tune',
-        build.denoising_task(config, steps_of(config, 'tune'), mean, std),
-        {'x': z},
-        {'x': held_out},
-        batch_size=config.score.batch_size,
-        optimizer=config.score.optimizer,
-    )
-    draw = functools.partial(
-        make_draw(config, config.train.sample, mean, std), score_parameters(experiment, 'tune')
-    )
+    mean = float(z.mean())
+    std = float(z.std())
+    task = build.denoising_task(config, steps, mean, std)
+    train(experiment, 'tune', task, {'x': z}, {'x': held_out}, config.score)
+    draw = make_draw(config, config.train.sample, mean, std)
+    draw = functools.partial(draw, score_parameters(experiment, 'tune'))
     keys = experiment.keys('probe', 0, config.tune.samples)
-    drawn = in_batches(draw, keys, min(len(keys), 64), experiment.local_mesh)
-    errors = {'samples': off_the_mirror(experiment, params, drawn)}
-    errors['mirrored_data'] = off_the_mirror(experiment, params, held_out[: len(drawn)])
+    samples = in_batches(draw, keys, min(len(keys), 64), experiment.local_mesh)
+    errors = off_the_mirror(experiment, params, samples)
+    floor = off_the_mirror(experiment, params, held_out[: len(samples)])
     x = experiment.split('train')[: config.tune.batches * config.mirror.batch_size]
-    norms = gradient_norms(experiment, constraint, params, x)
+    norms = gradient_norms(experiment, experiment.standard_constraint, params, x)
     cycle = 0.5 * config.mirror.lambda_cycle * (norms['cycle_data'] + norms['cycle_mirror'])
-    chosen = {
-        'sigma_max': float(np.quantile(errors['samples'], COVERED)),
+    choice = {
+        'sigma_max': float(np.quantile(errors, COVERED)),
         'lambda_constr': cycle / max(norms['constraint'], 1e-12),
     }
     evidence = {
-        'steps': steps_of(config, 'tune'),
-        'error': {name: _quantiles(values) for name, values in errors.items()},
+        'steps': steps,
+        'error': {'samples': _quantiles(errors), 'mirrored_data': _quantiles(floor)},
         'gradient_norms': norms,
-        'now': {name: config.mirror[name] for name in chosen},
+        'now': {name: config.mirror[name] for name in choice},
     }
-    experiment.run.merge_metrics({'tune': {'chosen': chosen} | evidence})
-    _tell(chosen, evidence)
+    experiment.run.merge_metrics({'tune': {'chosen': choice} | evidence})
+    _say(choice, evidence)
     return {}
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    return {
-        'median': float(np.median(values)),
-        'covered': float(np.quantile(values, COVERED)),
-        'max': float(values.max()),
-    }
+    covered = float(np.quantile(values, COVERED))
+    return {'median': float(np.median(values)), 'covered': covered, 'max': float(values.max())}
 
 
-def _tell(chosen: dict[str, float], evidence: dict[str, Any]) -> None:
-    samples, data = (evidence['error'][name] for name in ('samples', 'mirrored_data'))
+def _say(choice: dict[str, float], evidence: dict[str, Any]) -> None:
+    samples, data = evidence['error'].values()
     say(
         f'tune: after {evidence["steps"]} steps, mirror samples lie {samples["median"]:.3g} '
         f'(median) to {samples["covered"]:.3g} (95 %) from mirrored data, which f and g themselves '
@@ -143,8 +116,6 @@ def _tell(chosen: dict[str, float], evidence: dict[str, Any]) -> None:
     )
     norms = ', '.join(f'{name} {value:.3g}' for name, value in evidence['gradient_norms'].items())
     say(f'tune: norms of the gradients on f: {norms}')
-    for name, value in chosen.items():
-        say(
-            f'tune: {name} = {value:.3g} is asked for; the config has mirror.{name} = '
-            f'{evidence["now"][name]:g}'
-        )
+    for name, value in choice.items():
+        now = evidence['now'][name]
+        say(f'tune: {name} = {value:.3g} is asked for; the config has mirror.{name} = {now:g}')

@@ -18,8 +18,8 @@ def robustness_curves(
     names: Mapping[str, str] | None = None,
     unit: str = '',
 ) -> Figure:
-    """Constraint distance and reconstruction error of `f(g(x) + sigma noise)` against sigma, a
-    panel each.
+    """Returns constraint distance and reconstruction error of `f(g(x) + sigma noise)` against
+    sigma, a panel each.
 
     Args:
         sigma: `(k,)` noise levels, in the units of mirror space.
@@ -27,10 +27,6 @@ def robustness_curves(
         sigma_max: the largest level of the training, marked by a dashed line.
         names: name -> label, in the place of the name itself.
         unit: of the data, for the error's axis.
-
-    Returns:
-        The figure; the distance on a logarithmic axis, its band one standard deviation over
-        samples.
 
     Raises:
         ValueError: if there are no curves.

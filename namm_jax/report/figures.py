@@ -47,17 +47,14 @@ def samples_with_residuals(
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
-    """Samples of every row, each above the map of its residual, in colours that compare across
-    rows.
+    """Returns samples of every row, each above the map of its residual, in colours that compare
+    across rows.
 
-    All samples share one linear scale (the 0.5 % and 99.5 % quantiles of the first row, which is
-    the data where they are given), and all residual maps one logarithmic scale of at most 6
-    decades: the floor of the data and the errors of a model differ by that much. Values beyond a
-    scale have the colour of its end.
+    All samples share one linear scale, that of the first row, which is the data where they are
+    given; all residual maps one logarithmic scale of at most 6 decades.
 
     Args:
-        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`), the maps of any
-            sign.
+        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`, of any sign).
         distances: row key -> constraint distances `(m,)`, whose mean is put into the row's title.
         names: row key -> title, in the place of `row_name`.
         units: labels of the two colour bars.
@@ -66,9 +63,6 @@ def samples_with_residuals(
         centred: whether their scale is centred on 0.
         channel: which channel of the samples is shown.
         count: how many samples of each row, at most.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if there are no rows, or samples and residual maps differ in number.
@@ -116,17 +110,14 @@ def distance_histograms(
     names: Mapping[str, str] | None = None,
     unit: str = '',
 ) -> Figure:
-    """Histograms of the constraint distance, one strip a row over one logarithmic axis, with the
-    median marked.
+    """Returns histograms of the constraint distance, one strip a row over one logarithmic axis,
+    with the median marked (the paper's figure 3).
 
     Args:
         distances: row key -> `(n,)` distances `>= 0`; exact zeros and values that are not finite
             have no place on the axis and are counted in the strip's title instead.
         names: row key -> title, in the place of `row_name`.
         unit: the distance's unit, for the axis label.
-
-    Returns:
-        The figure (the paper's figure 3).
 
     Raises:
         ValueError: if there are no rows.
@@ -162,17 +153,13 @@ def distance_against_training_seconds(
     names: Mapping[str, str] | None = None,
     unit: str = '',
 ) -> Figure:
-    """Constraint distance of samples against the training time they needed, on a logarithmic axis.
+    """Returns the constraint distance of samples against the training time that they needed, on a
+    logarithmic axis (the paper's figure 4).
 
     Args:
-        curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`; the band
-            is one standard deviation to each side, cut off below a tenth of its mean, where it
-            would leave a logarithmic axis.
+        curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`.
         names: row key -> title, in the place of `row_name`.
         unit: the distance's unit, for the axis label.
-
-    Returns:
-        The figure (the paper's figure 4), time in seconds, minutes or hours, whichever reads best.
 
     Raises:
         ValueError: if there are no curves.
@@ -206,15 +193,12 @@ def distance_against_training_seconds(
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training and held-out terms of the loss, one panel a stage.
+    """Returns the training and held-out terms of the loss, one panel a stage: a colour a term,
+    training as a line, held-out dashed with markers.
 
     Args:
-        records: the lines of `metrics.jsonl`:
-            `{'stage', 'step', 'train/<term>', 'heldout/<term>', ...}`; a record may lack any term,
-            `None` is a gap, and keys without one of the two prefixes are not drawn.
-
-    Returns:
-        The figure: a colour a term, training as a line, held-out dashed with markers.
+        records: the lines of `metrics.jsonl`,
+            `{'stage', 'step', 'train/<term>', 'heldout/<term>', ...}`; None is a gap.
 
     Raises:
         ValueError: if no record has a term to draw.
@@ -251,24 +235,9 @@ def mirror_and_inverse(
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
-    """Mirror samples above their inverses, each with its own scale: the two spaces have no unit in
-    common.
-
-    Args:
-        z: mirror samples `(n, h, w, c)`.
-        x: their inverses `f(z)`, `(n, h, w, c)`.
-        units: labels of the two colour bars.
-        axis_names: what rows and columns of an image are.
-        colours: the colour map.
-        centred: whether the scales are centred on 0.
-        channel: which channel is shown.
-        count: how many samples, at most.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: if `z` and `x` differ in number.
+    """Returns mirror samples `z (n, h, w, c)` above their inverses `x = f(z)`, each with its own
+    scale: the two spaces have no unit in common. Arguments as of `samples_with_residuals`; a
+    ValueError says if z and x differ in number.
     """
     z, x = _first('mirror samples', z, np.asarray(x)[..., channel], channel, count)
     height = strip_height(z, len(z)) + strip_height(x, len(z)) + 0.5
@@ -284,29 +253,14 @@ def mirror_and_inverse(
 
 
 def png(figure: Figure, *, dpi: int = 110) -> bytes:
-    """Returns a figure as a PNG file; the same figure gives the same bytes.
-
-    Args:
-        figure: from one of the functions above.
-        dpi: pixels an inch; the figures are 9 inches wide.
-    """
+    """Returns a figure as a PNG file; the same figure gives the same bytes."""
     file = io.BytesIO()
     figure.savefig(file, format='png', dpi=dpi)
     return file.getvalue()
 
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Path:
-    """Writes a figure as PNG so that the path never holds half a file.
-
-    Args:
-        figure: from one of the functions above.
-        path: where to; its folder must exist. An older file there stays until the new one is
-            complete.
-        dpi: pixels an inch; the figures are 9 inches wide.
-
-    Returns:
-        The path.
-    """
+    """Writes a figure as PNG, whole or not at all, and returns the path."""
     write_bytes(path, png(figure, dpi=dpi))
     return Path(path)
 

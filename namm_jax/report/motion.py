@@ -43,7 +43,8 @@ def trajectory_frames(
     channel: int = 0,
     dpi: int = 110,
 ) -> Frames:
-    """One sample on its way through mirror space: a frame a time, from noise to the sample.
+    """Returns the frames `(k, height, width, 3)` of one sample on its way through mirror space,
+    from noise to the sample, for `animation`.
 
     Each frame shows the state `z_t`, which is standardised because its scale falls by orders of
     magnitude; f of the denoised estimate of it; the residual map of that; and how its constraint
@@ -56,15 +57,8 @@ def trajectory_frames(
         residuals: their residual maps, of any sign, `(k, h', w')`.
         distances: their constraint distances, `(k,)`.
         levels: noise levels, falling, `(k,)`, in the units of mirror space.
-        units: labels of the colour bars of estimates and residuals.
-        axis_names: what rows and columns of an image are.
-        colours: the colour map of states and estimates.
-        centred: whether the estimates' scale is centred on 0.
-        channel: which channel is shown.
+        units, axis_names, colours, centred, channel: as of `figures.samples_with_residuals`.
         dpi: pixels an inch; a frame is 9 inches wide.
-
-    Returns:
-        The frames, for `animation`.
 
     Raises:
         ValueError: unless there are as many of each, at least one.
@@ -112,12 +106,8 @@ def trajectory_frames(
 
 
 def animation(frames: Frames, *, seconds: float = 0.25) -> bytes:
-    """Returns frames as an animated, lossless WebP that repeats for ever and rests on its last
-    frame for two seconds.
-
-    Args:
-        frames: `(k, height, width, 3)`, from `trajectory_frames`.
-        seconds: for which each of the others is shown.
+    """Returns frames as an animated, lossless WebP that repeats for ever, each shown for so many
+    seconds, the last one for two.
     """
     return _webp(frames, [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * _HOLD)])
 

@@ -26,14 +26,8 @@ _NO_TERMS = (
 
 
 def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> Normalize:
-    """A linear colour scale between the 0.5 % and 99.5 % quantiles of the finite values.
-
-    Args:
-        images: values of any shape.
-        centred: whether the scale reaches as far below 0 as above, for fields whose sign matters.
-
-    Returns:
-        The scale, 0 to 1 if nothing is finite, never of width 0.
+    """Returns a linear colour scale between the 0.5 % and 99.5 % quantiles of the finite values,
+    never of width 0; `centred` reaches as far below 0 as above, for fields whose sign matters.
     """
     finite = images[np.isfinite(images)]
     low, high = np.quantile(finite, [0.005, 0.995]) if finite.size else (0.0, 1.0)
@@ -42,16 +36,9 @@ def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> 
 
 
 def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float = 6) -> LogNorm:
-    """A logarithmic colour scale over several sets of non-negative maps.
-
-    Args:
-        maps: values of any shapes.
-        decades: its length at most.
-
-    Returns:
-        The scale: from the smallest of the sets' medians, or `decades` below the top, to the 99.9 %
-            quantile of the
-        set where that is largest; 1e-6 to 1 if nothing is positive and finite.
+    """Returns a logarithmic colour scale over several sets of non-negative maps: from the smallest
+    of the sets' medians, or so many decades below the top, to the largest of their 99.9 %
+    quantiles.
     """
     positive = [values[np.isfinite(values) & (values > 0)] for values in maps]
     positive = [values for values in positive if values.size]
@@ -63,11 +50,8 @@ def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float =
 
 
 def colour_ticks(norm: Normalize) -> dict[str, Any]:
-    """Returns where a colour bar has its numbers, as arguments of `Figure.colorbar`; none but for
-    short logarithms.
-
-    Left to itself a logarithmic bar of less than two decades numbers every tick between 1 and 10,
-    and they overlap.
+    """Returns where a colour bar has its numbers, as arguments of `Figure.colorbar`: a logarithmic
+    one of less than two decades would number every tick between 1 and 10, and they overlap.
     """
     if not isinstance(norm, LogNorm) or norm.vmax / norm.vmin >= 100:
         return {}
@@ -80,16 +64,8 @@ def colour_ticks(norm: Normalize) -> dict[str, Any]:
 def image_strip(
     axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str
 ) -> AxesImage:
-    """Draws images side by side in one colour scale, grey where they are not finite.
-
-    Args:
-        axes: where to; axes beyond the last image are left empty.
-        images: `(n, h, w)`, row 0 at the top.
-        norm: the scale.
-        colours: the name of a colour map.
-
-    Returns:
-        The last image, for a colour bar.
+    """Draws images `(n, h, w)` side by side in one colour scale, grey where they are not finite;
+    returns the last one, for a colour bar. Axes beyond the last image are left empty.
     """
     colour_map = colormaps[colours].with_extremes(bad=_MISSING)
     for ax in axes:
@@ -105,24 +81,15 @@ def image_strip(
 
 
 def strip_height(images: Float[np.ndarray, 'n h w'], columns: int) -> float:
-    """The height in inches of a strip of images that fills the width of a figure.
-
-    Args:
-        images: `(n, h, w)`.
-        columns: images a strip.
-
-    Returns:
-        Inches.
+    """Returns the height in inches of a strip of images `(n, h, w)`, so many in a figure's
+    width.
     """
     return min((WIDTH - 0.8) / columns, 2.6) * images.shape[1] / images.shape[2]
 
 
 def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draws one stage's loss terms against the step: a colour a term, held-out dashed with markers.
-
-    Args:
-        ax: where to.
-        records: lines of `metrics.jsonl`, of one stage.
+    """Draws one stage's loss terms, from its lines of `metrics.jsonl`, against the step: a colour a
+    term, held-out dashed with markers.
     """
     terms = dict.fromkeys(
         key.split('/', 1)[1]
@@ -158,20 +125,11 @@ def banded_curve(
     index: int,
     label: str,
 ) -> Float[np.ndarray, ' m']:
-    """Draws a positive mean with a band of one standard deviation to each side, for a logarithmic
-    axis.
+    """Draws a positive mean `(k,)` with a band of one standard deviation to each side, for a
+    logarithmic axis; `index` chooses colour and marker.
 
-    Args:
-        ax: where to.
-        x: `(k,)` places.
-        mean: `(k,)`; what is not positive and finite is a gap.
-        std: `(k,)`, in the mean's unit; what is not finite counts as 0.
-        index: of the curve in its panel, for colour and marker.
-        label: of the curve in the legend.
-
-    Returns:
-        The ends of the band; the lower one is at least a tenth of the mean: at 0 it would leave the
-        axis.
+    What is not positive and finite is a gap. Returns the ends of the band; the lower one is at
+    least a tenth of the mean: at 0 it would leave the axis.
     """
     style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
     mean, std = (
@@ -186,39 +144,21 @@ def banded_curve(
 
 
 def open_frame(ax: Axes) -> None:
-    """Gives a panel of curves a light grid and a frame open to the top and right.
-
-    Args:
-        ax: the panel.
-    """
+    """Gives a panel of curves a light grid and a frame open to the top and right."""
     ax.grid(alpha=0.3, which='major')
     ax.spines[['top', 'right']].set_visible(False)
 
 
 def positive_limits(values: Float[np.ndarray, ' n']) -> tuple[float, float]:
-    """The ends of a logarithmic axis that holds all values; left to itself it fails where there are
-    none.
-
-    Args:
-        values: `(n,)` numbers; those that are not positive and finite have no place on it and are
-            passed over.
-
-    Returns:
-        `(low, high)`, a factor 1.2 beyond the extremes; 1e-6 and 1 for no values.
+    """Returns the ends of a logarithmic axis that holds all positive, finite values `(n,)`, a
+    factor 1.2 beyond the extremes; 1e-6 and 1 for none.
     """
     values = values[np.isfinite(values) & (values > 0)]
     return (values.min() / 1.2, values.max() * 1.2) if values.size else (1e-6, 1.0)
 
 
 def time_unit(longest: float) -> tuple[int, str]:
-    """The unit in which a time axis reads best.
-
-    Args:
-        longest: the longest time, in seconds.
-
-    Returns:
-        Its length in seconds and its name.
-    """
+    """Returns the length in seconds, and the name, of the unit in which a time axis reads best."""
     return next(
         (
             (length, name)

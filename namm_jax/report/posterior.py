@@ -53,8 +53,8 @@ def posteriors(
     colours: str = 'viridis',
     centred: bool = False,
 ) -> Figure:
-    """A field, its measurement, and each sampler's posterior: mean, standard deviation, samples,
-    and their residual.
+    """Returns a field, its measurement, and each sampler's posterior: mean, standard deviation,
+    samples, and their residual.
 
     Fields and means share one linear scale, that of the truth; standard deviations one from 0;
     residual maps one logarithmic scale; the measurement has its own, as it may be in another unit.
@@ -66,13 +66,7 @@ def posteriors(
         residual: map of what breaks the rule in the truth.
         rows: sampler -> its posterior.
         names: sampler -> title, in the place of its key.
-        units: of fields, and of residual maps.
-        axis_names: what rows and columns of an image are.
-        colours: the fields' colour map.
-        centred: whether their scale is centred on 0.
-
-    Returns:
-        The figure.
+        units, axis_names, colours, centred: as of `figures.samples_with_residuals`.
 
     Raises:
         ValueError: if there are no rows.

@@ -145,9 +145,8 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
             if record['stage'] == stage and 'distance_mean' in record
         ]
         row = {'finetune': 'mdm_finetuned'}.get(stage, stage)
-        curves[row] = tuple(
-            np.array(points, float).reshape(-1, 3).T
-        )  # None, a number that was not finite, is NaN
+        # None, a number that was not finite, becomes NaN.
+        curves[row] = tuple(np.array(points, float).reshape(-1, 3).T)
     return curves
 
 

@@ -53,14 +53,8 @@ ASSIMILATION_COLUMNS = (
 
 
 def row_name(row: str) -> str:
-    """The name of a row for people, such as 'mirror diffusion model, finetuned' for
-    `mdm_finetuned`.
-
-    Args:
-        row: its key in `metrics.json`.
-
-    Returns:
-        The name; a key that is not in the contract is its own name.
+    """Returns the name of a row for people, such as 'mirror diffusion model, finetuned' for
+    `mdm_finetuned`; a key that is not in the contract is its own name.
     """
     if row in ROW_NAMES:
         return ROW_NAMES[row]
@@ -71,15 +65,8 @@ def row_name(row: str) -> str:
 
 
 def in_order(rows: Sequence[str]) -> list[str]:
-    """Row keys in the order of the contract: data, diffusion models, mirror diffusion models, then
-    any others.
-
-    Args:
-        rows: keys of `metrics.json`'s `rows`, in any order.
-
-    Returns:
-        The same keys; variants (`dm_restored_<variant>`) follow the row they vary, unknown keys
-        come last, and equals keep their order.
+    """Returns row keys in the order of the contract: data, diffusion models, mirror diffusion
+    models; variants (`dm_restored_<variant>`) follow the row they vary, and unknown keys come last.
     """
     order = list(ROW_NAMES)
 
@@ -95,17 +82,8 @@ def in_order(rows: Sequence[str]) -> list[str]:
 
 
 def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table at the end of a run: constraint distance, distribution distances and cost of every
-    row.
-
-    Args:
-        rows: the `rows` of `metrics.json`: row key -> `distance`, `distribution`, `calls`,
-            `seconds_per_sample`, `training_seconds`, `n`, each of which may be absent.
-
-    Returns:
-        A table for `render` or any console, 3 significant digits a number and '-' for what is
-        absent; the caption has the ratio of the median distances of `mdm_finetuned` and `dm` where
-        both exist.
+    """Returns the table at the end of a run: constraint distance, distribution distances and cost
+    of every row of `metrics.json`, with the ratio of the medians below.
     """
     return _table(
         'row',
@@ -116,15 +94,8 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of the posterior samplers of one measurement operator.
-
-    Args:
-        entries: an operator's `assimilation` in `metrics.json`: sampler -> `misfit`, `distance`,
-            `rmse`, `crps`, `spread_skill`, `calls`, `seconds_per_sample`, `diverged`, `n`, each of
-            which may be absent.
-
-    Returns:
-        A table for `render` or any console, as of `summary_table`.
+    """Returns the table of the posterior samplers of one measurement operator, whose entry
+    `assimilation` in `metrics.json` is sampler -> numbers.
     """
     return _table(
         'sampler',
@@ -134,14 +105,7 @@ def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
-    """The cells of a posterior sampler under `ASSIMILATION_COLUMNS`.
-
-    Args:
-        entry: as of `assimilation_table`.
-
-    Returns:
-        Texts, as of `cells`.
-    """
+    """Returns the cells of a posterior sampler under `ASSIMILATION_COLUMNS`, as `cells`."""
     distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
     scalars = {
         'misfit': three_digits,
@@ -176,14 +140,7 @@ def _table(
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """The cells of a row under `COLUMNS`.
-
-    Args:
-        row: as of `summary_table`.
-
-    Returns:
-        Texts: 3 significant digits a number, '-' for what is absent.
-    """
+    """Returns the cells of a row under `COLUMNS`: 3 significant digits, '-' for what is absent."""
     distance, distribution = row.get('distance', {}), row.get('distribution', {})
     wasserstein = distribution.get('sliced_wasserstein', {})
     interval = ', '.join(three_digits(wasserstein.get(end)) for end in ('low', 'high'))
@@ -200,14 +157,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the table comes down to: the median distance of the finetuned samples over that of the
-    diffusion model.
-
-    Args:
-        rows: as of `summary_table`.
-
-    Returns:
-        A text; None where one of the two is absent.
+    """Returns what the table comes down to: the median distance of the finetuned samples over that
+    of the diffusion model; None where one of the two is absent.
     """
     finetuned, dm = (
         _number(rows.get(row, {}).get('distance', {}).get('median'))
@@ -219,29 +170,15 @@ def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def render(table: Table, width: int = 120) -> str:
-    """A table as plain text, for a log or a file.
-
-    Args:
-        table: from `summary_table`.
-        width: columns of the screen; cells that do not fit end in an ellipsis.
-
-    Returns:
-        Lines without colours or trailing blanks.
-    """
+    """Returns a table as plain text of at most so many columns, for a log or a file."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
     return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def three_digits(value: Any) -> str:
-    """A number in 3 significant digits, in at most 8 characters: '0.0123', '1.23e-5', '-' for none.
-
-    Args:
-        value: a number; `None`, NaN and infinities are '-'; of `{'mean', 'std', 'n'}` the mean is
-            shown.
-
-    Returns:
-        The text.
+    """Returns a number in 3 significant digits, in at most 8 characters: '0.0123', '1.23e-5'; '-'
+    for None and what is not finite; of `{'mean', 'std', 'n'}` the mean.
     """
     number = _number(value)
     if number is None:
