@@ -207,11 +207,12 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
     assert path.read_bytes() == kept
 
 
-def rows_of_samples(name, **changes):
+def rows_of_samples(name, mirror_map='namm'):
     """Returns the rows of a table of samples, each with the stages that train it."""
-    config = importlib.import_module(f'configs.{name}').get_config('tiny').config
-    config.update(sample={'rows': ()}, **changes)
-    constraint = build.make_constraint(config, {} if name == 'count' else None)
+    preset = importlib.import_module(f'configs.{name}').get_config('tiny')
+    config = preset.copy_and_resolve_references()
+    config.sample.rows, config.mirror.map = (), mirror_map
+    constraint = build.make_constraint(config, {})
     rows = methods.rows_of(types.SimpleNamespace(config=config, constraint=constraint))
     return {row: methods.trained_by(config, method) for row, method in rows.items()}
 
@@ -231,7 +232,7 @@ def test_rows_of_samples_depend_on_restores_and_map():
         **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
     }
     assert rows_of_samples('burgers') == plain | {'dm_restored': ('dm',)} | mirrors
-    rows = rows_of_samples('total_brightness', mirror={'map': 'simplex'})
+    rows = rows_of_samples('total_brightness', 'simplex')
     restored = [row for row in rows if row.startswith('dm_restored_')]
     assert rows == plain | dict.fromkeys(restored, ('dm',)) | {'mdm_simplex': ('mdm',)}
     assert len(restored) > 1 and list(rows)[2 : 2 + len(restored)] == restored
