@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -22,11 +23,12 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from namm_jax.experiment.devices import whole
-from namm_jax.experiment.files import write_bytes
+from namm_jax.experiment.files import naming, write_bytes
 from namm_jax.experiment.processes import from_first
 
 # Orbax tells its inner life through absl's one logger. Its errors are raised as well.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
+ROOM = 2**16  # bytes that a checkpoint takes besides its arrays
 
 
 class Restored(NamedTuple):
@@ -93,8 +95,10 @@ class Checkpoints:
         self._text(step).unlink(missing_ok=True)  # first: without it there is no checkpoint
         shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
-    def _begin(self, step: int) -> bool:
-        """Removes what was found damaged, or a kill has left; returns whether to save the step."""
+    def _begin(self, step: int, size: int) -> bool:
+        """Removes what was found damaged, or a kill has left; returns whether to save the step,
+        for which there is room: an OSError says if not.
+        """
         for damaged in self._damaged:
             self._delete(damaged)
         steps = self.steps()
@@ -106,7 +110,13 @@ class Checkpoints:
         for path in self.directory.glob('*'):
             if path.is_dir() and path.name not in map(str, steps):
                 shutil.rmtree(path)
-        return step not in steps
+        if step in steps:
+            return False
+        # A save that fails half way is told of by orbax's threads at any later time.
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with naming(self.directory), tempfile.TemporaryFile(dir=self.directory) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        return True
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         """Saves a pytree of arrays and a dict of JSON types; a step saved before stays as it is.
@@ -117,7 +127,8 @@ class Checkpoints:
             ValueError: if an intact later checkpoint exists.
             OSError: naming the folder, if the disk is full or read-only; those before it stay.
         """
-        needed = from_first(lambda: self._begin(step))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM
+        needed = from_first(lambda: self._begin(step, size))
         self._damaged.clear()
         if not needed:
             return
