@@ -1,6 +1,8 @@
 """What names, keys, shapes and a user's functions must be: checks whose errors say what to do."""
 
 import difflib
+import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from namm_jax._arrays import Constraint, Fields, Key
 _T = TypeVar('_T')
 NOISE = 0.1  # of the data's standard deviation: what is near the data
 
+_OF_FIELDS = 'what jax.jit can compile and jax.grad can differentiate; call it on a few fields'
 # What operations raise that need the numbers in an array; a compiled function does not have them.
 _NOT_JAX = (
     jax.errors.ConcretizationTypeError,
@@ -38,26 +41,44 @@ def nearest(got: str, choices: Iterable[str]) -> str:
     return f'got {got!r}, expected one of {", ".join(names)}{hint}'
 
 
-def choose(kind: str, name: str, choices: Mapping[str, _T]) -> _T:
-    """Returns `choices[name]`; raises a ValueError that says the nearest if there is none."""
+def choose(kind: str, name: str, choices: Mapping[str, _T], error: type = ValueError) -> _T:
+    """Returns `choices[name]`; raises an error that says the nearest if there is none."""
     if name not in choices:
-        raise ValueError(f'{kind}: {nearest(name, choices)}')
+        raise error(f'{kind}: {nearest(name, choices)}')
     return choices[name]
+
+
+def check_kind(name: str, value: Any, kind: type, maker: str) -> None:
+    """Raises a ValueError unless a value is an instance of a class, which the maker returns."""
+    if not isinstance(value, kind):
+        got = f'the class {value.__name__}' if isinstance(value, type) else type(value).__name__
+        raise ValueError(f'{name}: got {got}, expected what {maker} returns, a {kind.__name__}')
+
+
+def check_within(interval: str, *, kinds: str = 'iuf', **values: Any) -> None:
+    """Raises a ValueError unless all values are numbers of the kinds in an interval: '[0, 1)'."""
+    low, high = map(float, interval[1:-1].split(','))
+    ends = [end for mark, end in (('[', low), (']', high)) if mark in interval]
+    for name, value in values.items():
+        x = np.asarray(value)
+        if x.shape or x.dtype.kind not in kinds or not (low < x < high or x in ends):
+            expected = f'{"a number" if "f" in kinds else "an integer"} in {interval}'
+            raise ValueError(f'{name}: got {value!r}, expected {expected}')
 
 
 def check_keys(keys: jax.Array) -> None:
     """Raises a ValueError unless the keys are `(n,)`, typed, one a sample."""
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
         got = f'{keys.dtype}{list(keys.shape)}'
-        remedy = 'use jax.random.split(jax.random.key(seed), n)'
-        raise ValueError(f'keys: got {got}, expected one typed key a sample; {remedy}')
+        raise ValueError(f'keys: got {got}, expected one typed key a sample; split jax.random.key')
 
 
 def field_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the shape `(h, w, c)` of one field as integers; raises a ValueError if it is none."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), each at least 1')
-    return tuple(map(int, shape))
+    sizes = np.ravel(shape)
+    if np.shape(shape) != (3,) or sizes.dtype.kind not in 'iu' or min(sizes) < 1:
+        raise ValueError(f'shape: got {shape}, expected (h, w, c), integers, each at least 1')
+    return tuple(sizes.tolist())
 
 
 def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -117,7 +138,8 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, floa
     """
     label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
     x = jnp.asarray(x, jnp.float32)
-    std = float(jnp.std(x))
+    peak = 2.0 ** math.frexp(float(jnp.abs(x).max(initial=0)))[1]  # float32 holds squares near 1
+    std = peak * float(jnp.std(x / peak))
     if len(x) < 2 or not 0 < std < np.inf:
         raise ValueError(
             f'data for {label}: got {len(x)} samples with standard deviation {std:.3g}, expected '
@@ -158,8 +180,7 @@ def check_operator(
     x = np.random.default_rng(0).normal(size=(3, *field_shape(shape))) if x is None else x
     x = np.asarray(x, np.float32)
     if x.shape[1:] != tuple(shape) or len(x) < 2:
-        expected = f'two or more fields of shape {tuple(shape)}'
-        raise ValueError(f'x: got shape {x.shape}, expected {expected}')
+        raise ValueError(f'x: got shape {x.shape}, expected two or more fields of {tuple(shape)}')
     measure = _measure('operator', operator, 'operator')
     y, gradients = measure(x, 'at the fields')
     _check_dependence('operator', measure, x, y, gradients)
@@ -182,7 +203,7 @@ def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callabl
         return values, pull_back(weights.reshape(values.shape))[0]
 
     def measure(x: Fields, where: str) -> tuple[np.ndarray, np.ndarray]:
-        values, gradients = map(np.asarray, _translated(label, compiled, x))
+        values, gradients = map(np.asarray, _translated(label, compiled, _OF_FIELDS, x))
         least = f'{values.min():.3g} {where}'
         refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
         refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
@@ -221,19 +242,25 @@ def refuse(label: str, bad: np.ndarray, got: str, expected: str) -> None:
         )
 
 
-def _translated(label: str, function: Callable[..., Any], x: Fields) -> Any:
-    """Returns `function(x)`; whatever it raises becomes an error that says what to do."""
+def check_function(label: str, function: Callable[..., Any], expected: str, *like: Array) -> None:
+    """Raises a FunctionError, which says what is expected, unless a function of arrays like these
+    can be traced and returns one like the first.
+    """
+    got = _translated(label, functools.partial(jax.eval_shape, function), expected, *like)
+    real = hasattr(got, 'dtype') and jnp.issubdtype(got.dtype, jnp.floating)
+    if not real or got.shape != like[0].shape:
+        raise FunctionError(f'{label}: got {got}, expected {expected}')
+
+
+def _translated(label: str, function: Callable[..., Any], expected: str, *args: Any) -> Any:
+    """Returns `function(*args)`; whatever it raises becomes an error that says what to do."""
     try:
-        return function(x)
+        return function(*args)
     except FunctionError:
         raise
     except Exception as error:  # a user's function may raise anything
         text = ' '.join(str(error).split('\nSee https')[0].split())
         got = f'{type(error).__name__}: {text[:500]}'
-        remedy = 'call it on a few fields to find the line'
         if isinstance(error, _NOT_JAX):
-            got, remedy = f'an operation that is not JAX ({got})', _IN_JAX
-        raise FunctionError(
-            f'{label}: got {got}, expected a function of one array (b, h, w, c) that jax.jit can '
-            f'compile and jax.grad can differentiate; {remedy}'
-        ) from error
+            got, expected = f'an operation that is not JAX ({got})', f'{expected}; {_IN_JAX}'
+        raise FunctionError(f'{label}: got {got}, expected {expected}') from error

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample, Unit
-from namm_jax._checks import choose
+from namm_jax._checks import check_function, check_within, choose
 from namm_jax.networks import output_like
 from namm_jax.networks.icnn import gradient_map
 
@@ -78,14 +78,8 @@ def neural_mirror_map(
         output: a key of `OUTPUTS`.
         forward_map: `(network, params, x, *, strong_convexity) -> g(x)`: the gradient of the
             input-convex network, `network_map` or `unchanged`.
-
-    Raises:
-        ValueError: if `strong_convexity` is outside (0, 1] or `output` is unknown; when f is first
-            called, if its network's output is not like z.
     """
-    if not 0 < strong_convexity <= 1:
-        expected = 'a number in (0, 1]; the paper uses 0.9'
-        raise ValueError(f'strong_convexity: got {strong_convexity}, expected {expected}')
+    check_within('(0, 1]', strong_convexity=strong_convexity)
     corrected = choose('output', output, OUTPUTS)
 
     def init(key: Key, x: Array) -> Params:
@@ -137,10 +131,8 @@ def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
 
 
 def _check_set(name: str, value: float | int, floor: float | int) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f'Got {name} = {value}, expected a positive finite number.')
-    if not 0 <= floor < 1:
-        raise ValueError(f'Got floor = {floor}, expected a number in [0, 1): a part of the centre.')
+    check_within('(0, inf)', **{name: value})
+    check_within('[0, 1)', floor=floor)
 
 
 def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) -> MirrorMap:
@@ -310,8 +302,7 @@ class Mirror:
     inverse_network: Any = _static()  # the network of f
     strong_convexity: float = _static(default=0.9)  # a of g
     output: str = _static(default='residual')  # a key of `OUTPUTS`
-    # Mean and scale of the data, a number or a tuple of one a channel each.
-    units: tuple[Any, Any] = _static(default=(0.0, 1.0))
+    units: tuple[Any, Any] = _static(default=(0.0, 1.0))  # mean and scale, numbers or tuples
 
     @property
     def map(self) -> MirrorMap:
@@ -342,8 +333,13 @@ def _inverse(mirror: Mirror, z: Fields) -> Fields:
     return standardised(mirror.map, *mirror.units).inverse(mirror.params, z)
 
 
-def _in_chunks(function: Callable[..., Fields], mirror: Mirror, x: Fields) -> Fields:
+def _in_chunks(function: Callable[..., Fields], mirror: Mirror, x: Any) -> Fields:
     """Returns `function(mirror, x)`, some samples at a time: all at once would not fit."""
+    expected = 'fields (b, h, w, c) like those that the map was trained on; one field is x[None]'
+    if np.ndim(x) != 4:
+        raise ValueError(f'x: got shape {np.shape(x)}, expected {expected}')
+    x = jnp.asarray(x, jnp.result_type(*jax.tree.leaves(mirror.params)))
+    check_function(f'x of {x.shape}', functools.partial(function, mirror), expected, x)
     if isinstance(x, jax.core.Tracer) or len(x) <= CHUNK:
         return function(mirror, x)
     starts = range(0, len(x), CHUNK)

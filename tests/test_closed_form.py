@@ -123,10 +123,10 @@ def test_dropout_key_is_ignored():
 @pytest.mark.parametrize(
     ('build', 'message'),
     [
-        (lambda: box_map(1.0, 0.0), 'Got high - low = -1.0'),
-        (lambda: ball_map(0.0), 'Got radius = 0.0'),
-        (lambda: simplex_map(float('inf')), 'Got total = inf'),
-        (lambda: simplex_map(1.0, floor=1.0), r'Got floor = 1.0, expected a number in \[0, 1\)'),
+        (lambda: box_map(1.0, 0.0), 'high - low: got -1.0'),
+        (lambda: ball_map(0.0), 'radius: got 0.0'),
+        (lambda: simplex_map(float('inf')), 'total: got inf'),
+        (lambda: simplex_map(1.0, floor=1.0), r'floor: got 1.0, expected a number in \[0, 1\)'),
     ],
 )
 def test_errors(build, message):

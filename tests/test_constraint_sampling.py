@@ -183,13 +183,13 @@ def test_half_precision_stays(x):
 
 def test_errors(x):
     for scale in (-0.1, float('inf'), float('nan')):
-        with pytest.raises(ValueError, match='scale: got .*expected a finite number >= 0'):
+        with pytest.raises(ValueError, match=r'scale: got .*expected a number in \[0, inf\)'):
             guided(NORMAL, plane, scale=scale)
     with pytest.raises(ValueError, match='limit: got 0'):
         guided(NORMAL, plane, scale=1.0, limit=0.0)
-    with pytest.raises(ValueError, match=r'project: got tuple.*lambda x: function\(x\)\[0\]'):
-        projected(NORMAL, lambda x: (x, {}))(x, ONE)
     with pytest.raises(
-        ValueError, match=r'project: got shape \(5,\), expected an array of shape \(5, 4, 4, 1\)'
+        ValueError, match=r'project: got \(ShapeDtypeStruct.*lambda x: function\(x\)\[0\]'
     ):
+        projected(NORMAL, lambda x: (x, {}))(x, ONE)
+    with pytest.raises(ValueError, match=r'project: got .*shape=\(5,\).*expected fields like x'):
         projected(NORMAL, plane)(x, ONE)

@@ -242,9 +242,12 @@ def test_mean_and_std_may_be_traced():
         ),
         (lambda: diffusion.edm(mean=0.0, std=0.0), 'std: got 0.0.*one finite number > 0'),
         (lambda: diffusion.vp(mean=0.0, std=jnp.ones(2)), r'shape \(2,\).*root mean square'),
-        (lambda: diffusion.edm(mean=0.0, std=1.0, sigma_min=2.0, sigma_max=1.0), 'sigma_min 2.0'),
+        (
+            lambda: diffusion.edm(mean=0.0, std=1.0, sigma_min=2.0, sigma_max=1.0),
+            'sigma_max: got 1.0',
+        ),
         (lambda: diffusion.vp(mean=0.0, std=1.0, t_min=0.0), 't_min: got 0.0'),
-        (lambda: schedules.vp(2.0, 1.0), 'beta_min 2.0'),
+        (lambda: schedules.vp(2.0, 1.0), 'beta_max: got 1.0'),
         (
             lambda: diffusion.denoising_loss(
                 diffusion.gaussian_denoiser(0.0, 1.0),

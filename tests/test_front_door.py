@@ -9,6 +9,7 @@ import zipfile
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -194,8 +195,8 @@ def test_a_loss_that_is_not_finite_stops_the_fit():
     ('denoiser', 'message'),
     [
         (lambda x: x, 'denoiser: got TypeError'),
-        (lambda x, sigma: x[:, 0], r'denoiser: got \(2, 4, 1\) for x \(2, 4, 4, 1\)'),
-        (lambda x, sigma: x * sigma, r'sigma \(2,\)|denoiser: got'),
+        (lambda x, sigma: x[:, 0], r'denoiser: got .*expected a JAX function \(x, sigma\)'),
+        (lambda x, sigma: x * sigma, 'denoiser: got .*sigma a scalar or'),
     ],
 )
 def test_a_denoiser_of_another_signature_is_refused(denoiser, message):
@@ -233,6 +234,180 @@ def test_the_unit_of_data_and_rule_does_not_matter(factor):
     pairs = zip(jax.tree.leaves(mirror.params), jax.tree.leaves(other.params), strict=True)
     assert max(float(jnp.abs(a - b).max()) for a, b in pairs) < 1e-5
     np.testing.assert_allclose(other.project(factor * x) / factor, mirror.project(x), atol=1e-5)
+
+
+@functools.cache
+def own():
+    return nj.problem(own_data(), distance=rows_sum_to_zero)
+
+
+def fit_own(x=None, **options):
+    x = own_data() if x is None else x
+    return nj.fit(nj.diffusion(own(), network=Mine()), x, **{'steps': 1, **options})
+
+
+@functools.cache
+def own_mirror():
+    return nj.fit(namm_own(), own_data(), steps=1, progress=False)
+
+
+def namm_own(**options):
+    return nj.namm(own(), **{'forward': CONVEX, 'inverse': Mine(), **options})
+
+
+def gaussian_given(operator=lambda x: x, noise_std=0.1, n=1):
+    return nj.given(gaussian(0.0, 1.0), operator, jnp.zeros((n, 4, 4, 1)), noise_std)
+
+
+class Normed(Mine):
+    @nn.compact
+    def __call__(self, x, label=None, *, train=False):
+        return nn.BatchNorm(use_running_average=not train)(x)
+
+
+class Pair(Mine):
+    def __call__(self, x, label=None, *, train=False):
+        return x, x
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(x)
+
+
+KEY = jax.random.key(0)
+AT_LEAST_1 = r'expected an integer in \[1, inf\)'
+BAD = {
+    'batch_size': (lambda: fit_own(batch_size=-1), f'batch_size: got -1, {AT_LEAST_1}'),
+    'batch_size of 0': (lambda: fit_own(batch_size=0), f'batch_size: got 0, {AT_LEAST_1}'),
+    'batch_size of a recipe': (
+        lambda: nj.fit(nj.diffusion(own(), network=Mine(), batch_size='4'), own_data(), steps=1),
+        f"batch_size: got '4', {AT_LEAST_1}",
+    ),
+    'steps': (lambda: fit_own(steps=2.0), f'steps: got 2.0, {AT_LEAST_1}'),
+    'n': (lambda: nj.sample(gaussian(0.0, 1.0), KEY, None), f'n: got None, {AT_LEAST_1}'),
+    'steps of a sampler': (
+        lambda: nj.sample(gaussian(0.0, 1.0), KEY, 1, steps=0),
+        f'steps: got 0, {AT_LEAST_1}',
+    ),
+    'n of a problem': (lambda: burgers()[0].sample(KEY, 0), f'n: got 0, {AT_LEAST_1}'),
+    'ema': (
+        lambda: nj.fit(nj.diffusion(own(), network=Mine(), ema=np.nan), own_data(), steps=1),
+        r'ema: got nan, expected a number in \[0, 1\)',
+    ),
+    'weight': (
+        lambda: nj.fit(namm_own(lambda_cycle=-1.0), own_data(), steps=1),
+        r'lambda_cycle: got -1.0, expected a number in \[0, inf\)',
+    ),
+    'mean of samples': (
+        lambda: nj.sample(gaussian(0.0, 1.0), KEY, 1, mean=3.0),
+        "multiple values for keyword argument 'mean'",
+    ),
+    'mean': (lambda: gaussian(np.nan, 1.0), 'prior: got mean nan.*expected finite'),
+    'shape': (
+        lambda: nj.prior(lambda x, s: x, (4, 4, 0)),
+        r'shape: got \(4, 4, 0\), expected \(h, w, c\), integers, each at least 1',
+    ),
+    'operator of NaN': (lambda: gaussian_given(jnp.log), 'operator: got NaN or infinity'),
+    'operator without slope': (lambda: gaussian_given(jnp.round), 'operator: got a gradient of 0'),
+    'operator of numpy': (lambda: gaussian_given(np.abs), 'operator: got an operation that is not'),
+    'no operator': (lambda: gaussian_given('A'), "operator: got TypeError: .*'str'"),
+    'little noise': (lambda: gaussian_given(noise_std=1e-20), 'noise_std.*: got inf'),
+    'several measurements': (
+        lambda: nj.sample(gaussian_given(n=64), KEY, 128, steps=1),
+        'y: got shape .*pass one for each of the 128 fields, or one for all',
+    ),
+    'project': (
+        lambda: nj.sample(nj.projected(gaussian(0.0, 1.0), nj.constraints.ball(1.0).restore), KEY),
+        r'project: got TypeError.*of a function that returns \(x, info\)',
+    ),
+    'rule as project': (
+        lambda: nj.sample(nj.projected(gaussian(0.0, 1.0), nj.constraints.ball(1.0)), KEY),
+        'project: got TypeError.*not callable',
+    ),
+    'class': (
+        lambda: nj.diffusion(own(), network=Mine),
+        'network: got .*instances of Flax modules',
+    ),
+    'name': (lambda: namm_own(inverse='unet'), "inverse: got AttributeError: 'str'.*instances"),
+    'collections': (lambda: nj.diffusion(own(), network=Normed()), 'network: .*parameters alone'),
+    'tuple': (lambda: namm_own(inverse=Pair()), 'inverse: got .*like z'),
+    'signature': (lambda: nj.diffusion(own(), network=Plain()), 'network: got TypeError: .*label'),
+    'potential': (lambda: namm_own(forward=Mine()), r'forward: got shape \(2, 8, 8, 2\), expected'),
+    'rule': (lambda: nj.guided(gaussian(0.0, 1.0), None), 'got a distance of type NoneType'),
+    'arrays as problem': (
+        lambda: nj.namm(own_data()),
+        r'problem: got ArrayImpl, expected what nj.problem returns, a Problem',
+    ),
+    'class as problem': (lambda: nj.diffusion(nj.problems.burgers), 'problem: got the class Burg'),
+    'swapped': (lambda: nj.fit(own_data(), namm_own(), steps=1), 'recipe: got ArrayImpl, expected'),
+    'denoiser as prior': (lambda: nj.sample(lambda x, s: x, KEY), 'prior: got function, expected'),
+    'denoiser given': (
+        lambda: nj.given(lambda x, s: x, lambda x: x, jnp.zeros((1, 4, 4, 1)), 0.1),
+        'prior: got function, expected what nj.fit or nj.prior returns, a Prior',
+    ),
+    'no batch axis': (
+        lambda: own_mirror().project(own_data()[0]),
+        r'x: got shape \(8, 8, 2\), expected fields .*x\[None\]',
+    ),
+    'channels': (
+        lambda: own_mirror().project(own_data()[..., [0, 1, 1]]),
+        r'x of \(48, 8, 8, 3\): got .*expected fields .*trained on',
+    ),
+    'no fields': (lambda: own_mirror().project(None), r'x: got shape \(\), expected fields'),
+    'option': (
+        lambda: nj.diffusion(own(), network=Mine(), optimizer={'learning_rat': 1}),
+        "optimizer: got 'learning_rat', .*did you mean learning_rate",
+    ),
+    'accumulate': (lambda: nj.optimizer(10, accumulate=0), f'accumulate: got 0, {AT_LEAST_1}'),
+    'problem name': (lambda: nj.problems.burger, 'did you mean burgers'),
+    'operator name': (lambda: nj.operators.random_sensor, 'did you mean random_sensors'),
+    'sampler name': (lambda: nj.samplers.huen, 'did you mean heun'),
+    'constraint name': (lambda: nj.constraints.bal, 'did you mean ball'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_answered_with_one_message(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)
+    call, message = BAD[name]
+    with pytest.raises((ValueError, TypeError, AttributeError), match=message):
+        call()
+
+
+def test_each_sample_has_a_measurement_of_its_own(monkeypatch):
+    y = jax.random.normal(KEY, (5, 4, 4, 1))
+    posterior = nj.given(gaussian(0.0, 1.0), lambda x: x, y, 0.01)
+    whole = nj.sample(posterior, KEY, 5, steps=9)
+    np.testing.assert_allclose(whole, y, atol=0.2)
+    monkeypatch.setattr('namm_jax.denoising.prior.CHUNK', 2)
+    np.testing.assert_array_equal(nj.sample(posterior, KEY, 5, steps=9), whole)
+
+
+def test_keys_of_either_kind_and_functions_as_rules():
+    prior = gaussian(3.0, 2.0)
+    total = lambda x: jnp.abs(x.sum((1, 2, 3)) - 40)
+    one = nj.sample(nj.guided(prior, total), KEY, 2, steps=3)
+    same = nj.sample(nj.guided(prior, nj.constraint(total)), jax.random.PRNGKey(0), 2, steps=3)
+    np.testing.assert_array_equal(one, same)
+    mirror = nj.fit(namm_own(constraint=rows_sum_to_zero), own_data(), steps=1, progress=False)
+    np.testing.assert_array_equal(mirror.project(own_data()), own_mirror().project(own_data()))
+    x, info = nj.project_onto(nj.constraints.ball(1.0), own_data())
+    assert float(jnp.linalg.norm(x.reshape(len(x), -1), axis=1).max()) < 1.001
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_half_precision_is_raised(dtype):
+    half = own_data().astype(dtype)
+    mirror = nj.fit(namm_own(), half, steps=1, progress=False)
+    assert mirror.project(half).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('factor', [1e-22, 1e20])
+def test_data_of_any_size_are_a_problem(factor):
+    own = nj.problem(np.float32(factor) * own_data(), distance=rows_sum_to_zero)
+    assert 0 < own.unit < np.inf
 
 
 def end_of_run(x, distance, seed):

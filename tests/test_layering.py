@@ -33,7 +33,7 @@ ALLOWED = {
     'namm_jax.problems.kolmogorov_flow': ('constraints problems', MATHS | {'jax_cfd'}),
     'namm_jax.networks': ('networks', MATHS | {'flax'}),
     'namm_jax.mirror': ('networks.icnn networks.output_like', MATHS),
-    'namm_jax.denoising': ('denoising', MATHS),
+    'namm_jax.denoising': ('constraints denoising', MATHS),
     'namm_jax.inverse': ('denoising inverse', MATHS),
     'namm_jax.inverse.fourdvar': ('denoising inverse', MATHS | {'optax'}),
     'namm_jax.metrics': ('', MATHS),

@@ -282,9 +282,12 @@ def test_levels_are_those_asked_for(path):
         (lambda: samplers.make_sampler('ddim', steps=4, path='ve'), 'expected one of edm, vp'),
         (lambda: samplers.make_sampler('ancestral', steps=4, variance='fwd'), 'mean forward'),
         (lambda: samplers.make_sampler('ddim', steps=4, eta=2.0), 'eta: got 2.0'),
-        (lambda: samplers.make_sampler('heun', steps=0), 'n 0'),
+        (lambda: samplers.make_sampler('heun', steps=0), 'steps: got 0'),
         (lambda: samplers.make_sampler('heun', steps=4, std=0.0), 'std: got 0.0'),
-        (lambda: samplers.make_sampler('heun', steps=4, sigma_min=2.0, sigma_max=1.0), 't_min 2.0'),
+        (
+            lambda: samplers.make_sampler('heun', steps=4, sigma_min=2.0, sigma_max=1.0),
+            'sigma_min: got 2',
+        ),
         (lambda: samplers.edm_grid(4, 1.0, 0.1, rho=0.5), 'rho: got 0.5'),
         (
             lambda: samplers.make_sampler('heun', steps=4)(

@@ -1,5 +1,6 @@
 """Constraints: values with `terms`, `distance` and `residual`, and the projection onto them."""
 
+from namm_jax._checks import choose
 from namm_jax.constraints.base import function_rule, reference, rule, weighted_sum
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.constraints.sets import ball, box, half_spaces, mass_below, simplex
@@ -16,3 +17,4 @@ __all__ = [
     'simplex',
     'weighted_sum',
 ]
+__getattr__ = lambda name: choose('constraints', name, dict.fromkeys(__all__), AttributeError)

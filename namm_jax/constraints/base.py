@@ -149,6 +149,11 @@ def function_rule(
     return rule(name, gap, measure)
 
 
+def as_rule(rule: Any) -> Constraint:
+    """Returns a rule itself; of a function, the rule that this distance be 0."""
+    return rule if isinstance(rule, Constraint) else function_rule(rule)
+
+
 def _column(distance: Callable[[Fields], PerSample], x: Fields) -> Float[Array, 'b 1']:
     return distance(x)[:, None]
 

@@ -6,7 +6,7 @@ residual. All of it is per sample: a batch shares the array operations and nothi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class _Iterate(NamedTuple):
 
 
 def gauss_newton_projection(
-    residual: Callable[[Array], Array],
+    residual: Any,
     x: Fields,
     *,
     tolerance: float = 1e-6,
@@ -46,7 +46,7 @@ def gauss_newton_projection(
     `sqrt(tolerance)` short of the nearest point. There is no damping, and no promise far from M.
 
     Args:
-        residual: `(b, h, w, c) -> (b, ...)`, differentiable in both modes, sample by sample.
+        residual: `(b, h, w, c) -> (b, ...)`, by sample, differentiable in both modes; or a rule.
         x: points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
         tolerance: mean absolute residual to reach, > 0; in float32 well above 1e-7 times what the
             residual subtracts.
@@ -69,6 +69,7 @@ def gauss_newton_projection(
             f'{max_iterations}, cg_iterations = {cg_iterations}; expected > 0, within (0, 1), at '
             'least 0 and at least 1.'
         )
+    residual = getattr(residual, 'residual', residual)
     x_0 = at_least_single(x)
     flat = lambda x: residual(x).reshape(x.shape[0], -1)
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Denoiser, Gain, Key, Metrics, Parameterisation, broadcast
-from namm_jax._checks import choose
+from namm_jax._checks import check_within, choose
 from namm_jax.denoising import schedules
 
 Network = Callable[..., Array]  # (x (b, ...), label (b,)) -> like x
@@ -69,24 +69,15 @@ def edm(
     Args:
         mean: of the training set, in data units; a scalar or one a channel.
         std: of the training set, a positive scalar in data units (root mean square over channels).
-        sigma_min: smallest level trained on, > 0; levels are of standardised data.
-        sigma_max: largest level trained on.
-        level_mean: mean of `log s` in training, before it is cut off at both ends.
-        level_std: standard deviation of `log s`, > 0.
+        sigma_min, sigma_max: ends of the levels trained on, of standardised data, > 0.
+        level_mean, level_std: of `log s` in training, before it is cut off at both ends.
         sigma_data: d, > 0; 1 is the standard deviation of standardised data.
-
-    Raises:
-        ValueError: if a number is out of its range.
 
     Reference: Karras et al. 2022, arXiv 2206.00364, table 1.
     """
     std = positive_std(std)
-    if not (0 < sigma_min < sigma_max and level_std > 0 and sigma_data > 0):
-        raise ValueError(
-            f'edm: got sigma_min {sigma_min}, sigma_max {sigma_max}, level_std {level_std}, '
-            f'sigma_data {sigma_data}, expected 0 < sigma_min < sigma_max, the others > 0; give '
-            'levels in units of the standard deviation'
-        )
+    check_within('(0, inf)', sigma_min=sigma_min, level_std=level_std, sigma_data=sigma_data)
+    check_within(f'({sigma_min}, inf)', sigma_max=sigma_max)
 
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
@@ -120,15 +111,13 @@ def vp(
     `D(u, s) = u - s network(alpha_t u, 999 t)` with t from `vp_time(s)`, and
     `weight = 1 / sigma^2`: the weighted error is that of the noise. The published loss has the
     reduction `half_sum` of `denoising_loss`, mean 0 and std 1. Training draws t uniformly from
-    [t_min, 1], 0 < t_min < 1, or a ValueError is raised. Other args and errors are those of `edm`
-    and `schedules.vp`.
+    [t_min, 1]. Other args are those of `edm` and `schedules.vp`.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 3.4 and appendix C.
     """
     std = positive_std(std)
     schedule = schedules.vp(beta_min, beta_max)
-    if not 0 < t_min < 1:
-        raise ValueError(f't_min: got {t_min}, expected a time in (0, 1); 1e-3 is usual')
+    check_within('(0, 1)', t_min=t_min)
 
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
@@ -159,7 +148,7 @@ def make_parameterisation(
 # How a sample's weighted squared errors become one number.
 REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     'mean': jnp.mean,
-    'half_sum': lambda errors: jnp.sum(errors) / 2,
+    'half_sum': lambda errors: jnp.sum(errors) / 2,  # published
 }
 
 
@@ -175,8 +164,7 @@ def denoising_loss(
     `mean over the batch of weight(sigma) reduce (D(x_0 + sigma noise, sigma) - x_0)^2`.
 
     Each sample has one level, as the parameterisation draws it, and one noise. The exact denoiser
-    is the minimum, whatever the weight. The `reduction` over a sample's values is `mean`, or
-    `half_sum` (half their sum, published); a ValueError is raised for others.
+    is the minimum, whatever the weight. The `reduction` over a sample's values is in `REDUCTIONS`.
     """
     reduce = choose('reduction', reduction, REDUCTIONS)
     key_levels, key_noise = jax.random.split(key)

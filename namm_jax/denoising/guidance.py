@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Denoiser, Gain, PerSample, axes, broadcast
+from namm_jax._checks import check_function, check_within
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
 
 
@@ -37,16 +38,12 @@ def guided(
     of `x_0` given x. Where D is on M, or the distance does not fall along `-d`, D' is D.
 
     Args:
-        denoiser: D.
         distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
         through: whether to guide through the network, at the cost of a backward pass a call.
         limit: largest step before `scale`, as a root mean square over a sample's values, in data
             units; None is none. The data's standard deviation holds back a distance that is nearly
             flat where it is large.
-
-    Raises:
-        ValueError: if `scale` or `limit` is out of its range.
 
     Reference: Huang et al. 2024, arXiv 2406.17763, and He et al. 2024, arXiv 2311.16424; Chung et
         al. 2023, arXiv 2209.14687 (through the network); Polyak 1969, USSR Comput. Math. and Math.
@@ -55,10 +52,7 @@ def guided(
     if limit is not None and not limit > 0:
         raise ValueError(f'limit: got {limit}, expected a positive number in data units, or None')
     if is_concrete(scale):
-        if not 0 <= scale < math.inf:
-            raise ValueError(
-                f'scale: got {scale}, expected a finite number >= 0; 1 goes all the way to the rule'
-            )
+        check_within('[0, inf)', scale=scale)
         if scale == 0:
             return denoiser
 
@@ -84,21 +78,17 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array]) -> Denoiser
     the nearest point and the data isotropic and normal; else only nearly so. A sample whose
     projection is not finite, as an iterative one may be far from M, keeps its estimate.
 
-    `project: (b, ...) -> (b, ...)` is the identity on M, such as `lambda x: restore(x)[0]`; when
-    called, a ValueError is raised if it returns no array like x.
+    `project: (b, ...) -> (b, ...)` is the identity on M, such as `lambda x: restore(x)[0]`; a
+    ValueError is raised when the denoiser is called unless it returns an array like x.
 
     Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559 (of noisy states).
     """
+    expected = 'fields like x; of a function that returns (x, info) give lambda x: function(x)[0]'
 
     def denoise(x: Array, sigma: Array) -> Array:
         x_0 = denoiser(x, sigma)
+        check_function('project', project, expected, x_0)
         x = project(x_0)
-        if not isinstance(x, jax.Array) or x.shape != x_0.shape:
-            got = f'shape {x.shape}' if isinstance(x, jax.Array) else type(x).__name__
-            raise ValueError(
-                f'project: got {got}, expected an array of shape {x_0.shape}; '
-                'a function that returns (x, info) is passed as lambda x: function(x)[0]'
-            )
         finite = jnp.all(jnp.isfinite(x), axes(x), keepdims=True)
         return jnp.where(finite, x, x_0).astype(x_0.dtype)
 
@@ -125,7 +115,6 @@ def measurement_guided(
     product with its transposed Jacobian, and as many pairs of those with J_r as iterations.
 
     Args:
-        denoiser: D.
         residual: r, `x_0 (b, ...) -> (b, m)`.
         std: tau, of the data, a positive scalar in their unit.
         gain: as of `inverse.dps.discrepancy`.
@@ -133,9 +122,6 @@ def measurement_guided(
             none. The data's standard deviation holds back a network whose Jacobian does not fall as
             `1 / sigma^2` at large levels.
         iterations: of conjugate gradients; 0 takes the gain in their place.
-
-    Raises:
-        ValueError: if a number is out of its range.
 
     Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
     """

@@ -12,7 +12,7 @@ projection, and a measurement (`inverse.given`) make another prior of it.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Constraint, Denoiser, Fields, Key, Params, Step
+from namm_jax._arrays import Denoiser, Fields, Key, Params, Step
+from namm_jax._checks import check_function, check_kind, check_shape, check_within, field_shape
+from namm_jax.constraints.base import as_rule
 from namm_jax.denoising import guidance
-from namm_jax.denoising.denoisers import make_parameterisation
+from namm_jax.denoising.denoisers import make_parameterisation, positive_std
 from namm_jax.denoising.samplers import Scheme, make_sampler, sample_keys
 
 CHUNK = 64  # samples drawn at once
@@ -93,51 +95,38 @@ def prior(
         denoiser: `(x (b, h, w, c), sigma) -> E[x_0 given x_0 + sigma noise = x]`, a JAX function, x
             and sigma in the unit of the data, sigma a scalar or `(b,)`.
         shape: `(h, w, c)` of a field.
-        mean: mean of the data, a scalar or `(c,)`.
-        std: their standard deviation, > 0.
+        mean, std: of the data, a scalar or `(c,)`, and one number > 0.
         examples: a few fields `(k, h, w, c)`, for `given`.
 
     Raises:
-        ValueError: if the denoiser does not return fields like x, or std is not positive.
+        ValueError: if the denoiser does not return fields like x, or a number is out of its range.
     """
-    if np.ndim(std) or not 0 < std < np.inf:
-        raise ValueError(f'std: got {std}, expected one positive finite number, in data units')
-    if len(shape) != 3:
-        raise ValueError(f'shape: got {tuple(shape)}, expected (h, w, c), that of one field')
-    _check_denoiser(denoiser, tuple(shape))
+    shape = field_shape(shape)
+    positive_std(std)
+    few = np.zeros((1, *shape)) if examples is None else examples
+    if np.shape(few)[1:] != shape or not (np.isfinite(few).all() and np.isfinite(mean).all()):
+        got = f'mean {mean} and examples of shape {np.shape(few)}'
+        raise ValueError(f'prior: got {got}, expected finite ones, and the shape (k, h, w, c)')
     centre = jnp.asarray(mean, jnp.float32)
     width = jnp.asarray(std, jnp.float32)
     leaf = denoiser if isinstance(denoiser, Partial) else Partial(denoiser)
-    return Prior(Partial(_standardised, leaf, centre, width), centre, width, examples, tuple(shape))
+    standard = Partial(_standardised, leaf, centre, width)
+    expected = 'a JAX function (x, sigma) -> fields like x, with sigma a scalar or (b,)'
+    for sigma in (jnp.ones(()), jnp.ones(2)):
+        check_function('denoiser', standard, expected, jnp.zeros((2, *shape)), sigma)
+    return Prior(standard, centre, width, examples, shape)
 
 
 def _standardised(denoiser: Denoiser, mean: Array, std: Array, u: Fields, s: Array) -> Fields:
     return (denoiser(mean + std * u, std * s) - mean) / std
 
 
-def _check_denoiser(denoiser: Denoiser, shape: tuple[int, int, int]) -> None:
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    for level in ((), (2,)):
-        sigma = jax.ShapeDtypeStruct(level, jnp.float32)
-        try:
-            got = jax.eval_shape(denoiser, x, sigma)
-        except Exception as error:  # another project's function may raise anything
-            raise ValueError(
-                f'denoiser: got {type(error).__name__}: {str(error)[:300]} for x {x.shape} and '
-                f'sigma {level}, expected a JAX function (x, sigma) -> fields like x, with sigma a '
-                'scalar or (b,)'
-            ) from error
-        if getattr(got, 'shape', None) != x.shape or not jnp.issubdtype(got.dtype, jnp.floating):
-            raise ValueError(
-                f'denoiser: got {getattr(got, "shape", type(got).__name__)} for x {x.shape}, '
-                'expected fields like x, the estimate of x_0'
-            )
-
-
-def guided(prior: Prior, rule: Constraint, *, scale: ArrayLike = 1.0) -> Prior:
-    """Returns the prior guided by a rule in its units: each estimate takes the part `scale >= 0` of
-    its way to it, in steps no longer than the data are wide (see `denoising.guidance.guided`).
+def guided(prior: Prior, rule: Any, *, scale: ArrayLike = 1.0) -> Prior:
+    """Returns the prior guided by a rule in its units, or a distance `(b, h, w, c) -> (b,)`: each
+    estimate takes the part `scale >= 0` of its way to it, in steps no longer than the data are wide
+    (see `denoising.guidance.guided`).
     """
+    rule = as_rule(rule)
     distance = lambda u: rule.distance(prior.restore(u))
     return wrapped(prior, lambda S: guidance.guided(S, distance, scale=scale, limit=1.0))
 
@@ -162,33 +151,43 @@ def sample(
     """Returns n samples `(n, h, w, c)` of a prior, in its units; sample i depends on i alone.
 
     Args:
-        prior: guided or given a measurement or not.
-        key: a PRNG key.
-        n: number of samples, >= 1.
         sampler: as `step` of `make_sampler`.
         steps: of the sampler, >= 1; each is a call of the denoiser, of `heun` two.
-        **options: of `make_sampler`.
-
-    Raises:
-        ValueError: if there is no such sampler, or a number is out of range.
+        **options: of `make_sampler`, but for mean and std, which the prior has.
     """
-    if n < 1:
-        raise ValueError(f'n: got {n}, expected at least 1 sample')
+    check_kind('prior', prior, Prior, 'nj.fit or nj.prior')
+    check_within('[1, inf)', kinds='iu', n=n, steps=steps)
     keys = sample_keys(key, n)
-    items = (('steps', steps), *options.items())
-    chunks = [_draw(prior, keys[i : i + CHUNK], sampler, items) for i in range(0, n, CHUNK)]
+    items = (('steps', int(steps)), *options.items())
+    is_rows = lambda leaf: isinstance(leaf, Rows)
+    cut = lambda i: lambda leaf: leaf.part(i, n) if is_rows(leaf) else leaf
+    part = lambda i: jax.tree.map(cut(i), prior, is_leaf=is_rows)
+    chunks = [_draw(part(i), keys[i : i + CHUNK], sampler, items) for i in range(0, n, CHUNK)]
     return jnp.concatenate(chunks)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _draw(prior: Prior, keys: Key, sampler: Any, options: tuple[tuple[str, Any], ...]) -> Fields:
-    draw = make_sampler(sampler, **dict(options))
+    draw = make_sampler(sampler, mean=0.0, std=1.0, **dict(options))  # of standardised fields
     return prior.restore(draw(keys, prior.standard, prior.shape))
 
 
-def wrapped(prior: Prior, around: Callable[[Denoiser], Denoiser]) -> Prior:
-    """Returns the prior with another denoiser of standardised fields made of its own."""
-    return dataclasses.replace(prior, standard=Partial(_apply, Partial(around), prior.standard))
+class Rows(NamedTuple):
+    """Rows of which each sample of a prior has its own, or one for all."""
+
+    values: Any
+
+    def part(self, start: int, n: int) -> 'Rows':
+        """Returns those of a chunk of n samples."""
+        check_shape(self.values.shape, (n, *self.values.shape[1:]))
+        return self if len(self.values) == 1 else Rows(self.values[start : start + CHUNK])
+
+
+def wrapped(prior: Prior, around: Callable[..., Denoiser], *rows: Rows) -> Prior:
+    """Returns the prior with the denoiser `around(*rows, S)` of standardised fields for its S."""
+    check_kind('prior', prior, Prior, 'nj.fit or nj.prior')
+    with_rows = Partial(around, *rows)
+    return dataclasses.replace(prior, standard=Partial(_apply, with_rows, prior.standard))
 
 
 def _apply(around: Callable[[Denoiser], Denoiser], S: Denoiser, u: Fields, s: Array) -> Fields:

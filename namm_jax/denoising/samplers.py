@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from namm_jax._arrays import Denoiser, Key, Schedule, Step, fold_in, normal
-from namm_jax._checks import check_keys, choose
+from namm_jax._checks import check_keys, check_within, choose
 from namm_jax.denoising.denoisers import positive_std, rescaled
 from namm_jax.denoising.schedules import PATHS, denoiser_to_score, estimate, noise_level
 
@@ -33,12 +33,11 @@ def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
     """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`: dense where
     noise is small.
 
-    `rho >= 1`, or a ValueError is raised: 1 spaces evenly, large ones as `log_grid`.
+    `rho >= 1`: 1 spaces evenly, large ones as `log_grid`.
 
     Reference: Karras et al. 2022, arXiv 2206.00364, eq. 5, without its last point 0.
     """
-    if rho < 1:
-        raise ValueError(f'rho: got {rho}, expected at least 1; 7 is usual')
+    check_within('[1, inf)', rho=rho)
     return jnp.linspace(t_max ** (1 / rho), t_min ** (1 / rho), n) ** rho
 
 
@@ -84,8 +83,7 @@ def ancestral(schedule: Schedule, *, variance: str = 'posterior') -> Step:
     """Returns the draw from `p(x_s given x_t, x_0 = D)`; first order, one call.
 
     `u_s = D + (r_s / r_t)^2 (u_t - D) + v^(1/2) noise`, where `variance` is `posterior`,
-    `v = r_s^2 (1 - r_s^2 / r_t^2)`, or `forward`, the `beta_t` of variance-preserving paths
-    (published). Any other raises a ValueError.
+    `v = r_s^2 (1 - r_s^2 / r_t^2)`, or `forward`, the published `beta_t` of such paths.
 
     Reference: Ho, Jain & Abbeel 2020, arXiv 2006.11239, eq. 6 and 7.
     """
@@ -105,12 +103,12 @@ def ddim(schedule: Schedule, *, eta: float = 0.0) -> Step:
     `u_s = D + (r_s^2 - v)^(1/2) (u_t - D) / r_t + v^(1/2) noise`,
     `v = eta^2 r_s^2 (1 - r_s^2 / r_t^2)`.
 
-    `eta` in [0, 1], or a ValueError is raised: 0 is deterministic, the Euler step of `du/dr`; 1 is
-    the ancestral step with the posterior variance.
+    `eta` in [0, 1]: 0 is deterministic, the Euler step of `du/dr`; 1 is the ancestral step with the
+    posterior variance.
 
     Reference: Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 and 16.
     """
-    _check_eta(eta)
+    check_within('[0, 1]', eta=eta)
 
     def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
         return _towards(D(u, r_t), keys, u, r_t, r_s, eta), memory
@@ -140,7 +138,7 @@ def dpm_solver_pp_2m(schedule: Schedule, *, eta: float = 0.0) -> Step:
 
     Reference: Lu et al. 2022, arXiv 2211.01095, eq. 14 and 18.
     """
-    _check_eta(eta)
+    check_within('[0, 1]', eta=eta)
 
     def update(D: Denoiser, keys: Key, u: Array, memory: PyTree, r_t: Array, r_s: Array) -> State:
         x_0 = D(u, r_t)
@@ -171,6 +169,7 @@ SAMPLERS: dict[str, Scheme] = {
     'dpm_solver_pp_2m': Scheme(dpm_solver_pp_2m, grid='log'),
     'sde_dpm_solver_pp_2m': Scheme(functools.partial(dpm_solver_pp_2m, eta=1.0)),
 }
+__getattr__ = lambda name: choose('samplers', name, SAMPLERS, AttributeError)
 
 
 def _towards(x_0: Array, keys: Key, u: Array, r_t: Array, r_s: Array, eta: float) -> Array:
@@ -178,11 +177,6 @@ def _towards(x_0: Array, keys: Key, u: Array, r_t: Array, r_s: Array, eta: float
     v = eta**2 * VARIANCES['posterior'](r_t, r_s)
     mean = x_0 + jnp.sqrt(r_s**2 - v) / r_t * (u - x_0)
     return mean + jnp.sqrt(v) * normal(keys, u) if eta else mean
-
-
-def _check_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f'eta: got {eta}, expected a number in [0, 1]; 0 is deterministic')
 
 
 def _divided_by_alpha(schedule: Schedule, update: Step) -> Step:
@@ -199,6 +193,7 @@ def _divided_by_alpha(schedule: Schedule, update: Step) -> Step:
 
 def sample_keys(key: Key, n: int, start: int = 0) -> Key:
     """Returns the keys `(n,)` of samples `start, ..., start + n - 1`: `fold_in(key, index)`."""
+    key = jax.random.wrap_key_data(key) if key.dtype == jnp.uint32 else key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(n))
 
 
@@ -294,28 +289,22 @@ def make_sampler(
     Args:
         step: a name in `SAMPLERS`, or one's own: a `Scheme`, or its `(schedule) -> Step` alone.
         steps: grid points, >= 1, the last denoising counted as a step: 18 for `heun` is 35 calls.
-        mean: of the data, a scalar or one a channel.
-        std: of the data, a positive scalar.
+        mean, std: of the data; the mean may be one a channel.
         sigma_min: noise level at the grid's end, in units of `std`; None is 0.002 on `edm`, 0.0105
             (t = 1e-3) on `vp`.
         sigma_max: the same at its start; None is 80 on `edm`, 152 (t = 1) on `vp`.
-        path: a key of `PATHS`; None is the step's own.
-        grid: a key of `GRIDS`; None is the step's own.
+        path, grid: keys of `PATHS` and `GRIDS`; None is the step's own.
         denoise_last: False returns the state at the grid's end, with its noise (published).
         **options: of the step: `eta` of `ddim` and `dpm_solver_pp_2m`, `variance` of `ancestral`.
-
-    Raises:
-        ValueError: if a name is unknown or a number out of its range.
     """
+    check_within('[1, inf)', kinds='iu', steps=steps)
     own = Scheme(step) if callable(step) else step
     scheme = own if isinstance(own, Scheme) else choose('sampler', step, SAMPLERS)
     where = choose('path', path or scheme.path, PATHS)
     t_max = where.t_max if sigma_max is None else float(where.time(sigma_max))
     t_min = where.t_min if sigma_min is None else float(where.time(sigma_min))
-    if steps < 1 or not 0 < t_min < t_max:
-        raise ValueError(
-            f'got n {steps}, t_max {t_max}, t_min {t_min}, expected n >= 1 and 0 < t_min < t_max'
-        )
+    if not 0 < t_min < t_max:
+        raise ValueError(f'sigma_min: got {sigma_min}, expected 0 < sigma_min < sigma_max')
     times = choose('grid', grid or scheme.grid, GRIDS)(steps, t_max, t_min)
     schedule = where.schedule()
     positive_std(std)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Denoiser, Schedule, broadcast
+from namm_jax._checks import check_within
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
@@ -24,10 +25,8 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
     Reference: Song et al. 2021, eq. 33.
     """
-    if not 0 < beta_min <= beta_max:
-        raise ValueError(
-            f'got beta_min {beta_min}, beta_max {beta_max}, expected 0 < beta_min <= beta_max'
-        )
+    check_within('(0, inf)', beta_min=beta_min)
+    check_within(f'[{beta_min}, inf)', beta_max=beta_max)
     rate = lambda t: beta_min * t + (beta_max - beta_min) * t**2 / 2
     # expm1: 1 - exp(-B) would lose all digits at small t.
     return Schedule(

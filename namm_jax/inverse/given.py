@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Fields, Gain, Measure
+from namm_jax._checks import check_kind, check_operator
+from namm_jax.denoising.denoisers import positive
 from namm_jax.denoising.guidance import measurement_guided
-from namm_jax.denoising.prior import Prior, wrapped
+from namm_jax.denoising.prior import Prior, Rows, wrapped
 from namm_jax.inverse.dps import gain_at, measured_gain
 from namm_jax.inverse.likelihood import Likelihood, likelihood
 
@@ -42,19 +44,26 @@ def given(
             examples; where it has none it is that of selections.
 
     Raises:
-        ValueError: as of `likelihood`.
+        ValueError: as of `likelihood` and `check_operator`.
 
     Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.
     """
+    check_kind('prior', prior, Prior, 'nj.fit or nj.prior')
+    x = prior.restore(jax.random.normal(jax.random.key(0), (3, *prior.shape)))
+    x = x if prior.examples is None else jnp.resize(prior.examples, x.shape)
+    check_operator(operator, prior.shape, x)
     of_x = likelihood(operator, y, noise_std)
+    if noise_std is not None:
+        positive('(prior.std / noise_std)^2', (prior.std / noise_std) ** 2)
     measure = Partial(_measure, of_x.measure, prior.mean, prior.width)
     of = dataclasses.replace(of_x, measure=measure)
     jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))
     if gain is None:
         selections = of.precision() * prior.std**2
         gain = selections if prior.examples is None else _measured_gain(prior, of)
-    around = lambda S: measurement_guided(S, of.residual, std=1.0, gain=gain, limit=1.0)
-    return wrapped(prior, around)
+    residual = lambda rows: dataclasses.replace(of, y=rows.values).residual
+    around = lambda y, S: measurement_guided(S, residual(y), std=1.0, gain=gain, limit=1.0)
+    return wrapped(prior, around, Rows(of.y))
 
 
 def _measure(measure: Measure, mean: Array, width: Array, u: Fields) -> Array:

@@ -324,6 +324,7 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     'sparse_fourier': sparse_fourier,
     'own': own,
 }
+__getattr__ = lambda name: choose('operators', name, OPERATORS, AttributeError)
 
 
 def make_operator(name: str, shape: Shape, **options: Any) -> Operator:

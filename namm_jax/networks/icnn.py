@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from namm_jax._checks import choose
+from namm_jax._checks import check_output, choose
 from namm_jax.networks.convolution import Periodic, convolve_twice_differentiable
 
 # What multiplies the sum over pixels of the channel mean of v(z): 'row_sum' is the published one,
@@ -71,8 +71,9 @@ def gradient_map(network: nn.Module, params: dict, x: Array, *, strong_convexity
     """Returns `g(x) = (1 - a) grad_x ICNN(x) + a x` of fields `(b, h, w, c)`, a in [0, 1]; the
     network is any module `x -> (b,)`.
     """
-    gradient = jax.grad(lambda x: network.apply({'params': params}, x).sum())(x)
-    return (1 - strong_convexity) * gradient + strong_convexity * x
+    apply = lambda x: network.apply({'params': params}, x)
+    phi = lambda x: check_output('forward', apply(x), len(x), 'distance').sum()
+    return (1 - strong_convexity) * jax.grad(phi)(x) + strong_convexity * x
 
 
 def nonnegative_mask(params: dict) -> dict:

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from namm_jax._checks import choose
+
 # name -> file and class
 PROBLEMS = {
     'burgers': ('burgers_equation', 'Burgers'),
@@ -15,9 +17,7 @@ PROBLEMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PROBLEMS:
-        raise AttributeError(f'no problem is called {name!r}; there are {", ".join(PROBLEMS)}')
-    file, cls = PROBLEMS[name]
+    file, cls = choose('problems', name, PROBLEMS, AttributeError)
     return getattr(importlib.import_module(f'namm_jax.problems.{file}'), cls)
 
 

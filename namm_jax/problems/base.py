@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, PerSample
-from namm_jax._checks import choose
+from namm_jax._checks import check_within, choose
 from namm_jax.constraints.base import weighted_sum
 from namm_jax.inverse.operators import OPERATORS, Operator
 
@@ -141,6 +141,7 @@ class Problem:
 
     def sample(self, key: Key, n: int) -> Fields:
         """Returns n fields `(n, *shape)`; field i is the same however many are asked for."""
+        check_within('[1, inf)', kinds='iu', n=n)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n))
         chunk = jax.jit(self.fields)
         return jnp.concatenate([chunk(keys[i : i + CHUNK]) for i in range(0, n, CHUNK)])

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from rich.progress import track
 
-from namm_jax._arrays import Key, Metrics, Params, Task
-from namm_jax._checks import refuse
+from namm_jax._arrays import Key, Metrics, Params, Task, at_least_single
+from namm_jax._checks import check_kind, check_within, refuse
 from namm_jax.training.step import TrainState, init_state, train_step
 
 CHECK_EVERY = 50  # steps between two looks at the loss
@@ -49,21 +49,19 @@ def fit(
     Args:
         recipe: as of `namm`, `finetune` or `diffusion`.
         x: data `(n, h, w, c)`, in their own unit.
-        steps: training steps, >= 1.
         key: a PRNG key; `jax.random.key(0)` unless given.
         batch_size: samples a step; the recipe's unless given.
-        progress: whether a bar is shown.
 
     Raises:
         ValueError: if the data are not of the recipe's shape, fewer than a batch, or not finite.
         FloatingPointError: if the loss is not finite.
     """
+    check_kind('recipe', recipe, Recipe, 'nj.namm or nj.diffusion')
     key = jax.random.key(0) if key is None else key
-    size = batch_size or recipe.batch_size
+    size = recipe.batch_size if batch_size is None else batch_size
+    check_within('[1, inf)', kinds='iu', steps=steps, batch_size=size)
     arrays = {'x': x, **recipe.extra}
     arrays = {name: _usable(name, a, recipe.shape, size) for name, a in arrays.items()}
-    if steps < 1:
-        raise ValueError(f'steps: got {steps}, expected at least 1')
     train = {name: array[: len(array) - _held_out(array)] for name, array in arrays.items()}
     held = {name: array[len(array) - _held_out(array) :] for name, array in arrays.items()}
     task = recipe.task(train, steps)
@@ -73,14 +71,11 @@ def fit(
     update = train_step(task, ema=recipe.ema, parts=parts)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, frozen: PyTree, stream: Key, arrays: PyTree, rows: PyTree
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: PyTree, stream: Key, arrays: PyTree, rows: PyTree) -> Any:
         return update(state, frozen, stream, jax.tree.map(lambda a, i: a[i], arrays, rows))
 
-    orders = {}
-    for i, (name, array) in enumerate(train.items()):
-        orders[name] = _orders(jax.random.fold_in(key_order, i), len(array), size)
+    order_of = lambda i, array: _orders(jax.random.fold_in(key_order, i), len(array), size)
+    orders = {name: order_of(i, array) for i, (name, array) in enumerate(train.items())}
     indices = range(1, steps + 1)
     for index in track(indices, description='fit') if progress else indices:
         rows = {name: next(order) for name, order in orders.items()}
@@ -104,7 +99,7 @@ def _held_out(array: Array) -> int:
 
 
 def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Array:
-    """Returns an array to train on, after checks."""
+    """Returns an array to train on, float32 at least, after checks."""
     x = jnp.asarray(x)
     if x.shape[1:] != shape:
         expected = f'(n, {", ".join(map(str, shape))}), the shape of the problem of the recipe'
@@ -118,7 +113,7 @@ def _usable(name: str, x: Array, shape: tuple[int, int, int], size: int) -> Arra
         )
     bad = ~np.asarray(jnp.isfinite(x).all((1, 2, 3)))
     refuse(name, bad, 'NaN or infinity', 'finite numbers; leave those out')
-    return x
+    return at_least_single(x)
 
 
 def _check_finite(step: int, terms: Metrics) -> None:

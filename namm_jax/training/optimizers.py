@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 
 from namm_jax._arrays import Params
-from namm_jax._checks import choose
+from namm_jax._checks import check_within, choose
 
 Transform: TypeAlias = optax.GradientTransformation
 MUON_RMS = 0.2  # of Muon's updates at the learning rate 1: about Adam's
@@ -56,16 +56,12 @@ def make_optimizer(
         accumulate: batches whose mean gradient makes one update.
         clip: largest norm of the gradient; 0 for no clipping.
         mask: `params -> tree of booleans`, those that stay non-negative.
-
-    Raises:
-        ValueError: if a value is out of range.
     """
-    if not (0 < learning_rate < math.inf and 0 <= warmup <= 1 and 0 <= clip < math.inf):
-        got = f'learning_rate {learning_rate}, warmup {warmup}, clip {clip}'
-        expected = 'learning_rate > 0, warmup in [0, 1], clip >= 0, all finite'
-        raise ValueError(f'got {got}; expected {expected}')
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise ValueError(f'got b1 {b1}, b2 {b2}, expected numbers in [0, 1)')
+    check_within('(0, inf)', learning_rate=learning_rate)
+    check_within('[0, 1]', warmup=warmup)
+    check_within('[0, inf)', clip=clip)
+    check_within('[0, 1)', b1=b1, b2=b2)
+    check_within('[1, inf)', kinds='iu', accumulate=accumulate)
     adam = optax.scale_by_adam(b1, b2)
     directions = {'adam': adam, 'muon': muon(adam)}
     settings = dict(decay=decay, warmup=warmup, accumulate=accumulate)

@@ -6,18 +6,19 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 
 from namm_jax import mirror
 from namm_jax._arrays import Constraint, Key, Loss, Metrics, MirrorMap, Params, Task, to_standard
-from namm_jax.constraints.base import standardised
+from namm_jax._checks import check_function, check_kind, check_within, choose
+from namm_jax.constraints.base import as_rule, standardised
 from namm_jax.denoising.denoisers import denoising_loss, make_parameterisation
 from namm_jax.denoising.prior import NetworkDenoiser, Prior
 from namm_jax.networks import output_like
@@ -25,15 +26,17 @@ from namm_jax.networks.icnn import ICNN, nonnegative_mask
 from namm_jax.networks.unet import UNet
 from namm_jax.problems.base import Problem
 from namm_jax.training.fit import Recipe
-from namm_jax.training.optimizers import make_optimizer, per_network
+from namm_jax.training.optimizers import Transform, make_optimizer, per_network
 
 Shape = tuple[int, int, int]
 Units = tuple[Any, Any]  # mean and scale of the data, a number or one a channel each
 UNITLESS: Units = (0.0, 1.0)
-Transform = optax.GradientTransformation
+MODULES = 'instances of Flax modules, which have parameters alone'
 
 
 def _mirror_loss(mirror_map: MirrorMap, units: Units, weights: Mapping[str, float]) -> Loss:
+    check_within('[0, inf)', **weights)
+
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
@@ -58,11 +61,9 @@ def namm_task(
     """Returns the training of the mirror map, g and f together, on batches `{'x': data}`.
 
     Args:
-        mirror_map, constraint: of standardised fields.
-        shape: `(h, w, c)` of a field.
+        mirror_map, constraint: of standardised fields, `(x - mean) / scale` with `units`.
         optimizers: of g and f, `{'forward': ..., 'inverse': ...}`.
-        units: mean and scale of the data.
-        **weights: of `mirror.namm_loss`.
+        **weights: of `mirror.namm_loss`, >= 0.
     """
     return Task(
         init=jax.jit(lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))),
@@ -115,7 +116,6 @@ def denoising_task(
 
     Args:
         network: a Flax module `(x, label, *, train) -> like x`.
-        shape: `(h, w, c)` of a field.
         mean, std: of the standardised training set, scalars.
         parameterisation, reduction: keys of `PARAMETERISATIONS`, `REDUCTIONS` in `denoisers`.
         units: mean and scale by which the training set is standardised.
@@ -160,7 +160,7 @@ def namm(
 
     Args:
         problem: the data and their rule.
-        constraint: the rule; the problem's own unless given.
+        constraint: the rule, or its distance `x -> (b,)`; the problem's own unless given.
         forward: the input-convex network of g, `x (b, h, w, c) -> (b,)`; an `ICNN` unless given.
         inverse: the network of f, `(z, *, train=False) -> like z`; a `UNet` unless given.
         strong_convexity: a in `g(x) = (1 - a) grad ICNN(x) + a x`, in (0, 1].
@@ -169,28 +169,32 @@ def namm(
             standard deviations of the data where the problem has units.
         lambda_cycle, lambda_constr, lambda_reg: weights of the cycle terms, the rule's distance
             (per the problem's unit of it) and the regularisation.
-        batch_size: samples a step.
-        ema: decay of the average of the parameters, in [0, 1).
+        batch_size, ema: samples a step, and decay of the parameters' average, in [0, 1).
         optimizer: arguments of `optimizers.make_optimizer`.
 
     Reference: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816.
     """
+    check_kind('problem', problem, Problem, 'nj.problem')
     forward = forward or ICNN(filters=16, layers=2, periodic=problem.periodic)
     inverse = inverse or _unet(problem, norm='none')
     of_map = dict(strong_convexity=strong_convexity, output=output)
     mirror_map = mirror.neural_mirror_map(forward, inverse, **of_map)
+    key = jax.random.key(0)
+    init = lambda x: mirror_map.init(key, x)
+    cycle = lambda x: mirror_map.inverse(init(x), mirror_map.forward(init(x), x), key)
+    expected = f'{MODULES}, x -> (b,) and (z, *, train=False) -> like z'
+    check_function('forward, inverse', cycle, expected, jnp.zeros((2, *problem.shape)))
     units = (problem.mean, problem.scale)
-    rule = constraint or problem.constraint()
+    rule = standardised(as_rule(constraint or problem.constraint()), *units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
     weights |= dict(strong_convexity=strong_convexity)
-    settings = dict(warmup=0.1) | dict(optimizer or {})
+    settings = _settings(optimizer, warmup=0.1)
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         masks = {'forward': nonnegative_mask, 'inverse': None}
         optimizers = {name: make_optimizer(steps, mask=m, **settings) for name, m in masks.items()}
-        constraint = standardised(rule, *units)
-        return namm_task(mirror_map, problem.shape, constraint, optimizers, units=units, **weights)
+        return namm_task(mirror_map, problem.shape, rule, optimizers, units=units, **weights)
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> mirror.Mirror:
         return mirror.Mirror(params, forward, inverse, **of_map, units=units)
@@ -217,11 +221,11 @@ def finetune(
     Args as of `namm`; of the mirror map `fitted`, g stays as it is; z are samples `(m, h, w, c)` of
     the prior in mirror space.
     """
-    rule = standardised(constraint or problem.constraint(), *fitted.units)
+    rule = standardised(as_rule(constraint or problem.constraint()), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
     weights |= dict(strong_convexity=fitted.strong_convexity)
-    settings = dict(learning_rate=1e-3, warmup=0.1) | dict(optimizer or {})
+    settings = _settings(optimizer, learning_rate=1e-3, warmup=0.1)
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         of = fitted.map, fitted.params, rule, make_optimizer(steps, **settings)
@@ -253,13 +257,19 @@ def diffusion(
         parameterisation, reduction: as of `denoising_task`.
         batch_size, ema, optimizer: as of `namm`.
     """
+    check_kind('problem', problem, Problem, 'nj.problem')
     network = network or _unet(problem, norm='group')
+    settings = _settings(optimizer)
+    key = jax.random.key(0)
+    output = lambda *of: score(network, network.init(key, *of)['params'], *of, dropout_key=key)
+    expected = f'{MODULES}, (x, label, *, train=False) -> like x'
+    check_function('network', output, expected, jnp.zeros((2, *problem.shape)), jnp.zeros(2))
 
     def task(arrays: Mapping[str, Array], steps: int) -> Task:
         x = np.asarray(arrays['x'], np.float64)
         std = x.std((0, 1, 2))
         units = tuple(x.mean((0, 1, 2)).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-        of = network, problem.shape, make_optimizer(steps, **dict(optimizer or {}))
+        of = network, problem.shape, make_optimizer(steps, **settings)
         options = dict(parameterisation=parameterisation, reduction=reduction)
         base = denoising_task(*of, units=units, **options)
         mean, width = (jnp.asarray(part, jnp.float32) for part in units)
@@ -267,7 +277,8 @@ def diffusion(
 
     def result(params: Params, frozen: PyTree, held: Mapping[str, Array]) -> Prior:
         denoiser = NetworkDenoiser(params, network, parameterisation)
-        return Prior(denoiser, frozen['centre'], frozen['width'], held['x'], problem.shape)
+        examples = held['x'] if len(held['x']) else None
+        return Prior(denoiser, frozen['centre'], frozen['width'], examples, problem.shape)
 
     return Recipe(task, result, problem.shape, batch_size, ema)
 
@@ -277,3 +288,10 @@ def _unet(problem: Problem, *, norm: str) -> UNet:
     pairs = zip(problem.cell, problem.periodic, strict=True)
     cell = tuple(pixels if wraps else 1 for pixels, wraps in pairs)
     return UNet((48, 96), periodic=problem.periodic, cell=cell, norm=norm)
+
+
+def _settings(optimizer: Mapping[str, Any] | None, **defaults: float) -> dict[str, Any]:
+    """Returns the arguments of `make_optimizer`, after a check of their names."""
+    for name in optimizer or {}:
+        choose('optimizer', name, inspect.signature(make_optimizer).parameters)
+    return defaults | dict(optimizer or {})

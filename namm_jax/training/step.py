@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from namm_jax._arrays import Key, Loss, Metrics, Params, Task
+from namm_jax._checks import check_within
 
 Gradient = tuple[tuple[Array, Metrics], Params]  # the loss, its terms, and the gradient
 
@@ -69,6 +70,7 @@ def train_step(task: Task, *, ema: float, parts: int = 1) -> TrainStep:
     The terms are those of the loss, the loss itself, and the norm of its gradient. The average's
     `ema` is in [0, 1); parts as of `gradient_in_parts`.
     """
+    check_within('[0, 1)', ema=ema)
     gradient_of = gradient_in_parts(task.loss, parts)
 
     def step(
