@@ -429,3 +429,18 @@ def test_runs_in_other_units_end_within_the_spread_of_seeds(factor, offset, ends
     x = factor * own_data(256) + offset
     found = end_of_run(x, lambda x: rows_sum_to_zero((x - offset) / factor), 0)
     assert np.mean(ends) - 4 * np.std(ends) < found < np.mean(ends) + 4 * np.std(ends)
+
+
+def test_correlated_noise_of_ones_own_has_the_posterior_of_linear_algebra():
+    """Normal data, all pixels measured with noise that is correlated along the rows."""
+    i = np.arange(4)
+    C = 0.1**2 * 0.8 ** np.abs(i[:, None] - i)
+    inverse_root = jnp.asarray(np.linalg.inv(np.linalg.cholesky(C)), jnp.float32)
+    whiten = lambda y, Ax: jnp.einsum('ij,bhjc->bhic', inverse_root, y - Ax)
+    identity = nj.operator((4, 4, 1), function=lambda x: x, linear=True, whiten=whiten)
+    y = jax.random.normal(jax.random.key(3), (1, 4, 4, 1))
+    x = nj.sample(nj.given(gaussian(0.0, 1.0), identity, y), jax.random.key(1), 400, steps=60)
+    gain = np.linalg.inv(np.eye(4) + C)
+    np.testing.assert_allclose(x.mean(0)[..., 0], np.asarray(y)[0, ..., 0] @ gain.T, atol=0.03)
+    law = np.einsum('bhi,bhj->ij', x[..., 0] - x.mean(0)[..., 0], x[..., 0] - x.mean(0)[..., 0])
+    np.testing.assert_allclose(law / (4 * 400), np.eye(4) - gain, atol=0.002)

@@ -257,3 +257,29 @@ def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, 
     assert run.problem.shape == (4, 8, 1) and run.config.data.train == len(run.data('train')) == 44
     np.testing.assert_allclose(run.problem.mean, 1 / 8, rtol=1e-6)
     assert launch(*arguments[:3]) == 0
+
+
+FLAT = """
+import jax.numpy as jnp
+
+
+def flat_rows(x):
+    return jnp.abs(x - x.mean(2, keepdims=True)).mean((1, 2, 3))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_draws_in_the_unit_of_its_data(tmp_path, launch):
+    """Pressures, of mean 1000 and standard deviation 97: a map of raw numbers would miss them."""
+    levels = np.random.default_rng(0).normal(1000, 97, size=(192, 16, 1, 1))
+    np.save(tmp_path / 'x.npy', np.repeat(levels, 16, 2).astype(np.float32))
+    (tmp_path / 'rule.py').write_text(FLAT)
+    run = tmp_path / 'run'
+    arguments = ['--config=configs/own.py:tiny', f'--workdir={run}', '--config.sample.rows=()']
+    arguments += [f'--config.data.path={tmp_path}/x.npy', '--config.mirror.steps=100']
+    arguments += [f'--config.constraint.distance={tmp_path}/rule.py:flat_rows']
+    assert launch(*arguments) == 0
+    x = np.load(run / 'sample' / 'mdm_finetuned.npy')
+    assert 700 < x.mean() < 1300 and x.std() < 1000
+    again = nj.open_run(run)
+    np.testing.assert_allclose(again.sample(4, seed=again.config.seed), x[:4], rtol=1e-3)

@@ -17,6 +17,7 @@ from namm_jax.denoising.prior import Prior, Rows, wrapped
 from namm_jax.inverse.dps import gain_at, measured_gain
 from namm_jax.inverse.likelihood import Likelihood, likelihood
 
+ITERATIONS = 20  # of conjugate gradients, for an operator with a noise law of its own
 LEVELS = (80.0, 0.002, 24)  # of standardised fields, at which the gain is measured
 _gains = jax.jit(functools.partial(measured_gain, std=1.0))
 
@@ -32,7 +33,8 @@ def given(
     """Returns the prior given a measurement `y = A(x) + noise`, which `sample` draws from.
 
     Its estimates are moved by the gradient of the measurement's likelihood, through the denoiser
-    (`denoising.guidance.measurement_guided`). A measurement of the data of a mirror map f is one of
+    (`denoising.guidance.measurement_guided`: by the gain for white noise, by conjugate gradients
+    for an operator's own law). A measurement of the data of a mirror map f is one of
     its mirror points, `lambda z: A(f(z))`, or `A.after(f)`, which keeps an operator's own noise.
 
     Args:
@@ -62,7 +64,9 @@ def given(
         selections = of.precision() * prior.std**2
         gain = selections if prior.examples is None else _measured_gain(prior, of)
     residual = lambda rows: dataclasses.replace(of, y=rows.values).residual
-    around = lambda y, S: measurement_guided(S, residual(y), std=1.0, gain=gain, limit=1.0)
+    # The gain is one number: a law of the operator's own may weigh its residuals far apart.
+    settings = dict(gain=gain, iterations=ITERATIONS if noise_std is None else 0)
+    around = lambda y, S: measurement_guided(S, residual(y), std=1.0, limit=1.0, **settings)
     return wrapped(prior, around, Rows(of.y))
 
 
