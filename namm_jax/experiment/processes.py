@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -63,13 +64,15 @@ def start(place: Place | None, *, seconds: float = 60.0) -> None:
     patience = threading.Timer(seconds, give_up)
     patience.start()
     try:
+        if place and place.index == 0:  # a port in use crashes JAX, or is shared by two of index 0
+            socket.create_server(('', int(place.coordinator.rpartition(':')[2]))).close()
         jax.distributed.initialize(
             *(dataclasses.astuple(place) if place else ()),
             initialization_timeout=round(seconds) + HEARTBEAT,  # after it, JAX aborts the process
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f'{place or "--distributed"}: got {error}; {remedy}') from error
     finally:
         patience.cancel()
