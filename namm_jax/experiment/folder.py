@@ -129,7 +129,7 @@ class Run(Folder, contextlib.AbstractContextManager):
                 super().__init__(self.directory, config, experiment)
             elif names := [path.name for path in paths if path.exists()]:
                 raise UserError(
-                    f'{directory} holds {names} but no config.json; choose another --workdir'
+                    f'{directory} holds {names} but no config.json; choose another folder'
                 )
             else:
                 self.experiment, self.config, overrides = experiment, override(config, {}), {}
@@ -141,6 +141,7 @@ class Run(Folder, contextlib.AbstractContextManager):
             raise
 
     def _open(self, base: Config, redo: Iterable[str], check: Callable[[Config], None]) -> None:
+        """Resolves what goes and what stays, checks it, then writes: first what is to go."""
         old, new = flatten(base), flatten(self.config)
         changes = {name for name in new if new[name] != old[name]}
         sections = {name.split('.')[0] for name in changes - SELECTING}
@@ -290,6 +291,6 @@ def _lock(path: Path) -> io.TextIOWrapper:
     start = time.strftime('%Y-%m-%dT%H:%M:%S%z')
     with naming(path):
         file.truncate(0)
-        print(f'host {socket.gethostname()}, process {os.getpid()}, start {start}', file=file)
+        file.write(f'host {socket.gethostname()}, process {os.getpid()}, start {start}\n')
         file.flush()
     return file
