@@ -141,7 +141,7 @@ def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys
     with (
         contextlib.nullcontext()
         if missing
-        else pytest.warns(RuntimeWarning, match=f'checkpoints/{last.name} is damaged')
+        else pytest.warns(RuntimeWarning, match=f'checkpoints/{last.stem} is damaged')
     ):
         assert launch(TINY, f'--workdir={run}', '--stages=sample') == 2
     expected = (

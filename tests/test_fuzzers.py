@@ -199,5 +199,5 @@ def test_a_home_that_is_not_there_is_no_file():
 @pytest.mark.parametrize('port', ['65536', '99999', '9' * 5000, '', 'a'])
 def test_a_port_that_is_none_is_refused(port):
     assert Place('host:65535', 2, 0).count == 2
-    with pytest.raises(UserError, match='expected HOST:PORT'):
+    with pytest.raises(UserError, match='expected --coordinator=HOST:PORT'):
         Place(f'host:{port}', 2, 0)

@@ -382,7 +382,7 @@ def test_networks_of_a_config_have_its_fields():
             {'mirror__forward': 'resnet', 'mirror__filters': 5},
             'mirror.filters: got 5, but mirror.forward=resnet has no such field',
         ),
-        ({'score__norm': 'grup'}, "score.network=unet: norm: got 'grup'"),
+        ({'score__norm': 'grup'}, "score.norm: got 'grup'"),
         ({'score__network': 'resnet'}, "score.network: got 'resnet', expected one of unet"),
         ({'mirror__inverse_padding': 'ring'}, "mirror.inverse_padding: got 'ring', expected one"),
         ({'train__compute_dtype': 'half'}, "train.compute_dtype: got 'half', expected one of"),

@@ -62,7 +62,7 @@ def read_checked(path: Path) -> bytes:
     """Returns a file's bytes; a UserError names one whose checksum is not that on record."""
     data = path.read_bytes()
     got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
-    if expected and got not in expected:
+    if isinstance(expected, list) and expected and got not in expected:
         raise UserError(
             f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected '
             f'{expected[0]} of {CHECKSUMS} beside it; {REMEDY}'
@@ -72,7 +72,10 @@ def read_checked(path: Path) -> bytes:
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
     path = folder / CHECKSUMS  # without it nothing is checked
-    return _parse(path, path.read_bytes()) if path.exists() else {}
+    value = _parse(path, path.read_bytes()) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise UserError(f'{path} is damaged: got {value!r:.80}, expected checksums; {REMEDY}')
+    return value
 
 
 def _parse(path: Path, data: bytes) -> Any:

@@ -117,7 +117,7 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
     """
     given = os.fspath(path)
     path = Path(os.path.expanduser(path))
-    if not given or not path.exists():
+    if not given or not os.path.exists(path):
         raise UserError(
             f'data: got {given!r}, no such file or folder, expected a .npy file, or a folder of '
             f'.npy files or images; a relative path starts from {Path.cwd()}'
