@@ -41,7 +41,7 @@ def refused(launch, capsys, tmp_path):
             [TINY, '--config.mirror.lambda_const=1'],
             ["'mirror.lambda_const'", 'did you mean', 'mirror.lambda_constr'],
         ),
-        ([TINY, '--config.mirror.optimizer.lr=1'], ["'mirror.optimizer.lr'", 'expected one of']),
+        ([TINY, '--config.mirror.optimizer.lr=1'], ["'mirror.optimizer.lr'", '.learning_rate']),
         ([TINY, '--config.mirror.steps=ten'], ['mirror.steps', 'ten']),
         (['--config=configs/burgers.py:tyny'], ["preset: got 'tyny'", 'did you mean tiny']),
         (

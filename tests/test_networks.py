@@ -380,7 +380,7 @@ def test_networks_of_a_config_have_its_fields():
             r'mirror.inverse=resnet: channels: got \(48, 96\), expected one number',
         ),
         ({'mirror__forward': 'resnet'}, 'mirror.filters, mirror.layers: got 4, 1, but mirror.forw'),
-        ({'score__norm': 'grup'}, "score.network=unet: norm: got 'grup'"),
+        ({'score__norm': 'grup'}, "score.norm: got 'grup'"),
         ({'score__network': 'resnet'}, "score.network: got 'resnet', expected one of unet"),
         ({'mirror__inverse_padding': 'ring'}, "mirror.inverse_padding: got 'ring', expected one"),
         ({'train__compute_dtype': 'half'}, "train.compute_dtype: got 'half', expected one of"),

@@ -107,8 +107,8 @@ def test_tile_sizes():
         ({'points': 33}, 'points = 33 and tiles = 2, expected a multiple of 2'),
         ({'points': 4}, 'at least 6'),
         ({'tiles': 1}, 'tiles: got 1, expected at least 2'),
-        ({'correlation': 0.0}, 'correlation = 0.0'),
-        ({'std': -1.0}, 'std = -1.0'),
+        ({'correlation': 0.0}, 'correlation: got 0.0'),
+        ({'std': -1.0}, 'std: got -1.0'),
     ],
 )
 def test_texture_problem_errors(setting, message):

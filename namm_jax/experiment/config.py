@@ -38,14 +38,11 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def no_field(name: str, names: Iterable[str]) -> str:
-    """Returns the error of a field that does not exist, with the three nearest; those that the name
-    may abbreviate come first.
-    """
+    """Returns the error of a field that does not exist: the three that have most of its name."""
 
-    def likeness(field: str) -> tuple[bool, float]:
-        letters = iter(field)
-        short = all(letter in letters for letter in name)
-        return short, difflib.SequenceMatcher(None, field, name).ratio()
+    def likeness(field: str) -> tuple[int, float]:
+        match = difflib.SequenceMatcher(None, field, name)
+        return sum(block.size for block in match.get_matching_blocks()), match.ratio()
 
     near = sorted(names, key=likeness, reverse=True)[:3]
     return f'config field: got {name!r}; did you mean {" or ".join(near)}?'
@@ -53,11 +50,7 @@ def no_field(name: str, names: Iterable[str]) -> str:
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
     """Returns a config with the fields of dotted names replaced: a `ConfigDict` in place, a nested
-    dict as a copy in JSON's types, where tuples are lists.
-
-    Raises:
-        UserError: if a name is no field.
-        TypeError: if a value has another type than the `ConfigDict`'s.
+    dict as a copy in JSON's types (tuples are lists); a UserError if a name is no field.
     """
     names = flatten(config)
     for name in changes:
@@ -76,12 +69,8 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
 def refuse_changes(
     config: Mapping[str, Any], saved: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Raises a UserError if `config` differs from what a stage has read, save for `FREE_SECTIONS`.
-
-    Args:
-        config: the config.
-        saved: the one before the command's overrides, with the fields that are newer than a record.
-        records: stage -> record, in the order of the stages, whose `sections` are what it has read.
+    """Raises a UserError if a config differs from what a stage on record has read, its `sections`,
+    or the saved config where the record lacks a field; save for `FREE_SECTIONS`.
     """
     fields = flatten(config)
     for stage, record in records.items():
