@@ -93,7 +93,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     import jax
     import jax.numpy as jnp
 
-    from namm_jax.experiment.posteriors import ROWS, make_operator, measured_gains
+    from namm_jax.experiment.posteriors import ROWS, draw_of, make_operator, measured_gains
 
     section, calls = experiment.config.assimilate, {}
     section.samples = samples
@@ -103,7 +103,7 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
     inputs = jax.device_put((experiment.keys('posterior', 0, samples), jnp.repeat(y, samples, 0)))
     for steps in STEPS:
         section.steps = section.few_steps = steps
-        draw = ROWS[row].draw(experiment, operator, gains)
+        draw = draw_of(experiment, ROWS[row], operator, gains)
         jax.block_until_ready(draw(*inputs))  # compiles with these numbers of steps
         calls[row, steps] = lambda draw=draw: draw(*inputs)
     return calls
@@ -112,24 +112,23 @@ def draws(experiment: Any, row: str, samples: int) -> dict[Any, Callable[[], Any
 def main() -> None:
     arguments = parse()
     configure_jax()
-    from namm_jax.experiment.command import open_experiment
+    from namm_jax.experiment.experiment import make_experiment
+    from namm_jax.experiment.folder import Folder
 
-    with open_experiment(Path(arguments.workdir)) as experiment:
-        print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')
-        print('|---|---|---|---|---|')
-        alone = networks(experiment, arguments.samples)
-        for row in arguments.rows.split(','):
-            calls = alone | draws(experiment, row, arguments.samples)
-            ms = {
-                name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()
-            }
-            step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
-            inverse = ms['f'] if row in MIRROR else 0.0
-            ratio = step / (ms['denoiser'] + inverse)
-            print(
-                f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |',
-                flush=True,
-            )
+    experiment = make_experiment(Folder(Path(arguments.workdir)))
+    print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')
+    print('|---|---|---|---|---|')
+    alone = networks(experiment, arguments.samples)
+    for row in arguments.rows.split(','):
+        calls = alone | draws(experiment, row, arguments.samples)
+        ms = {name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()}
+        step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
+        inverse = ms['f'] if row in MIRROR else 0.0
+        ratio = step / (ms['denoiser'] + inverse)
+        print(
+            f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

@@ -44,45 +44,49 @@ def main() -> None:
 
     from benchmarks.train_step import measured
     from namm_jax.experiment import build
-    from namm_jax.experiment.command import open_experiment
     from namm_jax.experiment.devices import batch_sharding
     from namm_jax.experiment.drawing import make_draw
-    from namm_jax.experiment.experiment import finetuned_parameters, score_parameters
+    from namm_jax.experiment.experiment import (
+        finetuned_parameters,
+        make_experiment,
+        score_parameters,
+    )
+    from namm_jax.experiment.folder import Folder
 
-    with open_experiment(Path(arguments.workdir)) as experiment:
-        config, record = experiment.config, experiment.run.record('mdm')
-        score = score_parameters(experiment, 'mdm')
-        _, f = experiment.mirror.bind(finetuned_parameters(experiment))
-        distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
-        keys = jax.device_put(
-            experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh)
-        )
-        moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
-        call = jax.jit(lambda score, z: build.make_denoiser(config, score, *moments)(z, sigma))
-        noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.problem.shape))
-        noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
-        alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
-        seconds, rows = {}, []
-        for choice in arguments.samplers.split(','):
-            name, steps = choice.split(':')
-            config.sample.sampler, config.sample.steps = name, int(steps)
-            draw = jax.jit(make_draw(config, config.sample, *moments)).lower(score, keys).compile()
-            start = time.perf_counter()
-            z = jax.block_until_ready(draw(score, keys))
-            seconds[choice] = time.perf_counter() - start
-            distances = np.asarray(distance(z))
-            times = 1e3 * seconds[choice] / experiment.calls() / alone
-            rows.append(
-                (
-                    choice,
-                    experiment.calls(),
-                    seconds[choice],
-                    times,
-                    distances.mean(),
-                    np.median(distances),
-                )
+    experiment = make_experiment(Folder(Path(arguments.workdir)))
+    config, record = experiment.config, experiment.run.record('mdm')
+    score = score_parameters(experiment, 'mdm')
+    _, f = experiment.mirror.bind(finetuned_parameters(experiment))
+    distance = jax.jit(lambda z: experiment.constraint.distance(f(z)))
+    keys = jax.device_put(
+        experiment.keys('sample', 0, arguments.n), batch_sharding(experiment.local_mesh)
+    )
+    moments, sigma = (record['mean'], record['std']), np.float32(record['std'])
+    call = jax.jit(lambda score, z: build.make_denoiser(config, score, *moments)(z, sigma))
+    noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.problem.shape))
+    noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
+    alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
+    seconds, rows = {}, []
+    for choice in arguments.samplers.split(','):
+        name, steps = choice.split(':')
+        config.sample.sampler, config.sample.steps = name, int(steps)
+        draw = jax.jit(make_draw(config, config.sample, *moments)).lower(score, keys).compile()
+        start = time.perf_counter()
+        z = jax.block_until_ready(draw(score, keys))
+        seconds[choice] = time.perf_counter() - start
+        distances = np.asarray(distance(z))
+        times = 1e3 * seconds[choice] / experiment.calls() / alone
+        rows.append(
+            (
+                choice,
+                experiment.calls(),
+                seconds[choice],
+                times,
+                distances.mean(),
+                np.median(distances),
             )
-            print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
+        )
+        print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
     print(
         '| sampler:steps | calls a sample | ms a sample | times faster | times its calls | '
         'distance, mean | median |'

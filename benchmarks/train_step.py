@@ -33,8 +33,8 @@ from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build
 from namm_jax.experiment.config import override
 from namm_jax.experiment.devices import batch_sharding, make_mesh, put, replicated
+from namm_jax.experiment.loop import make_train_step
 from namm_jax.experiment.problem import make_problem
-from namm_jax.experiment.step import make_train_step
 from namm_jax.inverse.dps import fixed, guided_step
 from namm_jax.inverse.likelihood import likelihood
 from namm_jax.mirror import add_noise

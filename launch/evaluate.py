@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.experiment.evaluate_file import evaluate
+from namm_jax.experiment.cli import main
 
 if __name__ == '__main__':
-    sys.exit(evaluate(sys.argv))
+    sys.exit(main(sys.argv, 'evaluate'))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from namm_jax.experiment.command import main
+from namm_jax.experiment.cli import main
 
 if __name__ == '__main__':
     sys.exit(main(sys.argv))

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(CLONE))
 
 import namm_jax as nj
-from namm_jax.experiment import command
+from namm_jax.experiment import cli
 from namm_jax.report import figures
 
 
@@ -61,9 +61,7 @@ def show(figure):
 # %%
 RUN = CLONE / 'runs' / 'explore'
 if not (RUN / 'config.json').exists():
-    command.main(
-        ['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}']
-    )
+    cli.main(['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}'])
 
 run = nj.open_run(RUN)  # read only
 x = jnp.asarray(run.data('test')[:64])

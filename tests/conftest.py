@@ -40,7 +40,7 @@ jaxtyping.install_import_hook(
     [f'namm_jax.{name}' for name in MATHS + TRAINING], 'beartype.beartype'
 )
 
-from namm_jax.experiment import command  # noqa: E402
+from namm_jax.experiment import cli  # noqa: E402
 
 TINY = '--config=configs/burgers.py:tiny'
 
@@ -57,7 +57,7 @@ def _signals_restored():
 
 def _launch(*arguments: object) -> int:
     with _signals_restored():
-        return command.main(['launch/main.py', *map(str, arguments)])
+        return cli.main(['launch/main.py', *map(str, arguments)])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ failures, of which the first of each kind is shown.
 
     overrides    the command line of launch/main.py, up to what would be trained
     npy          .npy files of samples
-    manifest     folders of a data set: its manifest, its shards and their checksums
+    data_set     folders of a data set: its record, its files and their checksums
     measurement  .npy files and options of launch/solve.py, up to where it loads models
 """
 
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import sys
@@ -42,7 +43,7 @@ from fuzz_cases import (
     SHAPE,
     fields_of,
     good_files,
-    make_manifest,
+    make_data_set,
     make_measurement,
     make_npy,
     make_overrides,
@@ -51,13 +52,11 @@ from fuzz_cases import (
 )
 from ml_collections import ConfigDict
 
-from namm_jax.experiment import build, command, dataset, solve
-from namm_jax.experiment.arguments import parse, solve_flags
+from namm_jax.experiment import build, cli, command, dataset, solve
 from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
 from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import make_problem, measured
-from namm_jax.experiment.roll_call import address_of
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import check_stages
 
@@ -147,24 +146,22 @@ def check_overrides(arguments: list[str]) -> None:
     with (
         sandbox({}, traced=False),
         mock.patch.object(command, '_run', _up_to_training),
-        mock.patch.object(
-            command, '_join', lambda place, config, asked: place and address_of(place)
-        ),
+        mock.patch.object(command, '_join', lambda given, place: place and address_of(place)),
         mock.patch.object(command, '_aggregate', lambda workdir, seeds: None),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        outcome(lambda: command._main(['launch/main.py', *arguments]))
+        outcome(lambda: cli.execute('run', arguments, ''))
 
 
-def _up_to_training(workdir: Path, config: ConfigDict, asked: command.Asked) -> None:
+def _up_to_training(workdir: Path, given: argparse.Namespace) -> None:
     """Checks what opening a run folder checks, and all of `experiment.check` but the networks,
     which take seconds.
     """
-    resolved = override(measured(config).to_dict(), {})
-    override(resolved, asked.overrides)  # what the folder's next command does
-    assert flatten(resolved).keys() == flatten(asked.preset.to_dict()).keys()
-    check_stages(asked.redo, command._needs(resolved))
-    asked.stages_of(resolved)
+    resolved = override(measured(given.config).to_dict(), {})
+    override(resolved, given.overrides)  # what the folder's next command does
+    assert flatten(resolved).keys() == flatten(given.preset.to_dict()).keys()
+    for stages in (given.redo, given.stages):
+        check_stages(stages, command._needs(resolved))
     config = ConfigDict(resolved)
     check_ranges(config)
     make_problem(config)
@@ -202,9 +199,9 @@ def check_npy(data: bytes) -> None:
         )
 
 
-def check_manifest(files: Mapping[str, bytes]) -> None:
+def check_data_set(files: Mapping[str, bytes]) -> None:
     """Loads the data set, goes on writing it, and loads it again."""
-    with sandbox(files, outside=good_files()['test-00000.npy']) as folder:
+    with sandbox(files, outside=good_files()['test.npy']) as folder:
         _check_splits(folder)
         if not isinstance(outcome(lambda: write(folder), str(folder)), ValueError):
             _check_splits(folder)
@@ -214,16 +211,13 @@ def _check_splits(folder: Path) -> None:
     for split, (start, stop) in {'train': (0, 7), 'validation': (7, 10), 'test': (10, 12)}.items():
         fields = outcome(lambda split=split: dataset.load_split(folder, split), str(folder))
         if not isinstance(fields, ValueError):
-            assert fields.dtype == np.float32 and fields.shape == (stop - start, *SHAPE)
-            # A shard with other numbers is taken if its checksum is on record: nothing tells it
-            # from a good one.
-            manifest = (folder / 'manifest.json').read_bytes()
-            names = [name for name in good_files() if name.startswith(split)]
-            forged = [name for name in names if (folder / name).read_bytes() != good_files()[name]]
-            assert all(
-                b'%d' % zlib.crc32((folder / name).read_bytes()) in manifest for name in forged
-            )
-            assert forged or np.array_equal(fields, fields_of(np.arange(start, stop)))
+            assert fields.dtype == np.float32 and fields.ndim == 4
+            data, checksums = (folder / f'{split}.npy').read_bytes(), folder / 'crc32.json'
+            if data == good_files()[f'{split}.npy']:
+                assert np.array_equal(fields, fields_of(np.arange(start, stop)))
+            elif checksums.exists():  # without one, nothing tells other numbers from good ones
+                found = json.loads(checksums.read_bytes()).get(f'{split}.npy')
+                assert not isinstance(found, list) or not found or zlib.crc32(data) in found
 
 
 def check_measurement(case: tuple[bytes, list[str]]) -> None:
@@ -232,12 +226,12 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
     run = saved_config(re.search(r'(\w+)\.py', arguments[0])[1])
     with sandbox({'y.npy': data}) as folder, contextlib.redirect_stderr(io.StringIO()):
         path = folder / 'y.npy'
-        config = outcome(lambda: _config_of(run, ['launch/solve.py', *arguments]))
+        config = outcome(lambda: _config_of(run, arguments))
         y = outcome(lambda: dataset.read_array(path), str(path))
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
         shape = make_problem(ConfigDict(run)).shape
-        taken = outcome(lambda: solve.checked(config, y))
+        taken = outcome(lambda: solve.operator_of(config, y))
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)
@@ -249,15 +243,14 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
 
 
 def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
-    values = solve_flags(arguments)
-    parse(values, arguments, None)
-    return solve.asked_config(ConfigDict(run), values)
+    paths = ['--workdir=run', '--measurement=y.npy', '--out=x.npy']
+    return solve.config_of(run, cli.parse('solve', [*arguments, *paths]))
 
 
 FUZZERS = {
     'overrides': Fuzzer(make_overrides, check_overrides),
     'npy': Fuzzer(make_npy, check_npy),
-    'manifest': Fuzzer(make_manifest, check_manifest),
+    'data_set': Fuzzer(make_data_set, check_data_set),
     'measurement': Fuzzer(make_measurement, check_measurement),
 }
 

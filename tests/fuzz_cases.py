@@ -9,7 +9,6 @@ import io
 import json
 import pickle
 import tempfile
-import zlib
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,11 +17,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax.experiment import dataset
-from namm_jax.experiment.arguments import parse, solve_flags
-from namm_jax.experiment.config import flatten, override, schema
+from namm_jax.experiment import cli, dataset
+from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.posteriors import ROWS, make_operator
 from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import STAGES
 from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems import PROBLEMS
@@ -437,7 +436,7 @@ def fields_of(indices: np.ndarray) -> np.ndarray:
 
 
 def write(folder: Path, calls: int = 9) -> None:
-    """Writes the data set, or goes on with it; stopped after so many shards."""
+    """Writes the data set, or goes on with it; stopped after so many parts."""
     left = iter(range(calls))
     source = lambda indices: fields_of(indices) if next(left, None) is not None else 1 / 0
     with contextlib.suppress(ZeroDivisionError):
@@ -448,46 +447,31 @@ def write(folder: Path, calls: int = 9) -> None:
 
 @functools.cache
 def good_files(calls: int = 9) -> dict[str, bytes]:
-    """Returns the files of the data set, stopped after so many shards."""
+    """Returns the files of the data set, stopped after so many parts."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), calls)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def make_manifest(random: Random) -> dict[str, bytes]:
+def make_data_set(random: Random) -> dict[str, bytes]:
     """Returns the files of a folder: those of a data set, complete or half written, and some of
     them changed.
     """
     files = dict(good_files(random.choice((9, 9, 9, 1, 3, 4))))
-    manifest = next(name for name in files if name.startswith('manifest'))
     for _ in range(random.choice((1, 1, 2, 3))):
-        name, kind = random.choice((manifest, manifest, manifest, *files)), random.random()
-        if name == manifest and kind < 0.8:
+        name, kind = random.choice(('data.json', 'data.json', *files)), random.random()
+        if name.endswith('.json') and kind < 0.8:
             with contextlib.suppress(ValueError, RecursionError):  # of one that is changed already
                 files[name] = json.dumps(mutated_json(random, json.loads(files[name]))).encode()
-        elif kind < 0.9:
-            files[name] = mutated(random, files[name]) if kind < 0.87 else random.choice(OTHERS)
-        elif name.endswith('.npy') and kind < 0.97:
-            forge(files, name, make_npy(random))
-        elif name != manifest:
-            files.pop(name)
-    if 'crc32.json' in files:
-        kind = random.random()
-        if kind < 0.7:
-            files.pop('crc32.json')
         elif kind < 0.8:
-            files['crc32.json'] = json.dumps(
-                mutated_json(random, json.loads(good_files()['crc32.json']))
-            ).encode()
+            files[name] = make_npy(random)
+        elif kind < 0.95:
+            files[name] = mutated(random, files[name]) if kind < 0.9 else random.choice(OTHERS)
+        elif name != 'data.json':
+            files.pop(name)
+    if random.random() < 0.7:
+        files.pop('crc32.json', None)
     return files
-
-
-def forge(files: dict[str, bytes], name: str, data: bytes) -> None:
-    """Replaces a shard, and its checksum in the manifest."""
-    old, files[name] = zlib.crc32(files[name]), data
-    for manifest in ('manifest.json', dataset.PARTIAL):
-        if manifest in files:
-            files[manifest] = files[manifest].replace(b'%d' % old, b'%d' % zlib.crc32(data))
 
 
 def mutated_json(random: Random, value: Any) -> Any:
@@ -520,7 +504,7 @@ def mutated_json(random: Random, value: Any) -> Any:
         node[key], other[there] = copy.deepcopy(other[there]), copy.deepcopy(node[key])
     elif kind in ('rename', 'add') and isinstance(node, dict):
         name = random.choice(
-            ('x', '../outside.npy', '/etc/passwd', 'train-00002.npy', 'test-00000.npy', '\0', '')
+            ('x', '../outside.npy', '/etc/passwd', 'train-00002.npz', 'test.npy', '\0', '')
         )
         node[name] = copy.deepcopy(node[key]) if kind == 'add' else node.pop(key)
     else:
@@ -531,8 +515,7 @@ def mutated_json(random: Random, value: Any) -> Any:
 @functools.cache
 def saved_config(name: str) -> dict[str, Any]:
     """Returns a config as a run folder holds it, of the preset tiny."""
-    arguments = ['launch/solve.py', f'--config=configs/{name}.py:tiny']
-    return override(parse(solve_flags(arguments), arguments, None).to_dict(), {})
+    return override(cli.parse('fields', [f'{name}:tiny']).config.to_dict(), {})
 
 
 @functools.cache

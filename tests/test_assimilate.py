@@ -2,11 +2,13 @@
 measurements.
 """
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,12 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
-from namm_jax.experiment.command import open_experiment
+from namm_jax.experiment import build, methods
+from namm_jax.experiment.cli import main
+from namm_jax.experiment.experiment import make_experiment
 from namm_jax.experiment.files import read_json
-from namm_jax.experiment.posteriors import PUBLISHED, ROWS, with_noise_floor
-from namm_jax.experiment.solve import solve
+from namm_jax.experiment.folder import Folder
+from namm_jax.experiment.posteriors import PUBLISHED, ROWS, SAMPLERS, with_noise_floor
 from namm_jax.problems import PROBLEMS
 
 TINY = '--config=configs/burgers.py:tiny'
@@ -105,11 +109,11 @@ def solving(folder, y, *more):
         f'--measurement={folder}/y.npy',
         f'--out={folder}/posterior.npy',
     ]
-    return solve(['launch/solve.py', TINY, *paths, *more])
+    return main(['launch/solve.py', TINY, *paths, *more], 'solve')
 
 
 def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
-    y = np.load(folder / 'data' / 'test-00000.npy')[:2, :, :2]  # the first 2 of 16 states
+    y = np.load(folder / 'data' / 'test.npy')[:2, :, :2]  # the first 2 of 16 states
     assert solving(folder, y, '--num_samples=3', '--sampler=dps', '--noise_std=0.1') == 0
     told = json.loads(capsys.readouterr().out)
     assert (
@@ -145,7 +149,7 @@ import sys
 import jax
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
-from namm_jax.experiment.command import main
+from namm_jax.experiment.cli import main
 sys.exit(main(['launch/main.py', *sys.argv[1:]]))
 """
 
@@ -173,12 +177,12 @@ def test_samples_do_not_depend_on_the_number_of_devices(launch, folder, sampler)
 
 
 def test_the_noise_floor_of_data_is_that_of_the_last_step(tiny_run):
-    with open_experiment(tiny_run) as experiment:
-        x = jnp.zeros((4, 16, 16, 1)) + 3.0
-        noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
-        sampler = make_sampler(
-            'ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED
-        )
+    experiment = make_experiment(Folder(tiny_run))
+    x = jnp.zeros((4, 16, 16, 1)) + 3.0
+    noisy, std = with_noise_floor(experiment, 'dm', x), experiment.run.record('dm')['std']
+    sampler = make_sampler(
+        'ancestral', steps=experiment.config.assimilate.steps, mean=0.0, std=std, **PUBLISHED
+    )
     r_t, r_s = np.asarray(sampler.levels()[-2:]) / std
     added = std * np.sqrt(
         VARIANCES['forward'](r_t, r_s) / (1 + r_s**2)
@@ -193,7 +197,7 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
     command = (TINY, f'--workdir={folder}', '--stages=assimilate')
     assert launch(*command) == 0
     entries = read_json(folder / 'metrics.json')['assimilation']['first_states']
-    assert set(entries) == {*ROWS, 'variational'}
+    assert set(entries) == {*ROWS}
     path = folder / 'assimilate' / 'first_states' / 'mirror_daps' / '1.npy'
     kept = path.read_bytes()
     path.unlink()
@@ -201,3 +205,36 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
         launch(*command, '--config.assimilate.sampler=mirror_daps') == 0
     )  # opens the stage again, discards nothing
     assert path.read_bytes() == kept
+
+
+def rows_of_samples(name, **changes):
+    """Returns the rows of a table of samples, each with the stages that train it."""
+    config = importlib.import_module(f'configs.{name}').get_config('tiny').config
+    config.update(sample={'rows': ()}, **changes)
+    constraint = build.make_constraint(config, {} if name == 'count' else None)
+    rows = methods.rows_of(types.SimpleNamespace(config=config, constraint=constraint))
+    return {row: methods.trained_by(config, method) for row, method in rows.items()}
+
+
+def test_both_tables_are_made_of_one_list():
+    rows = methods.METHODS
+    assert {row.act for row in rows.values()} == {*methods.ACTS, *SAMPLERS}
+    for row in rows.values():  # what another row draws is as its prior makes it
+        assert rows[row.draw].draw == row.draw and rows[row.draw][:2] == row[:2]
+        assert rows[row.draw].map in ('', 'f', 'finetuned')
+
+
+def test_rows_of_samples_depend_on_restores_and_map():
+    plain = {name: ('dm',) for name in ('dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling')}
+    mirrors = {
+        'mdm': ('mirror', 'mdm'),
+        **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
+    }
+    assert rows_of_samples('burgers') == plain | {'dm_restored': ('dm',)} | mirrors
+    rows = rows_of_samples('total_brightness', mirror={'map': 'simplex'})
+    restored = [row for row in rows if row.startswith('dm_restored_')]
+    assert rows == plain | dict.fromkeys(restored, ('dm',)) | {'mdm_simplex': ('mdm',)}
+    assert len(restored) > 1 and list(rows)[2 : 2 + len(restored)] == restored
+    counted = rows_of_samples('count')
+    assert counted.pop('dm') == ('dm',) and 'dm_restored' not in counted
+    assert all(stages[0] == 'counter' for stages in counted.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.experiment.evaluate_file import evaluate
+from namm_jax.experiment.cli import main
 from namm_jax.experiment.files import read_json
 
 NAMES = ('divergence', 'kolmogorov', 'total_brightness', 'periodic', 'count')
@@ -57,7 +57,7 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
         f'--samples={tmp_path}/sample/dm.npy',
         f'--workdir={tmp_path}',
     ]
-    assert evaluate(['launch/evaluate.py', *arguments]) == 0
+    assert main(['launch/evaluate.py', *arguments], 'evaluate') == 0
     told = json.loads(capsys.readouterr().out)
     assert told['n'] == 16 and told['distance']['mean'] == pytest.approx(
         rows['dm']['distance']['mean'], rel=1e-4

@@ -48,9 +48,13 @@ def unfinished(run, stage):
 
 def leaves(run, stage, step):
     """Returns name -> shape, dtype and checksum of every leaf of a checkpoint."""
-    return json.loads((run / stage / 'checkpoints' / str(step) / 'meta/metadata').read_text())[
-        'body'
-    ]['leaves']
+    text = (run / stage / 'checkpoints' / f'{step}.json').read_text()
+    return json.loads(text)['body']['leaves']
+
+
+def biggest(folder):
+    files = (path for path in folder.rglob('*') if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every command
@@ -58,8 +62,8 @@ READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every co
     'provenance.json': '',
     'stages/mirror.json': '',
     'metrics.json': 'data',
-    'data/manifest.json': 'dm',
-    'data/train-00001.npy': 'dm',
+    'data/data.json': 'dm',
+    'data/train.npy': 'dm',
     'finetune/mirror_samples.npy': 'finetune',
     'finetune/mirror_samples.json': 'finetune',
     'sample/mdm.npy': 'evaluate',
@@ -67,7 +71,7 @@ READ_BY = {  # file -> the stage that reads it, made unfinished; '' for every co
     'evaluate/arrays.npz': 'report',
 }
 ONCE = {
-    'data/train-00001.npy': flip,
+    'data/train.npy': flip,
     'finetune/mirror_samples.npy': flip,
     'sample/mdm.npy': truncate,
 }
@@ -117,13 +121,7 @@ def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(
     run, tiny_run, launch, capsys
 ):
     unfinished(run, 'mirror')
-    newest = run / 'mirror/checkpoints/12'
-    flip(
-        max(
-            (path for path in newest.rglob('*') if path.is_file()),
-            key=lambda path: path.stat().st_size,
-        )
-    )
+    flip(biggest(run / 'mirror/checkpoints/12'))
     with pytest.warns(
         RuntimeWarning, match='checkpoints/12 is damaged, trying the one before it: '
     ):
@@ -135,11 +133,8 @@ def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(
 @pytest.mark.parametrize('missing', [False, True])
 def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys, missing):
     """The state before it is whole, but samples of it would be those of a shorter training."""
-    before, last = sorted((run / 'dm/checkpoints').iterdir(), key=lambda path: int(path.name))
-    if missing:
-        shutil.rmtree(last)
-    else:
-        flip(last / 'meta/metadata')
+    before, last = sorted((run / 'dm/checkpoints').glob('*.json'), key=lambda path: int(path.stem))
+    (delete if missing else flip)(last)
     unfinished(run, 'sample')
     for path in (run / 'sample').iterdir():
         path.unlink()
@@ -150,7 +145,7 @@ def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys
     ):
         assert launch(TINY, f'--workdir={run}', '--stages=sample') == 2
     expected = (
-        f'dm/checkpoints: got checkpoint {before.name}, expected an intact checkpoint {last.name}'
+        f'dm/checkpoints: got checkpoint {before.stem}, expected an intact checkpoint {last.stem}'
     )
     assert expected in capsys.readouterr().err
     assert not (run / 'sample/dm.npy').exists()
@@ -158,7 +153,7 @@ def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys
 
 @pytest.mark.parametrize('stage', ['mirror', pytest.param('dm', marks=pytest.mark.slow)])
 def test_no_intact_checkpoint_is_no_fresh_start(run, launch, capsys, stage):
-    for path in (run / stage / 'checkpoints').glob('*/meta/metadata'):
+    for path in (run / stage / 'checkpoints').glob('*.json'):
         flip(path)
     for later in ('mdm', 'finetune', 'sample'):
         unfinished(run, later)
@@ -173,9 +168,7 @@ def test_no_intact_checkpoint_is_no_fresh_start(run, launch, capsys, stage):
     assert f'{run}/{stage}/checkpoints: got no checkpoint' in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 def test_checkpoint_that_cannot_be_written_ends_the_run(run, launch, capsys):
-    """Checkpoints are written in the background; what goes wrong there is the run's error too."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (16_000, hard)
@@ -186,7 +179,7 @@ def test_checkpoint_that_cannot_be_written_ends_the_run(run, launch, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     told = capsys.readouterr().err
     assert status == 1 and 'Traceback' not in told and 'Exception' not in told
-    assert f'error: {run}/mirror/checkpoints: got a checkpoint that could not be written' in told
+    assert f'error: {run}/mirror/checkpoints/4: got a checkpoint that could not be written' in told
 
 
 @pytest.fixture
@@ -203,7 +196,6 @@ def disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('room', [0, 20_000, 200_000, 400_000, 500_000, 600_000, 700_000])
 def test_full_disk(tiny_run, disk, launch, capsys, room):
     """With room for nothing, for records and no checkpoint, for one checkpoint or two."""

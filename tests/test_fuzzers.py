@@ -7,14 +7,13 @@ import json
 import fuzz
 import numpy as np
 import pytest
-from fuzz_cases import OTHERS, PICKLES, forge, good_files, headed, saved_array
+from fuzz_cases import OTHERS, PICKLES, good_files, headed, saved_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from namm_jax.experiment.dataset import PARTIAL
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function
-from namm_jax.experiment.roll_call import Place, address_of
+from namm_jax.experiment.processes import Place
 
 QUIET = pytest.mark.filterwarnings(
     'ignore:Reading `.npy`'
@@ -120,71 +119,35 @@ def test_files_that_ended_in_a_traceback_or_took_memory(data):
     fuzz.check_npy(data)
 
 
-def changed(change, *, calls=9, shards=()):
-    """Returns the files of the data set with a change of the manifest, and shards replaced; no
-    checksum tells.
-    """
-    files = good_files(calls) | {}
-    name = PARTIAL if PARTIAL in files else 'manifest.json'
-    for shard, data in shards:
-        forge(files, shard, data)
-    manifest = json.loads(files[name])
-    change(manifest)
-    del files['crc32.json']
-    return files | {name: json.dumps(manifest).encode()}
+def changed(calls=9, **files):
+    """Returns the files of the data set, some of them replaced, and no checksum that tells."""
+    whole = good_files(calls) | {name.replace('_', '.'): data for name, data in files.items()}
+    return {name: data for name, data in whole.items() if name != 'crc32.json'}
 
 
-def same(manifest):
-    pass
-
-
-def enlarge(manifest):
-    manifest['sizes']['test'] = manifest['shard_size'] = 2**33
-    manifest['shards']['test']['test-00000.npy']['n'] = 2**33
-
-
-def reorder(manifest):
-    shards = manifest['shards']['train']
-    shards['train-00000.npy'] = shards.pop('train-00000.npy')
-
-
-def redirect(manifest):
-    shards = manifest['shards']['test']
-    shards['../outside.npy'] = shards.pop('test-00000.npy')
+def record(calls=9, **fields):
+    """Returns the files of the data set with a change of its record."""
+    facts = json.loads(good_files(calls)['data.json']) | fields
+    return changed(calls, data_json=json.dumps(facts).encode())
 
 
 FOLDERS = {
-    'no_shard_size': changed(lambda m: m.pop('shard_size')),
-    'no_shape': changed(lambda m: m.pop('shape'), calls=3),
-    'shape_0': changed(lambda m: m.update(shape=0)),
-    'shape_false': changed(lambda m: m.update(shape=False), calls=1),
-    'shape_of_a_boolean': changed(lambda m: m.update(shape=[2, 3, True])),
-    'shape_of_no_shard': changed(
-        lambda m: m.update(shape=[6], shards={s: {} for s in m['shards']}), calls=1
-    ),
-    'shards_nan': changed(lambda m: m['shards'].update(train=float('nan')), calls=3),
-    'shard_without_number': changed(
-        lambda m: m['shards']['train']['train-00000.npy'].pop('n'), calls=3
-    ),
-    'shard_without_checksum': changed(
-        lambda m: m['shards']['train']['train-00000.npy'].pop('crc32')
-    ),
-    'shard_of_3.0': changed(
-        lambda m: m['shards']['train']['train-00000.npy'].update(n=3.0), calls=1
-    ),
-    'shard_missing_in_the_middle': changed(
-        lambda m: m['shards']['train'].pop('train-00001.npy'), calls=3
-    ),
-    'shards_in_another_order': changed(reorder),
-    'file_outside': changed(redirect),
-    'infinite_number_of_no_use': changed(lambda m: m.update(dtype=float('inf')), calls=4),
-    'gigabytes': changed(enlarge),
-    'list': changed(same, calls=3) | {PARTIAL: b'[1]'},
-    'depth': good_files() | {'manifest.json': OTHERS[5], 'crc32.json': b'{}'},
+    'no_sizes': record(sizes=None),
+    'sizes_of_a_list': record(sizes=[7, 3, 2]),
+    'size_of_a_boolean': record(sizes={'train': True, 'validation': 3, 'test': 2}),
+    'gigabytes': record(sizes={'train': 2**33, 'validation': 2**33, 'test': 2**33}),
+    'complete_before_it_is': record(3, complete=True),
+    'complete_is_a_number': record(3, complete=1),
+    'another_shard_size': record(3, shard_size=4),
+    'infinite_number_of_no_use': record(4, more=float('inf')),
+    'list': changed(3, data_json=b'[1]'),
+    'depth': changed(data_json=OTHERS[5]) | {'crc32.json': b'{}'},
     'depth_of_checksums': good_files() | {'crc32.json': OTHERS[5]},
-    'no_checksum_of_several': good_files() | {'crc32.json': b'{"manifest.json": []}'},
+    'no_checksum_of_several': good_files() | {'crc32.json': b'{"data.json": []}'},
+    'no_record': {name: data for name, data in good_files().items() if name != 'data.json'},
     **{
-        f'forged_{name}': changed(same, shards=[('train-00000.npy', data)])
+        f'{place}_of_{name}': changed(calls, **{place: data})
+        for place, calls in {'train_npy': 9, 'train-00000_npz': 3}.items()
         for name, data in {
             **FILES,
             'empty': b'',
@@ -198,7 +161,7 @@ FOLDERS = {
 @QUIET
 @pytest.mark.parametrize('files', FOLDERS.values(), ids=FOLDERS)
 def test_folders_that_ended_in_a_traceback_or_were_misread(files):
-    fuzz.check_manifest(files)
+    fuzz.check_data_set(files)
 
 
 Y = np.zeros((1, 16, 2, 1), np.float32)
@@ -235,6 +198,6 @@ def test_a_home_that_is_not_there_is_no_file():
 
 @pytest.mark.parametrize('port', ['65536', '99999', '9' * 5000, '', 'a'])
 def test_a_port_that_is_none_is_refused(port):
-    assert address_of(Place('host:65535', 2, 0)) == ('host', 65535)
+    assert Place('host:65535', 2, 0).count == 2
     with pytest.raises(UserError, match='expected HOST:PORT'):
-        address_of(Place(f'host:{port}', 2, 0))
+        Place(f'host:{port}', 2, 0)

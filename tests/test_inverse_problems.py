@@ -339,6 +339,23 @@ def test_guidance_by_correlated_noise_is_exact_where_the_rows_are_correlated_ali
     close(guided(x, jnp.full(5, 0.4)).reshape(5, 4), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('sigma', [1e-3, 0.4, 30.0])
+def test_guidance_by_conjugate_gradients_is_exact_for_any_linear_residual(x, sigma):
+    rng = np.random.default_rng(0)
+    B, root = rng.normal(size=(3, 4)), rng.normal(size=(3, 3))  # noise of covariance root root^T
+    law = jnp.asarray(np.linalg.inv(root), jnp.float32)
+    mix = lambda x: x.reshape(len(x), 4) @ jnp.asarray(B.T, jnp.float32)
+    mix.whiten = lambda y, Ax: (y - Ax) @ law.T
+    gain = STD**2 * B.T @ np.linalg.inv(STD**2 * B @ B.T + root @ root.T)
+    mean = MEAN + gain @ (np.asarray(Y)[0] - B @ np.full(4, MEAN))
+    covariance = STD**2 * (np.eye(4) - gain @ B)
+    of_y = likelihood(mix, Y)
+    guided = measurement_guided(NORMAL, of_y.residual, std=STD, gain=1.0, iterations=6)
+    kalman = covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(4))
+    expected = mean + (np.asarray(x).reshape(5, 4) - mean) @ kalman.T
+    close(guided(x, jnp.full(5, sigma, jnp.float32)).reshape(5, 4), expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(('name', 'steps'), [('heun', 60), ('ddim', 400)])
 def test_weighted_guidance_reaches_the_posterior(name, steps):
     n, noise = 4000, 0.2

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from namm_jax.experiment.config import schema
 from namm_jax.experiment.files import read_json, write_json
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
@@ -74,11 +74,8 @@ def timeless(tree):
 
 def saved(folder, stage):
     """Returns, for each checkpoint of a stage, name -> shape, dtype and checksum of every leaf."""
-    found = {
-        path.parts[-3]: json.loads(path.read_text())
-        for path in (folder / stage).glob('checkpoints/*/meta/metadata')
-    }
-    return {step: item['body']['leaves'] for step, item in found.items()}
+    paths = (folder / stage).glob('checkpoints/*.json')
+    return {path.stem: json.loads(path.read_text())['body']['leaves'] for path in paths}
 
 
 def outcome(folder, stage):
@@ -123,7 +120,7 @@ def test_killed_training_in_a_folder_then_moved_ends_as_if_nothing_had_been(tiny
 
 
 MOMENTS = {  # a file that is opened in the middle of a stage
-    'data': 'data/validation-00000.npy.tmp',
+    'data': 'data/validation-00000.npz.tmp',
     'mirror': 'mirror/checkpoints/8.orbax*',
     'mdm': 'mdm/checkpoints/8.orbax*',
     'finetune': 'finetune/mirror_samples.npy.tmp',
@@ -186,7 +183,7 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
 @pytest.mark.parametrize(
     ('stage', 'at'),
     [
-        ('data', 'data/train-00000.npy.tmp'),
+        ('data', 'data/train-00000.npz.tmp'),
         ('sample', 'sample/dm.npy.tmp'),
         ('evaluate', 'sample/mdm.npy'),
     ],

@@ -368,18 +368,20 @@ def test_networks_of_a_config_have_its_fields():
     [
         (
             {'mirror__inverse': 'resnet', 'mirror__fold': 4},
-            'mirror.fold: got 4, but mirror.inverse=resnet has no such field; set it back to 2, '
-            'or take another network',
+            'mirror.fold: got 4, but mirror.inverse=resnet has no such field; leave it out, or',
         ),
         (
             {'mirror__inverse': 'resnet', 'mirror__head': 8, 'mirror__attention': True},
-            'mirror.head, mirror.attention: got 8, True, but .*; set it back to 16, False, or',
+            'mirror.head, mirror.attention: got 8, True, but .*; leave it out, or',
         ),
         (
             {'mirror__inverse': 'resnet', 'mirror__channels': (48, 96)},
             r'mirror.inverse=resnet: channels: got \(48, 96\), expected one number',
         ),
-        ({'mirror__forward': 'resnet'}, 'mirror.filters, mirror.layers: got 4, 1, but mirror.forw'),
+        (
+            {'mirror__forward': 'resnet', 'mirror__filters': 5},
+            'mirror.filters: got 5, but mirror.forward=resnet has no such field',
+        ),
         ({'score__norm': 'grup'}, "score.norm: got 'grup'"),
         ({'score__network': 'resnet'}, "score.network: got 'resnet', expected one of unet"),
         ({'mirror__inverse_padding': 'ring'}, "mirror.inverse_padding: got 'ring', expected one"),
@@ -388,7 +390,11 @@ def test_networks_of_a_config_have_its_fields():
 )
 def test_no_field_of_a_config_is_ignored(changes, message):
     with pytest.raises(ValueError, match=f'^{message}'):
-        check(tiny(**changes))
+        check(tiny(**changes), get_config('tiny'))
+
+
+def test_a_field_that_the_preset_says_is_no_mistake_of_the_user():
+    check(tiny(mirror__forward='resnet'), get_config('tiny'))
 
 
 def test_the_published_g_of_an_ablation_has_the_sizes_of_f():
@@ -445,12 +451,10 @@ def own(tmp_path):
 
 
 def test_a_users_own_networks_are_one_file(own):
-    default = {'mirror__filters': 16, 'mirror__layers': 2}  # Potential has neither
     config = tiny(
         mirror__inverse=own('Small'),
         mirror__forward=own('Potential'),
         score__network=own('Small'),
-        **default,
     )
     f = build.make_inverse(config)
     assert (type(f).__name__, f.channels, f.periodic, f.kernel) == ('Small', (8,), (True, False), 3)
@@ -484,7 +488,7 @@ def test_a_users_own_networks_are_one_file(own):
 def test_a_users_own_network_that_cannot_be_used_is_named(own, changes, message):
     changes = {k: own(v) if isinstance(v, str) else v for k, v in changes.items()}
     with pytest.raises(ValueError, match=message):
-        check(tiny(**changes))
+        check(tiny(**changes), get_config('tiny'))
 
 
 def test_a_users_own_network_says_how_it_is_called(own):

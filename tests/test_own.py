@@ -183,7 +183,10 @@ def _save(folder, name, value):
             r'b.png: got samples of shape \(4, 6, 3\), expected \(4, 6, 1\)',
         ),
         ({'a.npy': pickle.dumps([1])}, 'a.npy: got .*write it with numpy.save'),
-        ({'a.npy': np.array([{}], object)}, 'a.npy: got Object arrays cannot be loaded'),
+        (
+            {'a.npy': np.array([{}], object)},
+            "a.npy: got Array can't be memory-mapped: Python objects",
+        ),
         ({'a.npy': np.zeros((2, 2), complex)}, 'a.npy: got dtype complex128'),
         ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\)'),
         ({'a.npy': np.zeros((0, 2, 2, 1))}, r'a.npy: got shape \(0, 2, 2, 1\)'),
@@ -193,7 +196,7 @@ def _save(folder, name, value):
             'a.png: got an image of mode RGBA.*opaque',
         ),
         ({'a.jpg': PIL.Image.new('CMYK', (6, 4))}, 'a.jpg: got an image of mode CMYK'),
-        ({'a.png': b'no image'}, 'a.png: got cannot identify.*save it again'),
+        ({'a.png': b'no image'}, 'a.png: got cannot identify'),
     ],
 )
 def test_folders_that_are_refused(tmp_path, files, message):

@@ -11,8 +11,8 @@ import shutil
 import numpy as np
 import pytest
 
-from namm_jax.experiment.config import schema
-from namm_jax.experiment.evaluate_file import evaluate
+from namm_jax.experiment.cli import main
+from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
 STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
@@ -228,7 +228,7 @@ def test_redone_pipeline_gives_the_same_table(run, launch):
 def test_evaluate_reads_the_samples_of_a_run(tiny_run, capsys):
     row = read(tiny_run / 'metrics.json')['rows']['mdm']
     samples = tiny_run / 'sample' / 'mdm.npy'
-    assert evaluate(['launch/evaluate.py', TINY, f'--samples={samples}']) == 0
+    assert main(['launch/evaluate.py', TINY, f'--samples={samples}'], 'evaluate') == 0
     told = capsys.readouterr()
     result = json.loads(told.out)  # one object and nothing else
     assert set(result) == {'constraint', 'n', 'distance', 'per_sample'}
@@ -251,7 +251,7 @@ def test_seeds_are_aggregated(tiny_run, tmp_path, launch):
     assert values[0] != values[1]
     expected = {'mean': np.mean(values), 'std': np.std(values, ddof=1), 'n': 2}
     assert rows['mdm']['distance']['mean'] == pytest.approx(expected)
-    data = [np.load(folder / f'seed{seed}' / 'data' / 'train-00000.npy') for seed in (0, 1)]
+    data = [np.load(folder / f'seed{seed}' / 'data' / 'train.npy') for seed in (0, 1)]
     assert (data[0] == data[1]).all()  # seeds share the data
     # Seed 0 of a set is the run without seeds.
     for row in ROWS:

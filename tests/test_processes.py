@@ -1,13 +1,11 @@
 """Several processes: they find each other or say who is missing, and do what one process does."""
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import pytest
 from worker import RULES, STOP, draw, train, write_data
 
 from namm_jax.experiment import dataset, processes
-from namm_jax.experiment.roll_call import Place, roll_call
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +90,7 @@ def test_their_data_set_is_that_of_one_process(two, tmp_path):
     write_data(tmp_path)
     files = lambda folder: {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     ours, theirs = files(tmp_path), files(two[0] / 'data')
-    assert ours.keys() == theirs.keys() and len(ours) == 4 + 2 + 1 + 2
+    assert ours.keys() == theirs.keys() and len(ours) == 3 + 2
     for name in ours:
         assert name == 'crc32.json' or ours[name] == theirs[name], (
             name
@@ -107,7 +104,7 @@ def test_one_process_goes_on_as_if_it_had_been_alone(two, tmp_path, name, device
     assert facts[f'stopped/{name}'] == [15, 15]
     theirs = tmp_path / 'theirs'
     subprocess.run(['cp', '-r', folder / name, theirs], check=True)
-    assert [int(path.name) for path in theirs.iterdir() if path.name.isdecimal()] == [STOP]
+    assert [int(path.stem) for path in theirs.glob('*.json')] == [STOP]
     state, records = train(theirs, rules=RULES[name], devices=devices)
     alone, expected = train(tmp_path / 'alone', rules=RULES['replicated'], devices=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state, alone)
@@ -120,95 +117,56 @@ def test_one_process_goes_on_as_if_it_had_been_alone(two, tmp_path, name, device
         )
 
 
-def call_in_threads(*places, seconds):
-    """Returns what each process of a roll call is told, '' where all is well."""
-    told = [None] * len(places)
+JOIN = """
+import sys
+from namm_jax.experiment import processes
 
-    def call(i, place):
-        told[i] = ''
-        try:
-            roll_call(place, seconds=seconds)
-        except ValueError as error:
-            told[i] = str(error)
-
-    threads = [threading.Thread(target=call, args=both) for both in enumerate(places)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return told
+coordinator, count, index, seconds = sys.argv[1], *map(int, sys.argv[2:])
+processes.start(processes.Place(coordinator, count, index), seconds=seconds)
+if index == 0:
+    print('met', file=sys.stderr)
+processes.from_first(lambda: {}['nothing'])
+"""
 
 
-def test_roll_call():
-    at = f'127.0.0.1:{free_port()}'
-    assert call_in_threads(*[Place(at, 3, index) for index in (2, 0, 1)], seconds=20) == [
-        '',
-        '',
-        '',
-    ]
+def join(*places, seconds):
+    """Starts processes that meet, and fail on process 0, at (coordinator, count, index) each."""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    command = lambda place: [sys.executable, '-c', JOIN, *map(str, place), str(seconds)]
+    options = dict(env=environment, text=True, stderr=subprocess.PIPE)
+    return [subprocess.Popen(command(place), **options) for place in places]
 
 
-def test_missing_process_is_named():
-    at = f'127.0.0.1:{free_port()}'
-    for told in call_in_threads(Place(at, 4, 0), Place(at, 4, 2), seconds=1):
-        assert (
-            f'got the processes [0, 2] at {at} within 1 s, expected 4: [1, 3] are missing' in told
-        )
+def test_those_that_wait_in_vain_say_so():
+    at, other, held = (f'127.0.0.1:{free_port()}' for _ in range(3))
+    port = int(held.rpartition(':')[2])
+    with socket.create_server(('', port)):
+        places = (at, 3, 0), (at, 3, 1), (other, 2, 1), (held, 2, 0)
+        status, said = end_all(join(*places, seconds=10))
+    assert status == [2, 2, 2, 1], said  # the last one by the traceback of its UserError
+    for (address, count, index), text in zip(places, said, strict=True):
+        assert f"Place(coordinator='{address}', count={count}, index={index})" in text
+        assert 'not all processes met within 10 s' in text or 'Failed to start RPC' in text
+        assert '--num_processes' in text and 'Check failure' not in text
 
 
-@pytest.mark.parametrize('second', [(3, 1), (2, 0)])
-def test_wrong_count_or_index_is_named(second):
-    at = f'127.0.0.1:{free_port()}'
-    count, index = second
-    if index == 0:
-        told = call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=1)
-        assert any('Address already in use' in one for one in told) and any(
-            '[1] are missing' in one for one in told
-        )
-    else:
-        for one in call_in_threads(Place(at, 2, 0), Place(at, count, index), seconds=20):
-            assert f'got process {index} of {count} at {at}, expected one of [1] of 2' in one
-
-
-def test_unreachable_coordinator_is_named():
-    at = f'127.0.0.1:{free_port()}'
-    (told,) = call_in_threads(Place(at, 2, 1), seconds=0.5)
-    assert f'process 1 of 2 found no process 0 at {at} within 0.5 s' in told and 'refused' in told
-
-
-def test_strangers_are_passed_over():
-    port = free_port()
-    at, stop = f'127.0.0.1:{port}', threading.Event()
-
-    def knock():
-        while not stop.is_set():
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(('127.0.0.1', port), timeout=1) as s,
-            ):
-                s.sendall(b'GET / HTTP/1.1\r\n\n')
-            stop.wait(0.05)
-
-    stranger = threading.Thread(target=knock)
-    stranger.start()
-    assert call_in_threads(Place(at, 2, 0), Place(at, 2, 1), seconds=20) == ['', '']
-    stop.set()
-    stranger.join()
+def test_different_numbers_are_refused_and_any_error_ends_all():
+    at, other = (f'127.0.0.1:{free_port()}' for _ in range(2))
+    begun = time.monotonic()
+    started = join((at, 2, 0), (at, 3, 1), (other, 2, 0), (other, 2, 1), seconds=60)
+    status, said = end_all(started)
+    assert status == [1] * 4 and time.monotonic() < begun + processes.HEARTBEAT, said
+    assert all('--num_processes: [2, 3]' in text and 'met' not in text for text in said[:2])
+    assert 'KeyError' in said[2] and "RuntimeError: process 0: 'nothing'" in said[3]
+    assert not any('Check failure' in text for text in said)
 
 
 @pytest.mark.parametrize(
-    'place',
-    [
-        Place('nowhere', 2, 0),
-        Place(':80', 2, 0),
-        Place('a:b', 2, 0),
-        Place('a:80', 2, 2),
-        Place('a:80', 2, -1),
-    ],
+    'place', [('nowhere', 2, 0), (':80', 2, 0), ('a:b', 2, 0), ('a:80', 2, 2), ('a:80', 2, -1)]
 )
 def test_bad_places_are_refused(place):
-    with pytest.raises(ValueError, match='expected HOST:PORT'):
-        roll_call(place, seconds=1)
+    with pytest.raises(ValueError, match='expected --coordinator=HOST:PORT'):
+        processes.Place(*place)
 
 
 def test_one_process_is_the_identity():
@@ -223,7 +181,7 @@ def test_one_process_is_the_identity():
 TINY = '--config=configs/burgers.py:tiny', '--stages=data,mirror,mdm', '--config.train.log_every=2'
 
 
-def pipeline(folder, count):
+def pipeline(folder, count, extra=lambda index: ()):
     """Starts so many processes, of one device each, on a run folder; returns them."""
     program = lambda place, count, index: (
         'launch/main.py',
@@ -232,6 +190,7 @@ def pipeline(folder, count):
         f'--coordinator={place}',
         f'--num_processes={count}',
         f'--process_index={index}',
+        *extra(index),
     )
     return start_all(program, count, devices=1)
 
@@ -259,7 +218,7 @@ def losses(folder):
 def test_pipeline_outlives_a_process_and_goes_on_with_another_number(tmp_path, number):
     ours, alone = tmp_path / 'ours', tmp_path / 'alone'
     started = pipeline(ours, 2)
-    wait_for(ours / 'mirror/checkpoints/4', started)
+    wait_for(ours / 'mirror/checkpoints/4.json', started)
     started[1].send_signal(number)
     begun = time.monotonic()
     status, said = end_all(started)
@@ -278,15 +237,19 @@ def test_pipeline_outlives_a_process_and_goes_on_with_another_number(tmp_path, n
 
 @pytest.mark.slow
 def test_processes_asked_for_different_things_are_refused(tmp_path):
-    program = lambda place, count, index: (
-        'launch/main.py',
-        *TINY,
-        f'--workdir={tmp_path / "run"}',
-        f'--coordinator={place}',
-        f'--num_processes={count}',
-        f'--process_index={index}',
-        f'--config.seed={index}',
-    )
-    status, said = end_all(start_all(program, 2, devices=1))
+    started = pipeline(tmp_path / 'run', 2, lambda index: [f'--config.seed={index}'])
+    status, said = end_all(started)
     assert status == [2, 2] and all('seed: [0, 1]' in one for one in said)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('content', ['{"config": ', '[]', '{"a": 1}'])
+def test_a_damaged_config_is_one_message_of_each_process(tmp_path, content):
+    (tmp_path / 'config.json').write_text(content)
+    begun = time.monotonic()
+    status, said = end_all(pipeline(tmp_path, 2))
+    assert status == [2, 2] and time.monotonic() < begun + processes.HEARTBEAT, said
+    for text in said:
+        assert text.count('error: ') == 1 and 'config.json is damaged' in text
+        assert 'Traceback' not in text and 'Check failure' not in text

@@ -122,8 +122,8 @@ def test_rules_of_a_config():
 def test_description_counts_bytes():
     mesh = make_mesh(jax.devices()[:4])
     tree = {'a': np.zeros((8, 250), np.float32), 'b': np.zeros(500, np.float32)}
-    told = describe(tree, shardings_of(tree, mesh, ('a=data,-', '.*=whole')))
-    assert told == '0.004 of 0.01 MB of the state on each of 4 devices, 1 of its 2 arrays split'
+    line = describe(put(tree, shardings_of(tree, mesh, ('a=data,-', '.*=whole'))))
+    assert line == '0.004 of 0.01 MB of the state on each of 4 devices, 1 of its 2 arrays split'
 
 
 def test_split_arrays_come_back_whole():
@@ -142,7 +142,7 @@ def test_devices_of_each_process():
     for each in (-1, 9):
         with pytest.raises(
             ValueError,
-            match=f'got {each} with 8 devices, process by process, expected 1 to 8, or 0',
+            match=f'got {each} where the processes have .8. devices, expected 1 to 8, or 0',
         ):
             first_devices(each)
 

@@ -10,11 +10,11 @@ import pytest
 
 from configs.burgers import get_config
 from namm_jax._arrays import Task
-from namm_jax.experiment import build, sharding
+from namm_jax.experiment import build, devices
 from namm_jax.experiment.build import optimizer_of as make_optimizer
 from namm_jax.experiment.config import override
 from namm_jax.experiment.devices import make_mesh, put_batch, replicated, shardings_of
-from namm_jax.experiment.step import make_train_step, make_validation
+from namm_jax.experiment.loop import make_train_step, make_validation
 from namm_jax.networks.resnet import ResNet
 from namm_jax.networks.unet import UNet
 from namm_jax.training.optimizers import moments_of
@@ -104,13 +104,12 @@ def make_tasks():
 
 @pytest.mark.parametrize('name', [pytest.param('mirror', marks=pytest.mark.slow), 'denoising'])
 def test_eight_devices_take_the_steps_of_one(name, monkeypatch):
-    monkeypatch.setattr(sharding, 'SMALL', 0)
+    monkeypatch.setattr(devices, 'SMALL', 0)
     assert len(jax.devices()) == 8
     # Gradient descent: Adam would make whole steps out of the rounding of gradients that are 0.
     task = make_tasks()[name]._replace(optimizer=optax.sgd(0.1))
     batch, results = batch_of((8, 8, 1)), []
-    for devices in (jax.devices()[:1], jax.devices()):
-        mesh = make_mesh(devices)
+    for mesh in (make_mesh(jax.devices()[:1]), make_mesh()):
         shardings = shardings_of(init_state(task, jax.random.key(0)), mesh, ('kernel$=largest',))
         split = [place for place in jax.tree.leaves(shardings) if not place.is_fully_replicated]
         assert len(split) >= (2 if mesh.size > 1 else 0)  # of parameters and their average

@@ -145,11 +145,7 @@ def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: s
             path.write_bytes(before)
             return Seen(f'not read again: {where.parts[0]}', str(where))
         return Seen(f'made again: {where.parts[0]}', str(where))
-    named = (
-        path.name.split('.')[0],
-        'checkpoints',
-        'damaged',
-    )  # orbax names the checkpoint, not its file
+    named = (path.name.split('.')[0], 'checkpoints', 'damaged')  # the checkpoint, not its file
     if status != 2 or 'Traceback' in said or not any(name in said for name in named):
         raise Defect(f'status {status} after {kind} of {where}: {said[-500:]}')
     path.parent.mkdir(parents=True, exist_ok=True)

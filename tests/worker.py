@@ -19,7 +19,6 @@ from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.devices import first_devices, local_mesh, make_mesh
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.loop import Plan, Stopped, fit
-from namm_jax.experiment.roll_call import Place
 
 DATA = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
 STEPS, STOP = 12, 5
@@ -85,7 +84,7 @@ def fields(indices):
 
 
 def write_data(folder):
-    """Writes a data set in shards of two."""
+    """Writes a data set in parts of two."""
     dataset.write_dataset(folder, fields, sizes=SIZES, shard_size=2, provenance={'seed': 0})
 
 
@@ -120,7 +119,7 @@ def _failed():
 
 def main(folder, coordinator, count, index):
     """Does everything with the other processes; process 0 writes what came out."""
-    processes.start(Place(coordinator, int(count), int(index)))
+    processes.start(processes.Place(coordinator, int(count), int(index)))
     folder, mine = (
         Path(folder),
         dataset.batches(

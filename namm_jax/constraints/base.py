@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Metrics, PerSample, Unit, at_least_single, axes
@@ -285,8 +284,8 @@ class Standardised:
     """A constraint on `x = mean + scale u`, of standardised fields u; distances keep x's unit."""
 
     constraint: Constraint
-    mean: ArrayLike
-    scale: ArrayLike
+    mean: Any  # leaves of a pytree, a number or one a channel
+    scale: Any
 
     def _fields(self, u: Fields) -> Fields:
         u = at_least_single(u)

@@ -112,15 +112,17 @@ def measurement_guided(
     std: ArrayLike,
     gain: Gain,
     limit: ArrayLike | None = None,
+    iterations: int = 0,
 ) -> Denoiser:
-    """Returns the denoiser given a measurement,
-    `D' = D - sigma^2 grad_x |r(D(x))|^2 / (2 (1 + gain v))`.
+    """Returns the denoiser given a measurement, `D' = D - sigma^2 J^T J_r^T C^-1 r(D(x))`.
 
-    `v = sigma^2 tau^2 / (sigma^2 + tau^2)` is the variance of isotropic normal data given x, held
-    constant in the gradient; `1 + gain v` is that of a residual, of its noise and of the estimate.
-    For data `N(mean, tau^2 I)` and residuals `W (y - B x)` with `W B B^T W^T = gain I`, such as
-    white noise and B of orthonormal rows, D' is the exact denoiser of the posterior; else it is an
-    approximation. A call costs one of D, and one product with its transposed Jacobian.
+    `C = I + v J_r J_r^T` is the covariance of the residuals, of their noise and of the estimate,
+    `J_r` the Jacobian of r, and `v = sigma^2 tau^2 / (sigma^2 + tau^2)` the variance of isotropic
+    normal data given x. C is `1 + gain v` times the identity, or solved by conjugate gradients. For
+    data `N(mean, tau^2 I)` and residuals `W (y - B x)` D' is the exact denoiser of the posterior:
+    by the gain where `W B B^T W^T = gain I`, such as white noise and B of orthonormal rows, by
+    enough iterations whatever W and B. Else it is an approximation. A call costs one of D, one
+    product with its transposed Jacobian, and as many pairs of those with J_r as iterations.
 
     Args:
         denoiser: D.
@@ -130,6 +132,7 @@ def measurement_guided(
         limit: largest root mean square of `D' - D` over a sample's values, in data units; None is
             none. The data's standard deviation holds back a network whose Jacobian does not fall as
             `1 / sigma^2` at large levels.
+        iterations: of conjugate gradients; 0 takes the gain in their place.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -144,9 +147,15 @@ def measurement_guided(
     def denoise(x: Array, sigma: Array) -> Array:
         x_0, pull_back = jax.vjp(lambda x: denoiser(x, sigma), x)
         r, transpose = jax.vjp(residual, x_0)
-        (towards,) = pull_back(transpose(-r)[0])
         level = jnp.asarray(sigma)
-        weight = level**2 / (1 + conditional_variance(level, std, gain))
+        if iterations:
+            v = broadcast(conditional_variance(level, std), r)
+            C = lambda a: a + v * jax.jvp(residual, (x_0,), transpose(a))[1]
+            r, _ = jax.scipy.sparse.linalg.cg(C, r, maxiter=iterations)
+            weight = level**2
+        else:
+            weight = level**2 / (1 + conditional_variance(level, std, gain))
+        (towards,) = pull_back(transpose(-r)[0])
         shift = broadcast(weight, x) * towards
         square = 0 if limit is None else jnp.mean((shift / limit) ** 2, axes(x), keepdims=True)
         return (x_0 + shift / jnp.sqrt(jnp.maximum(square, 1))).astype(x_0.dtype)

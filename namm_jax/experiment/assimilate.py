@@ -1,7 +1,5 @@
 """The stage `assimilate`: posterior samples of test fields given noisy measurements, by every
-sampler of the table.
-
-Each measurement's samples are a file, so a run goes on where it was stopped.
+sampler of the table. Each measurement's samples are a file, so a run goes on where it was stopped.
 """
 
 import functools
@@ -18,21 +16,13 @@ from jaxtyping import Array
 
 from namm_jax._arrays import Measure, normal
 from namm_jax._checks import check_operator
+from namm_jax.experiment import posteriors
 from namm_jax.experiment.dataset import read_array
 from namm_jax.experiment.evaluate import SHOWN, save_arrays, shown
 from namm_jax.experiment.experiment import Experiment
 from namm_jax.experiment.files import read_json, write_json
-from namm_jax.experiment.posteriors import (
-    ROWS,
-    Draw,
-    Row,
-    make_operator,
-    measured_gains,
-    operator_name,
-    rows_of,
-    samples_of,
-    with_noise_floor,
-)
+from namm_jax.experiment.methods import correction
+from namm_jax.experiment.posteriors import ROWS, SAMPLERS
 from namm_jax.experiment.processes import from_first, gather_rows
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.inverse.likelihood import likelihood
@@ -43,130 +33,64 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     """Measures test fields with noise, draws posterior samples of each by every row, and fills
     their table.
     """
-    config, section, name = (
-        experiment.config,
-        experiment.config.assimilate,
-        operator_name(experiment.config),
-    )
+    section, name = experiment.config.assimilate, posteriors.operator_name(experiment.config)
     folder = experiment.run.directory / 'assimilate' / name
     from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-    truth = experiment.split('test')[: section.measurements]
-    operator = make_operator(config)
+    test, operator = experiment.split('test'), posteriors.make_operator(experiment.config)
+    truth = test[: section.measurements]
     check_operator(operator, experiment.problem.shape, x=truth[:3])
     y = operator(jnp.asarray(truth))
     y = y + section.noise_std * normal(experiment.keys('assimilate', 0, len(y)), y)
-    rows = rows_of(config)
-    long = min(section.measurements, section.long_measurements)
-    numbers = {row: long if ROWS[row].long else section.measurements for row in rows}
-    done = itertools.count(1)
+    rows = {row: SAMPLERS[ROWS[row].act] for row in posteriors.rows_of(experiment.config)}
+    limits = {'few_steps': section.measurements}  # of what takes longer, `long_measurements`
+    n = {row: limits.get(rows[row].steps, section.long_measurements) for row in rows}
     # Rows of one model share what is measured of it.
-    gains = functools.cache(functools.partial(measured_gains, experiment, operator))
-    noise_floor = functools.cache(functools.partial(_noise_floor, experiment))
-    draw_of = lambda row: row.draw(experiment, operator, gains)
-    with Bar('assimilate', sum(numbers.values()), unit='measurement') as bar:
+    gains = functools.cache(functools.partial(posteriors.measured_gains, experiment, operator))
+    draw_of = lambda row: posteriors.draw_of(experiment, row, operator, gains)
+
+    @functools.cache
+    def noise_floor(model: str) -> dict[str, Any]:
+        x = posteriors.with_noise_floor(experiment, model, jnp.asarray(test[: section.samples]))
+        return distance_statistics(experiment.constraint.distance(x))
+
+    with Bar('assimilate', sum(min(n[row], len(y)) for row in rows), unit='measurement') as bar:
+        done = itertools.count(1)
         advance = lambda: bar.update(next(done))
-        for row in rows:
-            samples, seconds = _row(experiment, folder, row, draw_of, y[: numbers[row]], advance)
-            entry = _entry(experiment, operator, truth[: numbers[row]], y[: numbers[row]], samples)
-            entry |= {'calls': ROWS[row].calls(section), 'seconds_per_sample': seconds}
-            if ROWS[row].noisy:
-                entry['noise_floor'] = noise_floor(ROWS[row].noisy)
+        for row, sampler in rows.items():
+            x, of_each = truth[: n[row]], y[: n[row]]
+            samples, seconds = _samples(experiment, folder, row, draw_of, of_each, advance)
+            valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))
+            entry = statistics_of(experiment, operator, of_each, samples)
+            entry |= posterior_statistics(jnp.asarray(x), jnp.asarray(samples), valid)
+            entry['calls'] = section.get(sampler.steps, 0) + sampler.more
+            entry['seconds_per_sample'] = seconds
+            if sampler.noisy:
+                entry['noise_floor'] = noise_floor(ROWS[row].prior)
             experiment.run.merge_metrics({f'assimilation.{name}.{row}': entry})
     save_arrays(folder / 'arrays.npz', _arrays(experiment, folder, operator, truth[:1], y[:1]))
-    from_first(lambda: (_draw(experiment, name), _tell(experiment, name)) and None)
-    return {'operator': name, 'rows': rows}
+    from_first(lambda: _report(experiment, name))
+    return {'operator': name, 'rows': list(rows)}
 
 
-def _noise_floor(experiment: Experiment, model: str) -> dict[str, Any]:
-    """Returns the constraint distance of true fields with the noise that the published samplers
-    leave.
-    """
-    x = with_noise_floor(
-        experiment,
-        model,
-        jnp.asarray(experiment.split('test')[: experiment.config.assimilate.samples]),
-    )
-    return distance_statistics(experiment.constraint.distance(x))
-
-
-def _arrays(
-    experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array
-) -> dict[str, Any]:
-    """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the
-    folder holds.
-    """
-    image = lambda x: experiment.problem.image(jnp.asarray(x))
-    _, residual = shown(experiment, truth)
-    _, transposed = jax.vjp(operator, jnp.asarray(truth))
-    (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
-    (back,) = transposed(y)
-    arrays = {'truth/field': image(truth)[0], 'truth/residual': residual[0]}
-    arrays['truth/measured'] = image(jnp.where(seen == 0, jnp.nan, back))[
-        0
-    ]  # 0 where no measurement looks
-    for row in ROWS:
-        if not (folder / row / '0.npy').exists():
-            continue
-        x = experiment.packed(read_array(folder / row / '0.npy'))
-        images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], shown(experiment, x[:1])
-        mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
-        arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}
-        arrays |= {f'{row}/samples': images[0, :SHOWN, ..., 0], f'{row}/residual': residuals[0]}
-    return arrays
-
-
-def _draw(experiment: Experiment, name: str) -> None:
-    """Draws the figure of an operator, and the report again if there is one."""
-    from namm_jax.report.writing import (
-        write_assimilation,
-        write_report,
-    )  # matplotlib takes a second to import
-
-    if (experiment.run.directory / 'report.html').exists():
-        write_report(experiment.run.directory)  # with this figure
-    else:
-        write_assimilation(experiment.run.directory, name)
-
-
-def _tell(experiment: Experiment, name: str) -> None:
-    from namm_jax.report.table import assimilation_table, render
-
-    entries = read_json(experiment.run.directory / 'metrics.json')['assimilation'][name]
-    section = experiment.config.assimilate
-    say(f'{name}, noise {section.noise_std:g}: posterior samples of measured test fields')
-    say(render(assimilation_table(entries)))
-
-
-def _row(
-    experiment: Experiment,
-    folder: Path,
-    name: str,
-    draw_of: Callable[[Row], Draw],
-    y: Array,
-    advance: Callable[[], None],
+def _samples(
+    experiment: Experiment, folder: Path, name: str, draw_of: Any, y: Array, advance: Callable
 ) -> tuple[np.ndarray, float]:
-    """Returns samples `(n, k, h, w, c)` of each measurement and the median seconds a sample, its
-    map's included.
+    """Returns a row's samples `(n, k, h, w, c)` of each measurement, and the median seconds a
+    sample, its correction's included.
     """
-    row = ROWS[name]
-    draw = functools.cache(lambda: draw_of(row))
-    make = lambda i: samples_of(experiment, draw(), i, y[i])
-    samples, seconds = _kept(experiment, folder / (row.draws or name), len(y), make, advance)
-    if row.way is None:
-        return samples, seconds
-    way = row.way(experiment)
-    mapped, more = _kept(
-        experiment, folder / name, len(y), lambda i: np.asarray(way(samples[i])), lambda: None
-    )
-    return mapped, seconds + more
+    row, path = ROWS[name], folder / name
+    if row.draw == name:
+        draw = functools.cache(lambda: draw_of(row))
+        make = lambda i: posteriors.samples_of(experiment, draw(), i, y[i])
+        return _kept(experiment, path, len(y), make, advance)
+    x, seconds = _samples(experiment, folder, row.draw, draw_of, y, advance)
+    way = correction(experiment, row.map)
+    x, more = _kept(experiment, path, len(y), lambda i: np.asarray(way(x[i])), lambda: None)
+    return x, seconds + more
 
 
 def _kept(
-    experiment: Experiment,
-    folder: Path,
-    n: int,
-    make: Callable[[int], np.ndarray],
-    advance: Callable[[], None],
+    experiment: Experiment, folder: Path, n: int, make: Callable[[int], np.ndarray], advance: Any
 ) -> tuple[np.ndarray, float]:
     """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they
     are there.
@@ -182,12 +106,8 @@ def _kept(
             begun = time.perf_counter()
             x = make(min(first + jax.process_index(), n - 1))
             # The first one compiles: it counts only where there is no other.
-            last = first + processes >= n
-            seconds += (
-                [(time.perf_counter() - begun) / len(x)]
-                if warm or not (seconds or not last)
-                else []
-            )
+            if warm or (not seconds and first + processes >= n):
+                seconds.append((time.perf_counter() - begun) / len(x))
             warm = True
             for path, samples in zip(together, gather_rows(x[None]), strict=False):
                 experiment.save(path, samples)
@@ -201,14 +121,8 @@ def _kept(
 def statistics_of(
     experiment: Experiment, operator: Measure, y: Array, samples: np.ndarray
 ) -> dict[str, Any]:
-    """Returns distance, misfit in noise units, and the numbers of samples and of those that are not
-    finite.
-
-    Args:
-        experiment: the experiment.
-        operator: A.
-        y: measurements `(n, *m)`.
-        samples: `(n, k, h, w, c)`; those that are not finite are counted, and left out of all else.
+    """Returns distance, misfit in noise units, and the numbers of samples `(n, k, h, w, c)` and of
+    those that are not finite, which are left out of all else; `y (n, *m)` are the measurements.
     """
     valid = np.isfinite(samples).all((2, 3, 4))
     entry = {'diverged': int((~valid).sum()), 'n': valid.size}
@@ -216,15 +130,42 @@ def statistics_of(
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
     of_y = likelihood(operator, of_each, experiment.config.assimilate.noise_std)
-    misfit = of_y.misfit_per_value(x)
     distance = distance_statistics(experiment.constraint.distance(x))
-    return entry | {'distance': distance, 'misfit': float(misfit.mean())}
+    return entry | {'distance': distance, 'misfit': float(of_y.misfit_per_value(x).mean())}
 
 
-def _entry(
-    experiment: Experiment, operator: Measure, truth: np.ndarray, y: Array, samples: np.ndarray
+def _arrays(
+    experiment: Experiment, folder: Path, operator: Measure, truth: np.ndarray, y: Array
 ) -> dict[str, Any]:
-    """Returns an entry of the table."""
-    valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))
-    errors = posterior_statistics(jnp.asarray(truth), jnp.asarray(samples), valid)
-    return statistics_of(experiment, operator, y, samples) | errors
+    """Returns what the report draws of the first measurement `y (1, *m)`, for every row that the
+    folder holds.
+    """
+    image = lambda x: experiment.problem.image(jnp.asarray(x))
+    _, transposed = jax.vjp(operator, jnp.asarray(truth))
+    (seen,) = transposed(jax.random.normal(jax.random.key(0), y.shape))
+    (back,) = transposed(y)
+    # NaN where no measurement looks.
+    arrays = {'truth/measured': image(jnp.where(seen == 0, jnp.nan, back))[0]}
+    arrays |= {'truth/field': image(truth)[0], 'truth/residual': shown(experiment, truth)[1][0]}
+    for row in filter(lambda row: (folder / row / '0.npy').exists(), ROWS):
+        x = experiment.packed(read_array(folder / row / '0.npy'))
+        images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], shown(experiment, x[:1])
+        mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
+        arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}
+        arrays |= {f'{row}/samples': images[0, :SHOWN, ..., 0], f'{row}/residual': residuals[0]}
+    return arrays
+
+
+def _report(experiment: Experiment, name: str) -> None:
+    """Draws the figure of an operator, the report again if there is one, and prints the table."""
+    from namm_jax.report.table import assimilation_table, render
+    from namm_jax.report.writing import write_assimilation, write_report  # imports matplotlib
+
+    folder, noise = experiment.run.directory, experiment.config.assimilate.noise_std
+    if (folder / 'report.html').exists():
+        write_report(folder)  # with this figure
+    else:
+        write_assimilation(folder, name)
+    entries = read_json(folder / 'metrics.json')['assimilation'][name]
+    say(f'{name}, noise {noise:g}: posterior samples of measured test fields')
+    say(render(assimilation_table(entries)))

@@ -1,8 +1,5 @@
-"""From a config to the objects of an experiment, and to the tasks that are trained: mirror,
-finetune, mdm, dm.
-
-Every value is checked by the function that takes it. Nothing here computes until it is called with
-arrays.
+"""From a config to the objects of an experiment, and to the tasks that are trained. Every value is
+checked by the function that takes it; nothing computes until it is called with arrays.
 """
 
 import functools
@@ -19,9 +16,8 @@ from namm_jax import mirror
 from namm_jax._arrays import Constraint, Denoiser, Key, MirrorMap, Params, Task
 from namm_jax._checks import choose
 from namm_jax.denoising.denoisers import make_parameterisation
-from namm_jax.experiment.config import schema
 from namm_jax.experiment.own import load_function
-from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.problem import make_problem, plain
 from namm_jax.networks import NETWORKS, fields_of, make_network
 from namm_jax.networks.counter import COUNTERS
 from namm_jax.networks.icnn import gradient_map, nonnegative_mask
@@ -42,11 +38,8 @@ def holds_network(config: ConfigDict) -> bool:
 
 
 def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
-    """Returns the constraint that the config names, of its problem.
-
-    Args:
-        config: the config; `constraint.name` may name several, joined by `+`: their weighted sum.
-        params: parameters of the network that it holds, where it holds one.
+    """Returns the constraint that the config names, or a weighted sum of several, joined by `+`;
+    `params` are those of the network that it holds, where it holds one.
     """
     options = {}
     if holds_network(config):
@@ -60,130 +53,105 @@ def _count(network: Any, params: Params, x: Array) -> Array:
     return network.apply({'params': params}, x)
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
 def make_counters(config: ConfigDict) -> dict[str, Any]:
-    """Returns both counting networks of the config: `counter`, which the constraint holds, and
-    `second`, the other, to see samples that fool it.
+    """Returns both counting networks: `counter`, which the constraint holds, and `second`, the
+    other kind, to see samples that fool it.
     """
     section = config.counter
-    classes = {'counter': choose('counter.network', section.network, COUNTERS)}
-    classes['second'] = next(kind for name, kind in COUNTERS.items() if name != section.network)
-    return {
-        role: make_network(kind, **{name: _plain(section[name]) for name in fields_of(kind)})
-        for role, kind in classes.items()
-    }
+    first = choose('counter.network', section.network, COUNTERS)
+    second = next(kind for name, kind in COUNTERS.items() if name != section.network)
+    return {role: _with(kind, section) for role, kind in (('counter', first), ('second', second))}
+
+
+def _with(kind: Any, section: Mapping[str, Any]) -> Any:
+    return make_network(kind, **{name: plain(section[name]) for name in fields_of(kind)})
 
 
 class Role(NamedTuple):
-    """What a network is for, and which part of the config describes it.
-
-    Attributes:
-        section: the section.
-        name: its field that names the network: one of `classes`, or a user's own class of Flax
-            modules, `path/to/file.py:Class` or `package.module:Class`.
-        padding: its field that says how convolutions pad.
-        fields: its fields that the network may have.
-        classes: name -> key of `NETWORKS`.
-        call: how the network is called.
+    """What a network is for: the section that describes it, the fields there that name it (one of
+    `kinds`, or a user's own class, `file.py:Class`) and say how it pads, those that it may have,
+    and how it is called.
     """
 
     section: str
     name: str
     padding: str
     fields: tuple[str, ...]
-    classes: Mapping[str, str]
+    kinds: Mapping[str, str]
     call: str
 
 
 _WIDE = ('channels', 'blocks', 'fold', 'head', 'norm', 'attention', 'global_convolution', 'dropout')
-SCORE = Role(
-    section='score',
-    name='network',
-    padding='padding',
-    fields=_WIDE,
-    classes={'unet': 'unet'},
-    call='(x, label, *, train=False)',
-)
+_ICNN = ('filters', 'layers', 'reduction')
+SCORE = Role('score', 'network', 'padding', _WIDE, {'unet': 'unet'}, '(x, label, *, train=False)')
 F = Role(
-    section='mirror',
-    name='inverse',
-    padding='inverse_padding',
-    fields=_WIDE,
-    classes={'unet': 'unet', 'resnet': 'resnet'},
-    call='(z, *, train=False)',
+    'mirror',
+    'inverse',
+    'inverse_padding',
+    _WIDE,
+    {'unet': 'unet', 'resnet': 'resnet'},
+    '(z, *, train=False)',
 )
 G = Role(
-    section='mirror',
-    name='forward',
-    padding='forward_padding',
-    fields=('filters', 'layers', 'reduction'),
-    classes={'icnn': 'icnn', 'resnet': 'resnet', 'identity': 'icnn'},
-    call='(x)',
+    'mirror',
+    'forward',
+    'forward_padding',
+    _ICNN,
+    {'icnn': 'icnn', 'resnet': 'resnet', 'identity': 'icnn'},
+    '(x)',
 )
 
 
-def _class_of(role: Role, name: str) -> Any:
+def _kind(config: ConfigDict, role: Role) -> Any:
     """Returns the class of modules that the config names for a role."""
+    name = config[role.section][role.name]
     field = f'{role.section}.{role.name}'
     if ':' not in name:
-        return NETWORKS[choose(field, name, role.classes)]
-    network = load_function(name)
-    fields_of(network)  # raises for anything but a class of modules
-    parameters = inspect.signature(network.__call__).parameters
-    if 'train' in role.call and 'train' not in parameters:
-        raise ValueError(
-            f'{field}={name}: got __call__({", ".join(parameters)}), expected the arguments '
-            f'{role.call}'
-        )
-    return network
+        return NETWORKS[choose(field, name, role.kinds)]
+    kind = load_function(name)
+    fields_of(kind)  # raises for anything but a class of modules
+    arguments = inspect.signature(kind.__call__).parameters
+    if 'train' in role.call and 'train' not in arguments:
+        got = ', '.join(arguments)
+        raise ValueError(f'{field}={name}: got __call__({got}), expected the arguments {role.call}')
+    return kind
+
+
+def check_networks(config: ConfigDict, preset: ConfigDict) -> None:
+    """Raises a ValueError if a field of a network is not that of the preset, and the network has no
+    such field: nothing that a user says is ignored in silence.
+    """
+    for role in (SCORE, F, G):
+        section = config[role.section]
+        default = preset[role.section]
+        own = fields_of(_kind(config, role))
+        lost = [k for k in role.fields if k not in own and plain(section[k]) != plain(default[k])]
+        if lost:
+            raise ValueError(
+                f'{", ".join(f"{role.section}.{k}" for k in lost)}: got '
+                f'{", ".join(str(section[k]) for k in lost)}, but {role.section}.{role.name}='
+                f'{section[role.name]} has no such field; leave it out, or take another network'
+            )
 
 
 def _network(config: ConfigDict, role: Role, **shared: Any) -> Any:
-    """Returns the network of a role, with those of its section's fields that its class has.
-
-    Args:
-        config: the config.
-        role: what it is for.
-        shared: fields that it has from another role.
-
-    Raises:
-        ValueError: if there is no such network, a value is bad, or a field that the class does not
-            have is not at its default: nothing is ignored in silence.
+    """Returns the network of a role, with those of its section's fields, of `shared`, and of what
+    the data and the training say, that its class has.
     """
     section = config[role.section]
-    name = section[role.name]
-    kind = _class_of(role, name)
-    own = fields_of(kind)
-    field = f'{role.section}.{role.name}={name}'
-    default = schema(config.data.problem)[role.section]
-    lost = [k for k in role.fields if k not in own and _plain(section[k]) != _plain(default[k])]
-    if lost:
-        raise ValueError(
-            f'{", ".join(f"{role.section}.{k}" for k in lost)}: got '
-            f'{", ".join(str(section[k]) for k in lost)}, but {field} has no such field; set it '
-            f'back to {", ".join(str(default[k]) for k in lost)}, or take another network'
-        )
-    values = {k: _plain(section[k]) for k in role.fields} | shared | _context(config, role)
-    try:
-        return make_network(kind, **{k: v for k, v in values.items() if k in own})
-    except ValueError as error:
-        raise ValueError(f'{field}: {error}') from error
-
-
-def _context(config: ConfigDict, role: Role) -> dict[str, Any]:
-    """Returns the fields of a network that come from the data and from how all are trained."""
     problem = make_problem(config)
-    padding = config[role.section][role.padding]
-    periodic = choose(f'{role.section}.{role.padding}', padding, PADDINGS)(problem.periodic)
-    return {
-        'periodic': periodic,
-        'cell': tuple(n if wraps else 1 for n, wraps in zip(problem.cell, periodic, strict=True)),
-        'remat': config.train.remat,
-        'dtype': choose('train.compute_dtype', config.train.compute_dtype, DTYPES),
-    }
+    field = f'{role.section}.{role.padding}'
+    periodic = choose(field, section[role.padding], PADDINGS)(problem.periodic)
+    cell = tuple(n if wraps else 1 for n, wraps in zip(problem.cell, periodic, strict=True))
+    dtype = choose('train.compute_dtype', config.train.compute_dtype, DTYPES)
+    values = {name: plain(section[name]) for name in role.fields} | shared
+    values |= {'periodic': periodic, 'cell': cell, 'remat': config.train.remat, 'dtype': dtype}
+    kind = _kind(config, role)
+    own = fields_of(kind)
+    try:
+        return make_network(kind, **{name: v for name, v in values.items() if name in own})
+    except ValueError as error:
+        raise ValueError(f'{role.section}.{role.name}={section[role.name]}: {error}') from error
 
 
 def make_score(config: ConfigDict) -> Any:
@@ -198,10 +166,11 @@ def make_inverse(config: ConfigDict) -> Any:
 
 def make_forward(config: ConfigDict) -> Any:
     """Returns the network of g; a ResNet (for ablations) has the sizes of f's first resolution."""
-    section, shared = config.mirror, {}
+    section = config.mirror
+    shared = {}
     if section.forward == 'resnet':
-        shared = {name: section[name] for name in ('blocks', 'dropout')}
-        shared['channels'] = _plain(section.channels)[:1]
+        channels = plain(section.channels)[:1]
+        shared = dict(channels=channels, blocks=section.blocks, dropout=section.dropout)
     return _network(config, G, **shared)
 
 
@@ -220,17 +189,14 @@ def _learned_map(config: ConfigDict) -> MirrorMap:
     )
 
 
-def _simplex_map(config: ConfigDict) -> MirrorMap:
-    return mirror.simplex_map(make_problem(config).total, floor=config.mirror.floor)
-
-
-# The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune` to
-# train.
+# The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune`.
 MAPS: dict[str, Callable[[ConfigDict], MirrorMap]] = {
     'namm': _learned_map,
     'identity': lambda config: mirror.identity_map(),
     'box': lambda config: mirror.box_map(0.0, 1.0, floor=config.mirror.floor),
-    'simplex': _simplex_map,
+    'simplex': lambda config: mirror.simplex_map(
+        make_problem(config).total, floor=config.mirror.floor
+    ),
 }
 
 
@@ -252,23 +218,17 @@ def user_mirror(config: ConfigDict) -> MirrorMap:
 
 def fitted_mirror(config: ConfigDict, params: Params) -> mirror.Mirror:
     """Returns a learned mirror map with its parameters."""
-    section, units = config.mirror, make_problem(config).units
+    section = config.mirror
     networks = make_forward(config), make_inverse(config)
-    return mirror.Mirror(params, *networks, section.strong_convexity, section.output, units)
+    settings = section.strong_convexity, section.output, make_problem(config).units
+    return mirror.Mirror(params, *networks, *settings)
 
 
 def optimizer_of(
     section: ConfigDict, steps: int, mask: Callable[[Params], PyTree] | None = None
 ) -> Any:
-    """Returns the optimizer of a section of the config; see `training.optimizers`.
-
-    Args:
-        section: an optimizer section.
-        steps: the length of the schedule.
-        mask: `params -> tree of booleans`, those that stay non-negative.
-
-    Raises:
-        ValueError: if a value is out of range.
+    """Returns the optimizer of a section, its schedule `steps` long; `mask: params -> booleans`
+    says which stay non-negative. Raises a ValueError if a value is out of range.
     """
     settings = section.to_dict()
     if not 0 <= (ema := settings.pop('ema')) < 1:
@@ -278,42 +238,32 @@ def optimizer_of(
 
 def mirror_init(config: ConfigDict) -> Callable[[Key], Params]:
     """Returns the initialisation of the mirror map's parameters."""
-    mirror_map, shape = make_mirror(config), make_problem(config).shape
+    mirror_map = make_mirror(config)
+    shape = make_problem(config).shape
     return lambda key: mirror_map.init(key, jnp.zeros((1, *shape)))
 
 
-def _weights(config: ConfigDict, section: ConfigDict, unit: float) -> dict[str, float]:
-    """Returns the weights of the mirror map's loss: noise law and weight of the rule are a stage's
-    own.
+def _loss(config: ConfigDict, section: ConfigDict, unit: float) -> dict[str, Any]:
+    """Returns the settings of the mirror map's loss; noise law and weight of the rule are a
+    stage's own.
     """
     of_map = ('lambda_cycle', 'lambda_reg', 'strong_convexity')
-    weights = {name: config.mirror[name] for name in of_map}
-    weights |= {name: section[name] for name in ('sigma_max', 'sigma_power')}
-    return weights | {'lambda_constr': section.lambda_constr / unit}
+    settings = {name: config.mirror[name] for name in of_map}
+    settings |= {name: section[name] for name in ('sigma_max', 'sigma_power')}
+    settings['lambda_constr'] = section.lambda_constr / unit
+    return settings | {'units': make_problem(config).units}
 
 
 def mirror_task(config: ConfigDict, steps: int, constraint: Constraint, unit: float = 1.0) -> Task:
-    """Returns the training of the mirror map, both networks.
-
-    Args:
-        config: the config.
-        steps: the number of steps.
-        constraint: the set M, of standardised fields; its shapes are enough for `init`.
-        unit: of its distance.
+    """Returns the training of the mirror map, both networks; the set M is of standardised fields,
+    its distance in this unit, and its shapes are enough for `init`.
     """
     optimizers = {
         'forward': optimizer_of(config.mirror.optimizer, steps, nonnegative_mask),
         'inverse': optimizer_of(config.mirror.optimizer, steps),
     }
-    problem = make_problem(config)
-    return recipes.namm_task(
-        make_mirror(config),
-        problem.shape,
-        constraint,
-        optimizers,
-        units=problem.units,
-        **_weights(config, config.mirror, unit),
-    )
+    of = make_mirror(config), make_problem(config).shape, constraint, optimizers
+    return recipes.namm_task(*of, **_loss(config, config.mirror, unit))
 
 
 def finetune_task(
@@ -324,51 +274,25 @@ def finetune_task(
     params: Params,
     moments: PyTree,
 ) -> Task:
-    """Returns the finetuning of f.
-
-    Args:
-        config: the config.
-        steps: the number of steps.
-        constraint: the set M, of standardised fields.
-        unit: of its distance.
-        params: the trained mirror map's `{'forward', 'inverse'}`.
-        moments: of f's gradient, to go on from: `optimizers.moments_of`.
+    """Returns the finetuning of f, from the mirror map's parameters and the moments of f's gradient
+    (`optimizers.moments_of`); constraint and unit as of `mirror_task`.
     """
-    return recipes.finetune_task(
-        make_mirror(config),
-        params,
-        constraint,
-        continued(optimizer_of(config.finetune.optimizer, steps), moments),
-        units=make_problem(config).units,
-        **_weights(config, config.finetune, unit),
-    )
+    optimizer = continued(optimizer_of(config.finetune.optimizer, steps), moments)
+    of = make_mirror(config), params, constraint, optimizer
+    return recipes.finetune_task(*of, **_loss(config, config.finetune, unit))
 
 
 def make_denoiser(
     config: ConfigDict, params: Params, mean: Array | float, std: Array | float
 ) -> Denoiser:
-    """Returns the denoiser of a diffusion model.
-
-    Args:
-        config: the config.
-        params: the score network's parameters.
-        mean: mean of the model's training set, a scalar.
-        std: its standard deviation, a scalar.
-    """
+    """Returns the denoiser of a diffusion model trained on data of this mean and std, scalars."""
     score = functools.partial(recipes.score, make_score(config), params)
     name = config.score.parameterisation
     return make_parameterisation(name, mean=mean, std=std).denoiser(score)
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
-    """Returns the training of a diffusion model: dm and mdm are the same.
-
-    Args:
-        config: the config.
-        steps: the number of steps.
-        mean: mean of the training set, a scalar.
-        std: its standard deviation, a scalar.
-    """
+    """Returns the training of a diffusion model, DM or MDM, on data of this mean and std."""
     return recipes.denoising_task(
         make_score(config),
         make_problem(config).shape,

@@ -1,167 +1,98 @@
-"""`launch/main.py` from its arguments to its exit status, and what its two neighbours share with
-it.
+"""The command `run`: stages in a run folder, one folder a seed; and a folder opened as it is."""
 
-JAX is configured here, before its first use: the compilation cache.
-"""
-
+import argparse
 import contextlib
+import functools
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from namm_jax.experiment.arguments import (
-    experiment_name,
-    main_flags,
-    overrides_of,
-    parse,
-    place_of,
-    preset_of,
-)
+from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
-from namm_jax.experiment.files import UserError, local, read_json, write_json
-from namm_jax.experiment.folder import Run, aggregate
+from namm_jax.experiment.experiment import Experiment, check, make_experiment
+from namm_jax.experiment.files import local, read_json, write_json
+from namm_jax.experiment.folder import Run, SharedRun, aggregate
+from namm_jax.experiment.loop import Diverged, Stopped
+from namm_jax.experiment.problem import measured
+from namm_jax.experiment.processes import Place
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
-from namm_jax.experiment.roll_call import Place
-from namm_jax.experiment.saved import saved_config
+from namm_jax.experiment.stages import STAGES, check_stages, stages_of
 
 
 def configure_jax() -> None:
-    """Switches the persistent compilation cache on, in the user's cache folder; environment
-    variables win.
+    """Switches float64 off, and the persistent compilation cache on where its folder can be
+    written; the cache's environment variables win.
     """
-    import jax
-
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'namm_jax'
-        jax.config.update('jax_compilation_cache_dir', str(cache))
+    if jax.config.jax_enable_x64:
+        say('JAX_ENABLE_X64: a run computes in float32, and goes on in it')
+        jax.config.update('jax_enable_x64', False)
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        try:
+            base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+            folder = Path(base, 'namm_jax')
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            jax.config.update('jax_compilation_cache_dir', str(folder))
+        except (OSError, RuntimeError) as error:  # a RuntimeError where HOME is nowhere
+            say(f'no compilation cache, so that each start compiles anew: {error}')
 
 
-def guarded(command: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Runs a command; returns its exit status."""
-    import jax
-
-    from namm_jax.experiment.loop import Diverged, Stopped
-
+def run(given: argparse.Namespace) -> None:
+    """Runs what the command line gives (`cli.parse`), in one folder or one a seed."""
+    configure_jax()
+    address = given.coordinator, given.num_processes, given.process_index
+    place = None if address == ('', 0, -1) else Place(*address)
+    if place or given.distributed:
+        _join(given, place)
+    parent = local(given.workdir or f'runs/{given.name.replace(":", "-")}')
     try:
-        command(arguments)
+        with _listening() as signal_number:
+            given.signal = processes.agreed(signal_number)
+            if not given.seeds:
+                _run(parent, given)
+            for seed in given.seeds:
+                given.overrides['seed'] = given.config.seed = seed
+                _run(parent / f'seed{seed}', given)
+                jax.clear_caches()  # what is compiled for a seed holds its arrays
+            if given.seeds:
+                processes.from_first(lambda: _aggregate(parent, given.seeds))
     except Stopped as stopped:
         say(f'{stopped}; the same command goes on from here')
-        return 128 + stopped.signal
-    except KeyboardInterrupt:  # before anything listens for signals
-        say(f'stopped by signal {signal.SIGINT:d}')
-        return 128 + signal.SIGINT
-    except (
-        ValueError
-    ) as error:  # raised where an object is built or a file is read: the values came from the user
-        if os.environ.get('NAMM_JAX_TRACEBACK'):
-            raise
+        raise SystemExit(128 + stopped.signal) from stopped
+    except Diverged as error:
         complain(f'error: {error}')
-        return 2
-    except (Diverged, OSError) as error:
-        complain(f'error: {error}')
-        return 1
+        raise SystemExit(1) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        first = str(error).splitlines()[0]
-        complain(
-            'error: another process has gone; start all of them again, and the run goes on: '
-            f'{first}'
-        )
-        return 1
-    return 0
+        again = 'error: another process has gone; start all of them again, and the run goes on'
+        complain(f'{again}: {str(error).splitlines()[0]}')
+        raise SystemExit(1) from error
 
 
-def main(arguments: list[str]) -> int:
-    """Runs `launch/main.py` with these arguments, the program's name first; returns the exit
-    status.
-
-    Of several processes, one that fails ends at once: JAX would have it wait for the others, which
-    wait for it.
-    """
-    status = guarded(_main, arguments)
-    # Looked up, not imported: most mistakes are found before JAX is loaded, and need not wait for
-    # it.
-    if status and (jax := sys.modules.get('jax')) and jax.distributed.is_initialized():
-        sys.stderr.flush()
-        os._exit(status)
-    return status
-
-
-def _main(arguments: list[str]) -> None:
-    values = main_flags(arguments)
-    config = parse(values, arguments, sys.modules['__main__'].__doc__)
-    configure_jax()
-    if (place := place_of(values)) or values.distributed:
-        _join(place, config, values.redo + (values.stages or []))
-    from namm_jax.experiment.processes import agreed, from_first
-    from namm_jax.experiment.stages import STAGES, check_stages
-
-    check_stages([*(values.stages or []), *values.redo], STAGES)
-    name, overrides = experiment_name(values), overrides_of(values)
-    workdir = local(values.workdir or f'runs/{name.replace(":", "-")}')
-    with _listening() as asked_to_stop:
-        asked = Asked(
-            name,
-            preset_of(values),
-            overrides,
-            values.stages or [],
-            values.redo,
-            agreed(asked_to_stop),
-        )
-        if not values.seeds:
-            _run(workdir, config, asked)
-            return
-        for seed in _seeds(values.seeds):
-            with config.unlocked():
-                config.seed = seed
-            _run(
-                workdir / f'seed{seed}',
-                config,
-                asked._replace(overrides=overrides | {'seed': seed}),
-            )
-        from_first(lambda: _aggregate(workdir, _seeds(values.seeds)))
-
-
-def _join(place: Place | None, config: ConfigDict, asked: list[str]) -> None:
-    """Joins this process to the others; raises unless all are of one version, and asked to do the
+def _join(given: argparse.Namespace, place: Place | None) -> None:
+    """Joins this process to the others; raises unless all are of one version, and are to do the
     same.
     """
-    import jax
-
-    from namm_jax.experiment.processes import check_same, is_first, start
-
-    start(place)
-    if not is_first():
+    processes.start(place)
+    if not processes.is_first():
         silence()
     origin = provenance()
-    check_same('versions', origin['versions'] | {'git': origin['git'], 'python': origin['python']})
-    check_same('configs', flatten(override(config.to_dict(), {})) | {'stages': asked})
+    versions = origin['versions'] | {'git': origin['git'], 'python': origin['python']}
+    processes.check_same('versions', versions)
+    stages = given.redo + given.stages
+    config = flatten(override(given.config.to_dict(), {}))
+    processes.check_same('configs', config | {'stages': stages})
     say(f'{jax.process_count()} processes, {jax.device_count()} devices')
-
-
-def _seeds(texts: Iterable[str]) -> list[int]:
-    if not all(text.strip().isdecimal() for text in texts):
-        raise UserError(
-            f'--seeds: got {",".join(texts)}, expected non-negative integers, such as 0,1,2'
-        )
-    return [int(text) for text in texts]
-
-
-def _say_config(config: Mapping[str, Any], name: str, preset: ConfigDict) -> None:
-    """Says how a run's config, saved one and overrides together, differs from its preset."""
-    old = flatten(override(preset.to_dict(), {}))
-    changed = {field: value for field, value in flatten(config).items() if value != old[field]}
-    lines = [f'  {field} = {value!r} (preset: {old[field]!r})' for field, value in changed.items()]
-    say('\n'.join([f'{name}, with' if lines else name, *lines]))
 
 
 @contextlib.contextmanager
@@ -186,111 +117,53 @@ def _listening() -> Iterator[Callable[[], int]]:
 
 def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Returns the stages of a config, each with those that it builds on."""
-    from namm_jax.experiment.stages import stages_of
-
     return {name: stage.needs for name, stage in stages_of(ConfigDict(config)).items()}
 
 
-def _build(run: Any, asked_to_stop: Callable[[], int]) -> Any:
-    """Returns the `Experiment` of an open run folder."""
-    from namm_jax.experiment import build
-    from namm_jax.experiment.devices import first_devices, make_mesh
-    from namm_jax.experiment.experiment import Experiment
-    from namm_jax.experiment.problem import make_problem, measured
+def _run(workdir: Path, given: argparse.Namespace) -> None:
+    stages_in = lambda config: check_stages(given.stages, _needs(config))
 
-    config = measured(ConfigDict(run.config), run.record('data'))
-    mesh = make_mesh(first_devices(config.train.devices))
-    return Experiment(
-        config, run, mesh, make_problem(config), build.make_mirror(config), asked_to_stop
-    )
+    def check_all(config: Mapping[str, Any]) -> None:
+        path = workdir / 'stages' / 'data.json'
+        record = read_json(path) if path.exists() and 'data' not in given.redo else None
+        config = measured(ConfigDict(config), record)
+        check(config, given.preset)
+        for stage in stages_in(config):
+            STAGES[stage].check(config)
 
-
-@contextlib.contextmanager
-def open_experiment(workdir: Path) -> Iterator[Any]:
-    """Opens a run folder as it is, and yields its `Experiment`; for notebooks and benchmarks.
-
-    Args:
-        workdir: an existing run folder.
-
-    Raises:
-        UserError: if it is no run folder, or in use.
-    """
-    from namm_jax.experiment.shared_run import SharedRun
-
-    workdir = local(workdir)
-    experiment, config = saved_config(workdir)
-    defaults = config.to_dict()
-    with SharedRun(lambda: Run(workdir, defaults, experiment=experiment, depends=_needs)) as run:
-        yield _build(run, lambda: 0)
-
-
-class Asked(NamedTuple):
-    """What a command asks for.
-
-    Attributes:
-        name: config file and preset, `burgers:quick`.
-        preset: the preset's config.
-        overrides: dotted field -> value: what the command line changes.
-        stages: the stages to run; none for all.
-        redo: the stages to discard first.
-        to_stop: returns the number of a signal that asks the run to stop, else 0.
-    """
-
-    name: str
-    preset: ConfigDict
-    overrides: Mapping[str, Any]
-    stages: list[str]
-    redo: list[str]
-    to_stop: Callable[[], int]
-
-    def stages_of(self, config: Mapping[str, Any]) -> list[str]:
-        """Returns the stages to run of an experiment with this config, in order.
-
-        Raises:
-            ValueError: if it has no such stage.
-        """
-        from namm_jax.experiment.stages import check_stages
-
-        return check_stages(self.stages, _needs(config))
-
-
-def _run(workdir: Path, config: ConfigDict, asked: Asked) -> None:
-    from namm_jax.experiment.experiment import check
-    from namm_jax.experiment.problem import measured
-    from namm_jax.experiment.processes import from_first
-    from namm_jax.experiment.shared_run import SharedRun
-    from namm_jax.experiment.stages import STAGES
-
-    def check_all(resolved: Mapping[str, Any]) -> None:
-        path, stages = workdir / 'stages' / 'data.json', asked.stages_of(resolved)
-        record = read_json(path) if path.exists() and 'data' not in asked.redo else None
-        resolved = measured(ConfigDict(resolved), record)
-        for check_one in (check, *(STAGES[stage].check for stage in stages)):
-            check_one(resolved)
-
-    open_run = lambda: Run(
+    open_run = functools.partial(
+        Run,
         workdir,
-        config.to_dict(),
-        experiment=asked.name,
+        given.config.to_dict(),
+        experiment=given.name,
         depends=_needs,
-        overrides=asked.overrides,
-        redo=asked.redo,
+        overrides=given.overrides,
+        redo=given.redo,
         check=check_all,
     )
     with SharedRun(open_run) as run:
-        _say_config(run.config, asked.name, asked.preset)
-        from_first(lambda: write_json(run.directory / 'preset.json', asked.preset.to_dict()))
+        _say_config(run.config, given)
+        preset = run.directory / 'preset.json'
+        processes.from_first(lambda: write_json(preset, given.preset.to_dict()))
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
-        experiment = _build(run, asked.to_stop)
-        for stage in asked.stages_of(run.config):
+        stages = stages_in(run.config)
+        run.check_needs(stages)
+        experiment = make_experiment(run, given.signal)
+        for stage in stages:
             _run_stage(experiment, stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
 
 
-def _run_stage(experiment: Any, stage: str) -> None:
-    from namm_jax.experiment.stages import STAGES
+def _say_config(config: Mapping[str, Any], given: argparse.Namespace) -> None:
+    """Says how a run's config, saved one and overrides together, differs from its preset."""
+    old = flatten(override(given.preset.to_dict(), {}))
+    changed = {field: value for field, value in flatten(config).items() if value != old[field]}
+    lines = [f'  {field} = {value!r} (preset: {old[field]!r})' for field, value in changed.items()]
+    say('\n'.join([f'{given.name}, with' if lines else given.name, *lines]))
 
+
+def _run_stage(experiment: Experiment, stage: str) -> None:
     run = experiment.run
     if run.finished(stage):
         say(f'{stage}: finished before, skipped')
@@ -302,13 +175,11 @@ def _run_stage(experiment: Any, stage: str) -> None:
 
 
 def _say_table(directory: Path, *, evaluated: bool) -> None:
-    path = directory / 'metrics.json'
-    rows = read_json(path).get('rows') if evaluated or path.exists() else None
-    if rows:
+    path, page = directory / 'metrics.json', directory / 'report.html'
+    if rows := read_json(path).get('rows') if evaluated or path.exists() else None:
         from namm_jax.report.table import render, summary_table
 
         say(render(summary_table(rows)))
-    page = directory / 'report.html'
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 

@@ -1,15 +1,15 @@
 """A config: the preset of an experiment, what a command changes, and what may no longer change."""
 
-import difflib
 import functools
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from namm_jax._checks import choose
+from namm_jax.experiment.cli import nearest
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.schema import schema
 
@@ -37,17 +37,6 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def no_field(name: str, names: Iterable[str]) -> str:
-    """Returns the error of a field that does not exist: the three that have most of its name."""
-
-    def likeness(field: str) -> tuple[int, float]:
-        match = difflib.SequenceMatcher(None, field, name)
-        return sum(block.size for block in match.get_matching_blocks()), match.ratio()
-
-    near = sorted(names, key=likeness, reverse=True)[:3]
-    return f'config field: got {name!r}; did you mean {" or ".join(near)}?'
-
-
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
     """Returns a config with the fields of dotted names replaced: a `ConfigDict` in place, a nested
     dict as a copy in JSON's types (tuples are lists); a UserError if a name is no field.
@@ -55,7 +44,7 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
     names = flatten(config)
     for name in changes:
         if name not in names:
-            raise UserError(no_field(name, names))
+            raise UserError(f'config field: {nearest(name, names)}')
     if isinstance(config, ConfigDict):
         config.update_from_flattened_dict(changes)
         return config

@@ -1,9 +1,7 @@
-"""Devices as data: a one-dimensional mesh, what lies where on it, and arrays put there. `jax.jit`
-does the rest.
+"""Devices as data: a one-dimensional mesh, what lies where on it, and arrays put there.
 
 The batch is split over the mesh's only axis, `data`. Parameters, their averages and the optimizer's
-state are whole on each device, or split as well (fully sharded data parallelism, FSDP), as a table
-of rules says.
+state are whole on each device, or split as well (fully sharded data parallelism, FSDP), by rules.
 """
 
 import math
@@ -14,54 +12,43 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
 from namm_jax._checks import choose
 
-SMALL = (
-    2**14
-)  # values: what is smaller stays whole, as gathering it would take longer than its bytes are worth
+SMALL = 2**14  # values: to gather what is smaller takes longer than its bytes are worth
+
+# What a rule `PATTERN=AXES` says of the arrays in whose path, such as params/inverse/Conv_0/kernel,
+# its pattern is found: `whole`; `largest`, split along the largest axis that the devices divide; or
+# a name for each axis, such as `-,-,-,data`. The first rule that is found holds.
+PARAMETERS: dict[str, tuple[str, ...]] = {'replicated': ('.*=whole',), 'fsdp': ('.*=largest',)}
+AXES = 'whole|largest|(-,)*data(,-)*'
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh `('data',)` over the devices (default: all devices of all processes).
-
-    Args:
-        devices: devices, those of a process next to each other.
-    """
+    """Returns the mesh `('data',)` over the devices, by default all of all processes."""
     devices = jax.devices() if devices is None else devices
     if not len(devices):
         raise ValueError('got no devices, expected at least one; leave `devices` out to use all')
-    # Auto: with Explicit axes, which jax.make_mesh defaults to, Flax's convolutions ask for output
-    # shardings.
+    # With Explicit axes, jax.make_mesh's default, Flax's convolutions ask for output shardings.
     return Mesh(np.asarray(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
 def first_devices(each: int) -> list[jax.Device]:
-    """Returns the first so many devices of each process, those of a process next to each other; 0
-    for all.
-
-    Raises:
-        ValueError: if a process has not so many, or they have not all the same number.
-    """
+    """Returns the first so many devices of each process, process by process; 0 for all."""
     by_process = [jax.local_devices(process) for process in range(jax.process_count())]
     numbers = [len(devices) for devices in by_process]
     if not 0 <= each <= min(numbers) or (not each and len(set(numbers)) > 1):
         raise ValueError(
-            f'train.devices: got {each} with {", ".join(map(str, numbers))} devices, process by '
-            'process, expected 1 to '
-            f'{min(numbers)}' + (', or 0 for all' if len(set(numbers)) == 1 else '')
+            f'train.devices: got {each} where the processes have {numbers} devices, expected 1 to '
+            f'{min(numbers)}, or 0 for all if all have as many'
         )
     return [device for devices in by_process for device in devices[: each or None]]
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """Returns the mesh over this process's devices in `mesh`: for work in which no sample needs
-    another's process.
-    """
-    return make_mesh(
-        [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    )
+    """Returns the mesh over this process's devices in `mesh`."""
+    return make_mesh([one for one in mesh.devices.flat if one.process_index == jax.process_index()])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,175 +57,97 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
-    """Returns the sharding that splits the first axis evenly over the devices; the second one of
-    stacked batches.
-    """
+    """Returns the sharding that splits the first axis evenly, of stacked batches the second."""
     return NamedSharding(mesh, PartitionSpec(None, 'data') if stacked else PartitionSpec('data'))
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises unless the global batch splits evenly over the mesh.
-
-    Raises:
-        ValueError: naming the nearest sizes that do, if `batch_size` is not a positive multiple of
-            the devices' number.
-    """
+    """Raises a ValueError unless the global batch splits evenly over the mesh."""
     if batch_size < 1 or batch_size % mesh.size:
         below = batch_size - batch_size % mesh.size
         nearest = ' or '.join(str(size) for size in (below, below + mesh.size) if size > 0)
         raise ValueError(
-            f'got batch size {batch_size} for {mesh.size} devices, expected a positive multiple of '
-            f'{mesh.size}; the nearest are {nearest}; change the batch size, or use fewer devices'
+            f'got batch size {batch_size} for {mesh.size} devices, expected a positive multiple; '
+            f'the nearest are {nearest}; change it, or use fewer devices'
         )
 
 
-def put_batch(
-    mesh: Mesh, array: Shaped[np.ndarray, '...'], *, stacked: bool = False
-) -> Shaped[Array, '...']:
-    """Returns the global batch, split over the mesh, of which `array` is this process's slice.
-
-    Args:
-        mesh: the mesh of `make_mesh`.
-        array: `(b / processes, ...)`, this process's slice, as `dataset.batches` yields it.
-        stacked: whether it is several of them, along a first axis.
-
-    Raises:
-        ValueError: if the global batch does not split evenly over the devices.
-    """
+def put_batch(mesh: Mesh, array: np.ndarray, *, stacked: bool = False) -> Array:
+    """Returns the global batch, split over the mesh, of this process's slice of it, or several."""
     processes = len({device.process_index for device in mesh.devices.flat})
     check_batch_size(mesh, array.shape[stacked] * processes)
     return jax.make_array_from_process_local_data(batch_sharding(mesh, stacked=stacked), array)
 
 
-def put(tree: PyTree, sharding: NamedSharding | PyTree) -> PyTree:
-    """Returns a tree of arrays that every process holds whole, put where the sharding, or the tree
-    of them, says.
-    """
+def put(tree: PyTree, sharding: PyTree) -> PyTree:
+    """Returns a tree that every process holds whole, put where a sharding, or a tree, says."""
 
-    def put_one(array: Any, sharding: NamedSharding) -> Array:
-        whole = np.asarray(array)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    def put_branch(sharding: NamedSharding, branch: PyTree) -> PyTree:
+        arrays = jax.tree.map(np.asarray, branch)
+        make = lambda a: jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+        return jax.tree.map(make, arrays)
 
-    if isinstance(sharding, NamedSharding):
-        return jax.tree.map(lambda array: put_one(array, sharding), tree)
-    return jax.tree.map(put_one, tree, sharding)
+    return jax.tree.map(put_branch, sharding, tree)
 
 
 def whole(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the arrays of a tree, which may be split over processes, whole on each of this
-    process's devices.
-    """
-    gather, here = jax.jit(_same, out_shardings=replicated(mesh)), replicated(local_mesh(mesh))
-
-    def whole_one(array: Array) -> Array:
-        array = array if array.is_fully_replicated else gather(array)
-        return jax.device_put(array.addressable_data(0), here)
-
-    return jax.tree.map(whole_one, tree)
-
-
-def _same(array: Array) -> Array:
-    """Returns its argument; one function, so that what is compiled of it is found again."""
-    return array
-
-
-# What a rule says of an array: `whole`; `largest`, the largest axis that the devices divide, or
-# else whole; or a name for each axis, `data` for the one that is split and `-` for the others, such
-# as `-,-,-,data`. First match wins; patterns are searched for in paths such as
-# params/inverse/Conv_0/kernel.
-PARAMETERS: dict[str, tuple[str, ...]] = {'replicated': ('.*=whole',), 'fsdp': ('.*=largest',)}
+    """Returns a tree, which may be split over processes, whole on each of this one's devices."""
+    copies = jax.device_put(tree, replicated(mesh))
+    here = replicated(local_mesh(mesh))
+    return jax.tree.map(lambda array: jax.device_put(array.addressable_data(0), here), copies)
 
 
 def rules_of(parameters: str, rules: Sequence[str]) -> tuple[str, ...]:
-    """Returns the rules of a config, `PATTERN=AXES` each: its own, then those of `parameters`.
-
-    Raises:
-        ValueError: if one is malformed, or `parameters` is unknown.
-    """
+    """Returns the rules of a config: its own, if well formed, then those of `parameters`."""
     table = (*rules, *choose('sharding.parameters', parameters, PARAMETERS))
     for rule in table:
         pattern, _, axes = rule.rpartition('=')
         try:
-            re.compile(pattern)
-        except re.error as error:
+            sound = pattern and re.compile(pattern) and re.fullmatch(AXES, axes)
+        except re.error:
+            sound = False
+        if not sound:
             raise ValueError(
-                f'sharding.rules: got {rule!r}, no regular expression: {error}'
-            ) from error
-        names = axes.split(',')
-        named = names.count('data') == 1 and {*names} <= {'data', '-'}
-        if not pattern or not (axes in ('whole', 'largest') or named):
-            raise ValueError(
-                f'sharding.rules: got {rule!r}, expected PATTERN=AXES, where AXES is whole, '
-                'largest, or a name for each axis, `data` for one and `-` for the others, such as '
-                '.*Dense.*/kernel=-,data'
+                f'sharding.rules: got {rule!r}, expected PATTERN=AXES: a regular expression; whole,'
+                ' largest, or a name for each axis, one `data`, the others `-`: .*/kernel=-,data'
             )
     return table
 
 
 def spec_of(path: str, shape: tuple[int, ...], rules: Sequence[str], devices: int) -> PartitionSpec:
-    """Returns how the array at a path is split, by the first rule whose pattern is found in its
-    path.
-
-    Args:
-        path: of the array in its tree, `ema/inverse/Conv_0/kernel`.
-        shape: of the array.
-        rules: as of `rules_of`.
-        devices: their number.
-
-    Raises:
-        ValueError: if the rule names other axes than the array has, or one that the devices do not
-            divide.
-    """
+    """Returns how the array at a path is split over so many devices, by the first rule found."""
     rule = next((rule for rule in rules if re.search(rule.rpartition('=')[0], path)), '=whole')
     axes = rule.rpartition('=')[2]
-    if axes == 'whole':
+    divisible = [size for size in shape if size % devices == 0]
+    if axes == 'whole' or (axes == 'largest' and (math.prod(shape) < SMALL or not divisible)):
         return PartitionSpec()
-    if axes == 'largest':
-        divisible = [size for size in shape if size % devices == 0]
-        if math.prod(shape) < SMALL or not divisible:
-            return PartitionSpec()
-        return PartitionSpec(
-            *['data' if i == shape.index(max(divisible)) else None for i in range(len(shape))]
-        )
     names = axes.split(',')
-    if len(names) != len(shape) or shape[names.index('data')] % devices:
+    split = shape.index(max(divisible)) if axes == 'largest' else names.index('data')
+    if axes != 'largest' and (len(names) != len(shape) or shape[split] % devices):
         raise ValueError(
             f'sharding.rules: got {rule!r} for {path} of shape {shape} on {devices} devices, '
-            'expected a name for each axis, and data for one that the number of devices divides'
+            'expected a name for each axis, and `data` for one that they divide'
         )
-    return PartitionSpec(*[None if name == '-' else name for name in names])
+    return PartitionSpec(*['data' if i == split else None for i in range(len(shape))])
 
 
 def shardings_of(tree: PyTree, mesh: Mesh, rules: Sequence[str]) -> PyTree:
-    """Returns the sharding of each array of a tree, by the rules.
+    """Returns the sharding of each array, or shape, of a tree, by the rules."""
 
-    Args:
-        tree: of arrays or their shapes: a training state.
-        mesh: the devices.
-        rules: as of `rules_of`.
-    """
-    named = lambda path, leaf: NamedSharding(
-        mesh,
-        spec_of(
-            jax.tree_util.keystr(path, simple=True, separator='/'), leaf.shape, rules, mesh.size
-        ),
-    )
-    return jax.tree_util.tree_map_with_path(named, tree)
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        return NamedSharding(mesh, spec_of(name, leaf.shape, rules, mesh.size))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def describe(tree: PyTree, shardings: PyTree) -> str:
-    """Returns a line: how many bytes of a tree each device holds, how many arrays are split, of how
-    many in all.
-    """
-    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(shardings)
-    bytes_of = lambda leaf, shape: math.prod(shape) * leaf.dtype.itemsize
-    total = sum(bytes_of(leaf, leaf.shape) for leaf in leaves)
-    local = sum(
-        bytes_of(leaf, place.shard_shape(leaf.shape))
-        for leaf, place in zip(leaves, places, strict=True)
-    )
-    split = sum(not place.is_fully_replicated for place in places)
+def describe(tree: PyTree) -> str:
+    """Returns a line: how many bytes of a tree of arrays each device holds, how many are split."""
+    arrays = jax.tree.leaves(tree)
+    total = sum(array.nbytes for array in arrays) / 1e6
+    local = sum(array.addressable_shards[0].data.nbytes for array in arrays) / 1e6
+    split = sum(not array.is_fully_replicated for array in arrays)
     return (
-        f'{local / 1e6:.3g} of {total / 1e6:.3g} MB of the state on each of {places[0].mesh.size} '
-        f'devices, {split} of its {len(leaves)} arrays split'
+        f'{local:.3g} of {total:.3g} MB of the state on each of {arrays[0].sharding.num_devices} '
+        f'devices, {split} of its {len(arrays)} arrays split'
     )

@@ -1,6 +1,4 @@
-"""Samples of diffusion models, and functions of many samples, batch by batch over the devices of
-all processes.
-"""
+"""Samples of diffusion models, and functions of many samples, batch by batch over all devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,24 +19,20 @@ from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import gather_rows
 
-Around = Callable[
-    [Denoiser], Denoiser
-]  # what acts on a denoiser while it draws; a `jax.tree_util.Partial`
-UNCHANGED: Around = Partial(lambda denoiser: denoiser)
+Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `Partial`
+UNCHANGED: Around = Partial(lambda x: x)
 
 
 def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
-    """Returns a section's sampler, for a diffusion model trained on data of this mean and standard
-    deviation.
-    """
-    name = section.sampler
-    return make_sampler(
-        load_function(name) if ':' in name else name,
-        steps=section.steps,
-        mean=mean,
-        std=std,
-        denoise_last=section.denoise_last,
-    )
+    """Returns a section's sampler, for training data of this mean and standard deviation."""
+    options = dict(steps=section.steps, mean=mean, std=std, denoise_last=section.denoise_last)
+    return make_sampler(scheme_of(section), **options)
+
+
+def scheme_of(section: ConfigDict) -> Any:
+    """Returns the name of a section's sampler, or the function that it names."""
+    with jax.ensure_compile_time_eval():  # a user's file may compute as it is imported
+        return load_function(section.sampler) if ':' in section.sampler else section.sampler
 
 
 def make_draw(
@@ -49,16 +43,8 @@ def make_draw(
     around: Around = UNCHANGED,
     to_data: Callable[[Array], Array] = UNCHANGED,
 ) -> Callable[[Params, Key], Array]:
-    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of a sampler.
-
-    Args:
-        config: the config.
-        section: the sampler's, `config.sample` or `config.train.sample`.
-        mean: mean of the diffusion model's training set.
-        std: its standard deviation.
-        around: a `jax.tree_util.Partial` of what acts on the denoiser, such as guidance; nothing
-            unless given.
-        to_data: map of what is drawn; nothing unless given.
+    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the sampler
+    of a section, for a model whose training set has this mean and standard deviation.
     """
     shape = make_problem(config).shape
 
@@ -67,29 +53,19 @@ def make_draw(
         denoiser = around(build.make_denoiser(config, params, mean, std))
         return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
 
-    # Mean and std are arguments, not constants, so that DM and MDM are one program in the
-    # compilation cache.
+    # Mean and std are arguments, so that DM and MDM are one program in the compilation cache.
     return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
 
 
 def in_batches(
-    function: Callable[[Any], Array],
-    inputs: Any,
-    size: int,
-    mesh: Mesh,
-    *,
-    between: Callable[[], None] = lambda: None,
+    function: Callable, inputs: Any, size: int, mesh: Mesh, *, between: Callable = lambda: None
 ) -> np.ndarray:
-    """Returns a jitted function of the first axis over all inputs, batch by batch, each split over
-    the mesh.
+    """Returns a jitted function of inputs `(n, ...)`, batch by batch, each split over the devices
+    of all processes.
 
     Args:
-        function: `(size, ...) -> (size, ...)`.
-        inputs: `(n, ...)`.
-        size: samples a batch of all processes, rounded up to a multiple of the number of devices;
-            the last batch is filled up.
-        mesh: the devices of this process, which takes its share of each batch; every process has as
-            many.
+        size: of a batch, rounded up to a multiple of the devices; the last one is filled up.
+        mesh: the devices of this process; every process has as many.
         between: called before each batch; may raise.
     """
     n, parts, processes = len(inputs), [], jax.process_count()

@@ -22,7 +22,7 @@ from namm_jax.experiment.experiment import (
     score_parameters,
 )
 from namm_jax.experiment.files import write_checked
-from namm_jax.experiment.methods import Row, rows_of
+from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
 from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
@@ -72,7 +72,7 @@ def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _table(
     experiment: Experiment,
-    rows: dict[str, Row],
+    rows: dict[str, Method],
     samples: dict[str, np.ndarray],
     distances: dict[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def _table(
     for name, row in rows.items():
         table[name]['seconds_per_sample'] = costs['seconds_per_sample'][name]
         table[name]['calls'] = costs['calls']
-        table[name]['training_seconds'] = sum(map(training, row.trained_by))
+        table[name]['training_seconds'] = sum(map(training, trained_by(experiment.config, row)))
     return table
 
 

@@ -38,11 +38,11 @@ from namm_jax.experiment.devices import (
 )
 from namm_jax.experiment.drawing import make_draw
 from namm_jax.experiment.files import write_checked
+from namm_jax.experiment.folder import SharedRun
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
-from namm_jax.experiment.problem import make_problem
+from namm_jax.experiment.problem import make_problem, measured
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import check_ranges
-from namm_jax.experiment.shared_run import SharedRun
 from namm_jax.problems.base import Problem
 
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
@@ -122,11 +122,22 @@ class Experiment(NamedTuple):
         return Checkpoints(folder, keep=self.config.train.checkpoints)
 
 
-def check(config: ConfigDict) -> None:
+def make_experiment(
+    run: Any, asked_to_stop: Callable[[], int] = lambda: 0, mesh: Mesh | None = None
+) -> Experiment:
+    """Returns the experiment of a run folder, a `Run` or to be read alone a `Folder`."""
+    config = measured(ConfigDict(run.config), run.record('data'))
+    mesh = mesh or make_mesh(first_devices(config.train.devices))
+    mirror = build.user_mirror(config)
+    return Experiment(config, run, mesh, make_problem(config), mirror, asked_to_stop)
+
+
+def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     """Builds every object of the config, shapes only, so that a bad value for the last stage fails
     at once: a ValueError by the function that takes it.
     """
     check_ranges(config)
+    build.check_networks(config, preset or config)
     shape = make_problem(config).shape
     mesh = make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)

@@ -1,6 +1,4 @@
-"""Files that are whole or absent, and checked when read: atomic writes, checksums, JSON without
-tracebacks.
-"""
+"""Files that are whole or absent, and checked when read: atomic writes, checksums, JSON."""
 
 import contextlib
 import json
@@ -12,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUMS = 'crc32.json'  # in each folder: file name -> the checksums that `read_checked` accepts
-REMEDY = (
-    "restore it from a copy; a stage's own file can be made again: delete it, then --redo=STAGE"
-)
+REMEDY = "restore it from a copy; where it is a stage's own, delete it, then --redo=STAGE"
 
 
 class UserError(ValueError):
@@ -22,21 +18,14 @@ class UserError(ValueError):
 
 
 def local(path: str | os.PathLike[str]) -> Path:
-    """Returns a path of this machine's files, of `etils.epath` or any other kind.
-
-    Raises:
-        UserError: if it is an address, such as `gs://bucket/run`.
-    """
-    if '://' in os.fspath(path):
-        raise UserError(
-            f'got the folder {os.fspath(path)}, expected one of this machine; mount the bucket, '
-            'for instance with gcsfuse, and give the folder where it is mounted'
-        )
+    """Returns a path of this machine, of any kind; a UserError refuses an address: `gs://...`."""
+    if '://' in (text := os.fspath(path)):
+        raise UserError(f'got the folder {text}, expected one of this machine; mount the bucket')
     return Path(path)
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Makes an OSError name `path`: that of a full disk, from `write` or `close`, names nothing."""
     try:
         yield
@@ -44,13 +33,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, f'{error.strerror}, while writing', str(path)) from error
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file such that any reader, at any time, finds the old content or the new.
-
-    Raises:
-        OSError: naming `path`, if the disk is full or read-only; the old content stays.
-    """
-    path = Path(path)
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file such that any reader, at any time, finds the old content or the new."""
     temporary = path.with_name(path.name + '.tmp')
     with naming(path):
         try:
@@ -61,45 +45,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             os.replace(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):  # a read-only disk refuses this, too
-                temporary.unlink(missing_ok=True)
+                temporary.unlink()
             raise
 
 
-def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Appends a line to a file.
-
-    Raises:
-        OSError: naming `path`, if the disk is full or read-only; the end of the file may be half a
-            line.
-    """
-    with naming(path), open(path, 'a') as file:
-        file.write(line + '\n')
-
-
-def write_checked(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it.
-
-    The checksum comes first, beside that of the old content, so that a kill between the two leaves
-    nothing that looks damaged.
-    """
-    path = Path(path)
+def write_checked(path: Path, data: bytes) -> None:
+    """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it."""
+    # Before the file, beside that of the old content: a kill leaves nothing that looks damaged.
     old = [zlib.crc32(path.read_bytes())] if path.exists() else []
     checksums = _checksums(path.parent) | {path.name: [zlib.crc32(data), *old]}
     write_bytes(path.with_name(CHECKSUMS), (json.dumps(checksums, indent=2) + '\n').encode())
     write_bytes(path, data)
 
 
-def read_checked(path: str | os.PathLike[str]) -> bytes:
-    """Returns a file's bytes; those of a file without a checksum on record as they are.
-
-    Raises:
-        UserError: naming the file, if its checksum is another one.
-        FileNotFoundError: if it is missing.
-    """
-    path = Path(path)
+def read_checked(path: Path) -> bytes:
+    """Returns a file's bytes; a UserError names one whose checksum is not that on record."""
     data = path.read_bytes()
     got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
-    if isinstance(expected, list) and expected and got not in expected:
+    if expected and got not in expected:
         raise UserError(
             f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected '
             f'{expected[0]} of {CHECKSUMS} beside it; {REMEDY}'
@@ -107,38 +70,29 @@ def read_checked(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def _checksums(folder: Path) -> dict[str, Any]:
-    path = folder / CHECKSUMS
-    try:
-        return dict(json.loads(path.read_bytes())) if path.exists() else {}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f'{path} is damaged: got {error}, expected JSON; restore it from a copy, or delete it '
-            'to go on unchecked'
-        ) from error
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    path = folder / CHECKSUMS  # without it nothing is checked
+    return _parse(path, path.read_bytes()) if path.exists() else {}
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as JSON, atomically and with its checksum; a non-finite number is a ValueError
-    (see `finite`).
-    """
-    write_checked(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Returns the value in a JSON file.
-
-    Raises:
-        UserError: naming the file, if it is missing or damaged.
-    """
-    try:
-        data = read_checked(path)
-    except FileNotFoundError:
-        raise UserError(f'{path} is missing; expected a JSON file: is this a run folder?') from None
+def _parse(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is damaged: got {error}, expected JSON; {REMEDY}') from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with its checksum; a number that is not `finite` is a ValueError."""
+    write_checked(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value in a JSON file; a UserError names one that is missing or damaged."""
+    try:
+        return _parse(path, read_checked(path))
+    except FileNotFoundError:
+        raise UserError(f'{path} is missing; is this a run folder?') from None
 
 
 def finite(value: Any) -> Any:
@@ -147,7 +101,6 @@ def finite(value: Any) -> Any:
         return {str(name): finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
-    value = value.tolist() if hasattr(value, 'tolist') else value
-    if isinstance(value, list):
-        return finite(value)
+    if hasattr(value, 'tolist'):
+        return finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,360 +1,270 @@
 """The run folder: who owns it, what it was asked for, what has been done, and what came out.
 
-    config.json the experiment's name and its resolved config, the base of every later command
-    provenance.json one entry an opening: versions, host, git revision, seed, command line
-    stages/<name>.json a stage's record: finished or not, the config sections it and its ancestors
-    read, facts <name>/ a stage's own files metrics.jsonl one line a record of training;
-    metrics.json: the results tensorboard/ the records again, where tensorboardX is installed lock
-    held with flock while a process owns the folder; names that process crc32.json in each folder:
-    checksums of the files there that a later stage reads
-
-Nothing but the provenance holds an absolute path, so a folder may be moved.
+Nothing in it but the provenance holds an absolute path, so it may be moved. discard.json is there
+while stages are being discarded, and says all that is to go.
 """
 
-import datetime
+import contextlib
 import fcntl
 import io
 import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from namm_jax._checks import choose
 from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
-from namm_jax.experiment.files import UserError, finite, local, naming, read_json, write_json
+from namm_jax.experiment.files import (
+    REMEDY,
+    UserError,
+    finite,
+    local,
+    naming,
+    read_json,
+    write_json,
+)
+from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
+from namm_jax.experiment.schema import schema
+from namm_jax.problems import PROBLEMS
 
-WRITERS = {
-    'rows': 'evaluate',
-    'robustness': 'evaluate',
-    'assimilation': 'assimilate',
-    'tune': 'tune',
-}  # key -> stage
-
-
-def _lock(path: Path) -> io.TextIOWrapper:
-    """Returns the open lock file; the kernel frees the lock when the file is closed, however the
-    process ends.
-    """
-    file = open(path, 'a+')
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or 'unknown'
-        file.close()
-        raise UserError(
-            f'{path.parent} is in use by another process ({owner}), expected a folder that no '
-            'process owns; wait until it has ended, or choose another --workdir'
-        ) from None
-    start = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    with naming(path):
-        file.truncate(0)
-        file.write(f'host {socket.gethostname()}, process {os.getpid()}, start {start}\n')
-        file.flush()
-    return file
+Config = Mapping[str, Any]
+# Key of metrics.json -> the stage that writes it.
+WRITERS = dict(rows='evaluate', robustness='evaluate', assimilation='assimilate', tune='tune')
 
 
-class Run:
-    """A run folder, owned by this process until `close`.
+class Folder:
+    """A run folder, read and never written; no lock is taken.
 
-    A new folder takes `config`; in an existing one the saved config is the base, to which only
-    `overrides` are applied. `Run(...).config` is the result. Everything is checked before anything
-    is changed.
-
-    Attributes:
-        directory: the folder.
-        config: the resolved config, a nested dict of JSON types.
-        discarded: the stages whose results this opening discarded.
+    Attributes: directory; experiment, `burgers:quick`; config, a nested dict of JSON types.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        config: Mapping[str, Any],
-        *,
-        experiment: str,
-        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]],
-        overrides: Mapping[str, Any] | None = None,
-        redo: Iterable[str] = (),
-        check: Callable[[Mapping[str, Any]], None] = lambda config: None,
-    ) -> None:
-        """Opens the folder, creating it if needed.
+    _gone: Iterable[str] = ()  # stages whose discarding was cut short
 
-        Args:
-            directory: the folder.
-            config: the config, overrides included; `config.to_dict()`.
-            experiment: config file and preset, `burgers:quick`; an existing folder must hold the
-                same.
-            depends: resolved config -> every stage it has -> the stages it builds on directly, in
-                the order in which they run.
-            overrides: dotted field -> value: what the command line changes.
-            redo: stages to discard, with all that was built on them.
-            check: raises unless the resolved config is a good one; called before anything is
-                changed.
-
-        Raises:
-            UserError: if another process owns the folder, it holds another experiment or is no run
-                folder, or an override changes what a stage has read.
+    def __init__(self, directory: Path, base: Config | None = None, experiment: str = '') -> None:
+        """Reads the config, fields that are newer than the folder from `base`, None for defaults; a
+        UserError refuses another experiment or version.
         """
-        self.directory = local(directory)
-        if self.directory.exists() and not self.directory.is_dir():
+        self.directory, path = directory, directory / 'discard.json'
+        path = path if path.exists() else directory / 'config.json'
+        state = read_json(path)
+        if not (isinstance(state, dict) and isinstance(state.get('config'), dict)):
+            raise UserError(f'{path} is damaged: expected an experiment and its config; {REMEDY}')
+        self.experiment, self._gone = state.get('experiment'), state.get('stages', ())
+        fields = flatten(state['config'])
+        if experiment not in ('', self.experiment):
             raise UserError(
-                f'{self.directory} is a file, expected a folder; choose another --workdir'
+                f'got the experiment {experiment}, but {directory} holds {self.experiment}; give '
+                'its config file and preset, or choose another --workdir'
             )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
-        try:
-            self._open(config, experiment, overrides or {}, depends, redo, check)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(
-        self,
-        config: Mapping[str, Any],
-        experiment: str,
-        overrides: Mapping[str, Any],
-        depends: Callable[[Mapping[str, Any]], Mapping[str, tuple[str, ...]]],
-        redo: Iterable[str],
-        check: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        path, origins = self.directory / 'config.json', self.directory / 'provenance.json'
-        openings = read_json(origins) if origins.exists() else []
-        self._depends = dict(depends(config))
-        saved = self._saved(path, config, experiment)
-        self.config = override(saved, overrides) if saved else override(config, {})
-        self._depends = dict(depends(self.config))
-        discarded = self.built_on(redo)
-        old, new = flatten(saved or self.config), flatten(self.config)
-        changed = {name for name in new if new[name] != old[name]}
-        selected = {name.split('.')[0] for name in changed & SELECTING}
-        changed = {name.split('.')[0] for name in changed - SELECTING}
-        records = {stage: self.record(stage) for stage in self._depends if stage not in discarded}
-        cut_short = {
-            stage for stage, record in records.items() if record and record.get('discarded')
-        }
-        free = {stage for stage in FREE_SECTIONS if stage in changed & self._depends.keys()}
-        discarded = discarded | self.built_on(cut_short | free)
-        kept = {
-            stage: record for stage, record in records.items() if record and stage not in discarded
-        }
-        refuse_changes(self.config, saved or self.config, kept)
-        check(self.config)
-        self._records.mend()
-        self.discarded = self._discard(discarded)
-        for stage in selected & records.keys() - discarded:
-            if record := self.record(stage):
-                write_json(self._record_of(stage), record | {'finished': False})
-        write_json(path, {'experiment': experiment, 'config': self.config})
-        write_json(origins, [*openings, provenance(self.config.get('seed'))])
-
-    def _saved(
-        self, path: Path, config: Mapping[str, Any], experiment: str
-    ) -> dict[str, Any] | None:
-        """Returns the config that the folder holds, None for a new folder; raises if it is not a
-        run of this kind.
-        """
-        if not path.exists():
-            foreign = [
-                stage for stage in (*self._depends, 'stages') if (self.directory / stage).exists()
-            ]
-            if foreign:
-                raise UserError(
-                    f'{self.directory} holds {foreign} but no config.json; choose another --workdir'
-                )
-            return None
-        saved = read_json(path)
-        if saved['experiment'] != experiment:
+        if base is None:
+            problem = fields.get('data.problem')
+            base = schema(problem).to_dict() if problem in PROBLEMS else {}
+        if strange := sorted(fields.keys() - flatten(base).keys()):
             raise UserError(
-                f'got the experiment {experiment}, but {self.directory} holds '
-                f'{saved["experiment"]}; choose another --workdir, or the config file and preset '
-                'of this folder'
+                f'{directory} is of another version of this program: got {strange[:5]}, which this '
+                'one does not know; go on with the version in provenance.json, or train again'
             )
-        fields, known = flatten(saved['config']), flatten(config)
-        if gone := fields.keys() - known.keys():
-            raise UserError(
-                f'{path} is of another version of this program: got {sorted(gone)}, which this one '
-                'does not know; go on with the version in provenance.json, or choose another '
-                '--workdir'
-            )
-        # Fields that are newer than the folder take the value of its preset; what has finished did
-        # not read them.
-        return override(config, fields)
-
-    def close(self) -> None:
-        """Gives the folder up. The lock file stays: deleting it would race with the next owner."""
-        self._records.close()
-        self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def built_on(self, stages: Iterable[str]) -> set[str]:
-        """Returns these stages and every stage built on them, directly or not.
-
-        Raises:
-            UserError: if a stage is unknown.
-        """
-        found = set(stages)
-        unknown = found - self._depends.keys()
-        if unknown:
-            raise UserError(
-                f'got the stages {sorted(unknown)}, expected some of {list(self._depends)}'
-            )
-        while (
-            grown := {name for name, needs in self._depends.items() if found & set(needs)} - found
-        ):
-            found |= grown
-        return found
-
-    def redo(self, *stages: str) -> list[str]:
-        """Discards the stages and all that was built on them: files, records, metrics; returns
-        their names.
-        """
-        return self._discard(self.built_on(stages))
-
-    def _discard(self, stages: set[str]) -> list[str]:
-        """Discards stages, the last first; one that a kill cuts short is completed by the next
-        opening.
-        """
-        discarded = [stage for stage in self._depends if stage in stages and self._begun(stage)]
-        for stage in reversed(discarded):
-            write_json(
-                self._record_of(stage), {'finished': False, 'discarded': True, 'sections': {}}
-            )
-            self._records.discard(stage)
-            path = self.directory / 'metrics.json'
-            if path.exists() and stage in WRITERS.values():
-                write_json(
-                    path,
-                    {
-                        name: value
-                        for name, value in read_json(path).items()
-                        if WRITERS[name] != stage
-                    },
-                )
-            if (self.directory / stage).exists():
-                shutil.rmtree(self.directory / stage)
-            (self.directory / f'{stage}.html').unlink(
-                missing_ok=True
-            )  # the report's page, which would be an old one
-            self._record_of(stage).unlink()
-        return discarded
-
-    def _record_of(self, stage: str) -> Path:
-        (self.directory / 'stages').mkdir(exist_ok=True)
-        return self.directory / 'stages' / f'{stage}.json'
-
-    def _begun(self, stage: str) -> bool:
-        return (self.directory / 'stages' / f'{stage}.json').exists() or (
-            self.directory / stage
-        ).exists()
+        self.config = override(base, fields)
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Returns the stage's record, None if it has not begun."""
-        path = self.directory / 'stages' / f'{stage}.json'
-        return read_json(path) if path.exists() else None
+        return None if stage in self._gone else self._read(f'stages/{stage}.json', None)
 
     def finished(self, stage: str) -> bool:
         """Returns whether the stage has finished."""
         return bool((self.record(stage) or {}).get('finished'))
 
-    def begin(self, stage: str, sections: Iterable[str]) -> Path:
-        """Puts on record what the stage reads, and returns its folder: empty, or as a stopped run
-        left it.
+    def _file(self, stage: str) -> Path:
+        return self.directory / 'stages' / f'{stage}.json'
+
+    def _read(self, name: str, default: Any) -> Any:
+        path = self.directory / name
+        return read_json(path) if path.exists() else default
+
+
+class Run(Folder, contextlib.AbstractContextManager):
+    """A run folder, owned by this process until `close`; everything is checked before any change.
+
+    Attributes: those of `Folder`; discarded, the stages whose results this opening discarded;
+    log and drop_records, as `Records.append` and `Records.drop`.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: Config,
+        *,
+        experiment: str,
+        depends: Callable[[Config], Mapping[str, tuple[str, ...]]],
+        overrides: Config | None = None,
+        redo: Iterable[str] = (),
+        check: Callable[[Config], None] = lambda config: None,
+    ) -> None:
+        """Opens the folder, creating it if needed; a UserError says why it cannot be.
 
         Args:
-            stage: the stage.
-            sections: the config's sections (or top-level fields) that it reads; those of its
-                ancestors are added.
-
-        Raises:
-            UserError: if a stage that it builds on has not finished, or there are files of the
-                stage but no record.
+            directory: the folder.
+            config: overrides included; what a new folder takes.
+            experiment: config file and preset; an existing folder must hold the same.
+            depends: config -> every stage in its order -> the stages it builds on directly.
+            overrides: dotted field -> value: what the command line changes of a saved config.
+            redo: stages to discard, with all that was built on them.
+            check: raises unless the resolved config is a good one.
         """
-        missing = [need for need in self._depends[stage] if not self.finished(need)]
-        if missing:
-            raise UserError(
-                f'stage {stage} builds on {missing}, not finished; name them too: '
-                f'--stages={missing[0]},...'
-            )
+        self.directory = local(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f'{directory} is a file, expected a folder; choose another --workdir')
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
+        self.log, self.drop_records = self._records.append, self._records.drop
+        try:
+            paths = [self.directory / name for name in ('config.json', 'stages', *depends(config))]
+            if paths[0].exists():
+                super().__init__(self.directory, config, experiment)
+            elif names := [path.name for path in paths if path.exists()]:
+                raise UserError(
+                    f'{directory} holds {names} but no config.json; choose another --workdir'
+                )
+            else:
+                self.experiment, self.config, overrides = experiment, override(config, {}), {}
+            base, self.config = self.config, override(self.config, overrides or {})
+            self._depends = dict(depends(self.config))
+            self._open(base, redo, check)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, base: Config, redo: Iterable[str], check: Callable[[Config], None]) -> None:
+        old, new = flatten(base), flatten(self.config)
+        changes = {name for name in new if new[name] != old[name]}
+        sections = {name.split('.')[0] for name in changes - SELECTING}
+        again = {name.split('.')[0] for name in changes & SELECTING}
+        gone = {*redo, *sections.intersection(FREE_SECTIONS, self._depends)}
+        for stage in gone:
+            choose('stage', stage, self._depends)
+        for stage, needs in self._depends.items():
+            gone |= {stage} if gone.intersection(needs) else set()
+        gone |= {*self._gone}
+        records = {s: r for s in self._depends if s not in gone and (r := self.record(s))}
+        refuse_changes(self.config, base, records)
+        check(self.config)
+        metrics, openings = self._read('metrics.json', {}), self._read('provenance.json', [])
+        begun = lambda s: self._file(s).exists() or (self.directory / s).exists()
+        names = dict.fromkeys([*filter(begun, self._depends), *self._gone])
+        self.discarded = [stage for stage in names if stage in gone]
+        rest = {k: v for k, v in metrics.items() if WRITERS.get(k) not in self.discarded}
+        state = {'experiment': self.experiment, 'config': self.config}
+        if self.discarded:
+            self._records.read()  # raises where it is damaged, while nothing is lost
+        for stage in again & records.keys():
+            write_json(self._file(stage), records[stage] | {'finished': False})
+        if self.discarded:  # all is on record before any goes: the next opening completes it
+            write_json(self.directory / 'discard.json', state | {'stages': self.discarded})
+        for stage in reversed(self.discarded):
+            self._file(stage).unlink(missing_ok=True)
+            self._records.discard(stage)
+            (self.directory / f'{stage}.html').unlink(missing_ok=True)  # the page would be old
+            if (self.directory / stage).exists():
+                shutil.rmtree(self.directory / stage)
+        if rest != metrics:
+            write_json(self.directory / 'metrics.json', rest)
+        write_json(self.directory / 'config.json', state)
+        (self.directory / 'discard.json').unlink(missing_ok=True)
+        self._gone = ()
+        self._records.mend()
+        openings.append(provenance(self.config.get('seed')))
+        write_json(self.directory / 'provenance.json', openings)
+
+    def close(self, *exception: object) -> None:
+        """Gives the folder up. The lock file stays: deleting it would race with the next owner."""
+        self._records.close()
+        self._lock.close()
+
+    __exit__ = close
+
+    def check_needs(self, stages: list[str]) -> None:
+        """Raises a UserError if a stage builds on one that has neither finished nor a place in the
+        list before it.
+        """
+        for i, stage in enumerate(stages):
+            others = [need for need in self._depends[stage] if need not in stages[:i]]
+            if missing := [need for need in others if not self.finished(need)]:
+                raise UserError(
+                    f'stage {stage} builds on {missing}, not finished; name them too: '
+                    f'--stages={missing[0]},...'
+                )
+
+    def begin(self, stage: str, sections: Iterable[str]) -> None:
+        """Puts on record the sections of the config that the stage reads, its ancestors' added, and
+        makes its folder, unless a stopped run left it.
+        """
+        self.check_needs([stage])
+        needs = self._depends[stage]
         folder = self.directory / stage
         if self.record(stage) is None:
-            if (
-                folder.exists()
-            ):  # a kill leaves no such thing: the record comes first, and goes last
+            if folder.exists():  # a kill leaves no such thing: the record comes first
                 raise UserError(
-                    f'{folder} holds the files of stage {stage}, but {self._record_of(stage)}, '
-                    'which says what they were made of, is missing; restore it from a copy, or '
-                    f'discard the stage with --redo={stage}'
+                    f'{folder} holds the files of stage {stage}, but {self._file(stage)} is '
+                    f'missing; restore it from a copy, or discard the stage with --redo={stage}'
                 )
             read = {name: self.config[name] for name in sections}
-            for need in self._depends[stage]:
+            for need in needs:
                 read |= self.record(need)['sections']
-            write_json(self._record_of(stage), {'finished': False, 'sections': read})
+            self._file(stage).parent.mkdir(exist_ok=True)
+            write_json(self._file(stage), {'finished': False, 'sections': read})
         folder.mkdir(exist_ok=True)
-        return folder
 
     def finish(self, stage: str, **facts: Any) -> None:
         """Puts on record that a begun stage has finished, with facts such as `training_seconds`."""
-        record = {**self.record(stage), **finite(facts), 'finished': True}
-        write_json(self._record_of(stage), record)
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Appends `{'stage', 'step', 'seconds', <terms>}` to metrics.jsonl; a non-finite number
-        becomes null.
-        """
-        self._records.append(record)
-
-    def records(self) -> list[dict[str, Any]]:
-        """Returns the records of metrics.jsonl."""
-        return self._records.read()
-
-    def drop_records(self, stage: str, after_step: int) -> None:
-        """Drops the stage's records of later steps from metrics.jsonl: a resumed stage writes them
-        again.
-        """
-        self._records.drop(stage, after_step)
+        write_json(self._file(stage), self.record(stage) | finite(facts) | {'finished': True})
 
     def merge_metrics(self, values: Mapping[str, Any]) -> None:
-        """Sets entries of metrics.json: `{'rows': ...}`, or by dotted name
-        `{'assimilation.sum.dps': ...}`.
-
-        Raises:
-            ValueError: if a key has no writer in `WRITERS`.
-        """
-        path = self.directory / 'metrics.json'
-        metrics = read_json(path) if path.exists() else {}
+        """Sets entries of metrics.json: `rows`, or by dotted name `assimilation.sum.dps`."""
+        metrics = self._read('metrics.json', {})
         for name, value in values.items():
             *parents, last = name.split('.')
-            if name.split('.')[0] not in WRITERS:
-                raise ValueError(
-                    f'got the key {name!r} for {path}, expected one that begins with one of '
-                    f'{list(WRITERS)}'
-                )
+            choose('key of metrics.json', name.split('.')[0], WRITERS)
             entry = metrics
             for parent in parents:
                 entry = entry.setdefault(parent, {})
             entry[last] = finite(value)
-        write_json(path, metrics)
+        write_json(self.directory / 'metrics.json', metrics)
+
+
+class SharedRun(contextlib.AbstractContextManager):
+    """A `Run` that process 0 opens and owns, and whose methods all processes call, in one order.
+
+    Each gets the answer of process 0, or its error. Attributes: directory, config, discarded.
+    """
+
+    def __init__(self, open_run: Callable[[], Run]) -> None:
+        """Opens the folder by `open_run`, which process 0 alone calls."""
+        runs = self._runs = []
+        from_first(lambda: runs.append(open_run()))
+        names = 'config', 'discarded'
+        self.config, self.discarded = from_first(lambda: [getattr(runs[0], name) for name in names])
+        self.directory = Path(from_first(lambda: str(runs[0].directory)))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = lambda *args, **kwargs: getattr(self._runs[0], name)(*args, **kwargs)
+        return lambda *args, **kwargs: from_first(lambda: call(*args, **kwargs))
+
+    def __exit__(self, *exception: object) -> None:
+        for run in self._runs:
+            run.close()
 
 
 def aggregate(values: list[Any]) -> Any:
-    """Returns trees as one, `{'mean', 'std', 'n'}` over those that have it in the place of each
-    number, None aside.
-    """
-    if any(isinstance(value, Mapping) for value in values):
+    """Returns trees as one, with the `{'mean', 'std', 'n'}` of the numbers in each place."""
+    if isinstance(values[0], Mapping):
         names = dict.fromkeys(name for value in values for name in value)
-        return {
-            name: aggregate([value[name] for value in values if name in value]) for name in names
-        }
+        return {name: aggregate([one[name] for one in values if name in one]) for name in names}
     if isinstance(values[0], list):
         return [aggregate(list(column)) for column in zip(*values, strict=True)]
     numbers = [value for value in values if value is not None]
@@ -363,3 +273,23 @@ def aggregate(values: list[Any]) -> Any:
     mean = sum(numbers) / len(numbers)
     variance = sum((number - mean) ** 2 for number in numbers) / max(1, len(numbers) - 1)
     return {'mean': mean, 'std': math.sqrt(variance), 'n': len(numbers)}
+
+
+def _lock(path: Path) -> io.TextIOWrapper:
+    """Returns the open lock file; the kernel frees the lock when it is closed, however that is."""
+    file = open(path, 'a+')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            raise UserError(
+                f'{path.parent} is in use by another process ({file.read().strip()}); wait until '
+                'it has ended, or choose another --workdir'
+            ) from None
+    start = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+    with naming(path):
+        file.truncate(0)
+        print(f'host {socket.gethostname()}, process {os.getpid()}, start {start}', file=file)
+        file.flush()
+    return file

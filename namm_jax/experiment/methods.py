@@ -1,12 +1,12 @@
-"""The rows of the table: what each is drawn from, its way to data, and what its training took.
+"""The rows of both tables: a prior, what acts on its denoiser while it draws, a map to data.
 
-A row is a draw followed by a map. Rivals that act while sampling are other draws of the same
-diffusion model; those that mend samples afterwards, and the mirror map's inverse, are maps.
+Rivals that act while sampling are other draws of the same diffusion model; those that mend samples
+afterwards, and the mirror map's inverse f, are maps.
 """
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Denoiser, Key, Params
+from namm_jax._arrays import Constraint, Denoiser, Key
 from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.denoising.guidance import guided, projected
@@ -31,214 +31,186 @@ from namm_jax.experiment.experiment import (
 )
 from namm_jax.experiment.files import read_json, write_json
 from namm_jax.experiment.processes import from_first
+from namm_jax.experiment.schema import problem_class
 
 Way = Callable[[Array], Array]
-Restore = Callable[[Array], tuple[Array, Any]]
 
 
-class Draw(NamedTuple):
-    """Samples of a diffusion model.
-
-    Attributes:
-        model: `dm` or `mdm`.
-        file: the name of the file that holds them.
-        around: experiment -> what acts on the denoiser.
-    """
-
-    model: str
-    file: str
-    around: Callable[[Experiment], Around] = lambda experiment: UNCHANGED
-
-
-class Row(NamedTuple):
-    """A row of the table.
+class Method(NamedTuple):
+    """A row of a table.
 
     Attributes:
-        draw: a key of `DRAWS`.
-        way: experiment -> the map from what is drawn to data.
-        trained_by: the stages whose training it needs.
+        prior: the diffusion model, `dm` of data or `mdm` of mirror points; none where empty.
+        act: what acts on its denoiser: nothing where empty, a key of `ACTS` or, given a
+            measurement, of `posteriors.SAMPLERS`.
+        map: of what is drawn, none where empty: `f`, `finetuned` f, finetuned f and a `polish`,
+            `restore`, `projection`.
     """
 
-    draw: str
-    way: Callable[[Experiment], Way]
-    trained_by: tuple[str, ...]
+    prior: str
+    act: str = ''
+    map: str = ''
+
+    @property
+    def draw(self) -> str:
+        """The row whose draws it maps: the first that has its prior and act."""
+        return next(name for name, other in METHODS.items() if other[:2] == self[:2])
 
 
-def _newton(experiment: Experiment, iterations: int) -> Callable[[Constraint], Restore]:
-    """Returns `constraint -> its Gauss-Newton projection`, of so many iterations at most."""
-    settings = dict(
-        tolerance=experiment.config.sample.projection_tolerance, max_iterations=iterations
-    )
-    return lambda constraint: functools.partial(
-        gauss_newton_projection, constraint.residual, **settings
-    )
+METHODS = {
+    # Of `sample` and `evaluate`.
+    'dm': Method('dm'),
+    'dm_guided': Method('dm', 'guidance'),
+    'dm_restored': Method('dm', map='restore'),  # one for each restore of the constraint
+    'dm_projected': Method('dm', map='projection'),
+    'dm_projected_sampling': Method('dm', 'projection'),
+    'mdm': Method('mdm', map='f'),
+    'mdm_finetuned': Method('mdm', map='finetuned'),
+    'mdm_polished': Method('mdm', map='polish'),
+    # Of `assimilate`.
+    'dps': Method('dm', 'dps'),
+    'cg_dps': Method('dm', 'cg_dps'),
+    'dps_projected': Method('dm', 'dps', 'projection'),
+    'mirror_dps': Method('mdm', 'dps', 'finetuned'),
+    'dps_published': Method('dm', 'dps_published'),
+    'cg_dps_published': Method('dm', 'cg_dps_published'),
+    'mirror_dps_published': Method('mdm', 'dps_published', 'finetuned'),
+    'few_steps': Method('dm', 'few_steps'),
+    'mirror_few_steps': Method('mdm', 'few_steps', 'finetuned'),
+    'mirror_few_steps_polished': Method('mdm', 'few_steps', 'polish'),
+    'daps': Method('dm', 'daps'),
+    'mirror_daps': Method('mdm', 'daps', 'finetuned'),
+    'smc': Method('dm', 'smc'),
+    'mirror_smc': Method('mdm', 'smc', 'finetuned'),
+    'variational': Method('', 'variational'),
+}
 
 
-def _compiled(experiment: Experiment, map_of: Callable[[Constraint], Restore]) -> Way:
-    """Returns the jitted map of a restore or projection; a sample for which that is not finite
-    stays as it is.
+def selected(
+    config: ConfigDict, field: str, names: Sequence[str], rows: dict[str, Method]
+) -> dict[str, Method]:
+    """Returns the named ones of the rows that a config can have, all where none is named; raises a
+    ValueError that names the field for another.
     """
+    learned, rollout = build.learns_map(config), problem_class(config.data.problem).rollout
+    has = lambda row: {'dm': True, 'mdm': learned or row.map == 'f', '': rollout is not None}
+    rows = {name: row for name, row in rows.items() if has(row)[row.prior]}
+    for name in names:
+        choose(field, name, rows)
+    return {name: row for name, row in rows.items() if name in (names or rows)}
+
+
+def rows_of(experiment: Experiment) -> dict[str, Method]:
+    """Returns the config's rows of the table of samples, `data` aside; see `selected`."""
+    config, rows = experiment.config, {}
+    restores = list(getattr(experiment.constraint, 'restores', {}))
+    mirror = 'mdm' if build.learns_map(config) else f'mdm_{config.mirror.map}'
+    for name, method in METHODS.items():
+        if method.map == 'restore':
+            for way in restores:
+                row = f'{name}_{way}' if len(restores) > 1 else name
+                rows[row] = method._replace(map=f'restore_{way}')
+        elif method.act in ACTS:
+            rows[mirror if name == 'mdm' else name] = method
+    return selected(config, 'sample.rows', config.sample.rows, rows)
+
+
+def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
+    """Returns the stages whose training a row needs."""
+    mirror = method.prior == 'mdm'
+    needs = {
+        # All but the plain diffusion model ask the network that the constraint holds.
+        'counter': build.holds_network(config) and method != METHODS['dm'],
+        'mirror': mirror and build.learns_map(config),
+        'mdm': mirror,
+        'finetune': mirror and method.map != 'f',
+        'dm': not mirror,
+    }
+    return tuple(stage for stage, needed in needs.items() if needed)
+
+
+def way_of(experiment: Experiment, method: Method) -> Way:
+    """Returns the map to data of what a row draws."""
+    mended = correction(experiment, method.map)
+    if method.prior == 'dm':
+        return mended
+    params = (mirror_parameters if method.map == 'f' else finetuned_parameters)(experiment)
+    f = Partial(jax.jit(experiment.mirror.inverse), params)
+    return lambda z: mended(f(z))
+
+
+def correction(experiment: Experiment, name: str) -> Way:
+    """Returns the part of a method's `map` that takes fields onto M, compiled; the identity where
+    it has none.
+
+    A polish is so few steps of the projection that a sample stays near where f has put it. A sample
+    for which a map is not finite stays as it is.
+    """
+    if name in ('', 'f', 'finetuned'):
+        return lambda x: x
+    section = experiment.config.sample
+    iterations = {'projection': section.projection_iterations, 'polish': section.polish_iterations}
 
     @jax.jit
     def way(constraint: Constraint, x: Array) -> Array:
-        mapped = map_of(constraint)(x)[0]
+        exact = None if name in iterations else constraint.restores[name.removeprefix('restore_')]
+        mapped = (exact or _newton(experiment, constraint, iterations[name]))(x)[0]
         return jnp.where(jnp.isfinite(mapped).all((1, 2, 3), keepdims=True), mapped, x)
 
     return Partial(way, experiment.constraint)  # an argument, as it may hold a network
 
 
-def _unchanged(experiment: Experiment) -> Way:
-    return lambda x: x
-
-
-def projection(experiment: Experiment) -> Way:
-    """Returns the Gauss-Newton projection, by the settings of the config's section `sample`."""
-    return _compiled(
-        experiment, _newton(experiment, experiment.config.sample.projection_iterations)
-    )
-
-
-def polish(experiment: Experiment) -> Way:
-    """Returns the few Gauss-Newton steps, one by default, that leave a sample near where f has put
-    it.
-    """
-    return _compiled(experiment, _newton(experiment, experiment.config.sample.polish_iterations))
-
-
-def _restored(name: str) -> Callable[[Experiment], Way]:
-    return lambda experiment: _compiled(experiment, lambda constraint: constraint.restores[name])
-
-
-def _inverse(experiment: Experiment, params: Params) -> Way:
-    return Partial(jax.jit(experiment.mirror.inverse), params)
-
-
-def _polished(experiment: Experiment) -> Way:
-    f, polished = _inverse(experiment, finetuned_parameters(experiment)), polish(experiment)
-    return lambda z: polished(f(z))
-
-
-def rows_of(experiment: Experiment) -> dict[str, Row]:
-    """Returns the config's rows of the table, `data` aside, in their order; all that apply where it
-    names none.
-
-    Raises:
-        ValueError: if one that the config names does not apply.
-    """
-    rows = _all_rows(experiment)
-    for name in experiment.config.sample.rows:
-        choose('sample.rows', name, rows)
-    return {
-        name: row for name, row in rows.items() if name in (experiment.config.sample.rows or rows)
-    }
-
-
-def _all_rows(experiment: Experiment) -> dict[str, Row]:
-    restores = list(getattr(experiment.constraint, 'restores', {}))
-    names = {
-        name: f'dm_restored_{name}' if len(restores) > 1 else 'dm_restored' for name in restores
-    }
-    rows = {
-        'dm': Row('dm', _unchanged, ('dm',)),
-        'dm_guided': Row('dm_guided', _unchanged, ('dm',)),
-    }
-    rows |= {row: Row('dm', _restored(name), ('dm',)) for name, row in names.items()}
-    rows |= {
-        'dm_projected': Row('dm', projection, ('dm',)),
-        'dm_projected_sampling': Row('dm_projected_sampling', _unchanged, ('dm',)),
-    }
-    rows |= _mirror_rows(experiment.config)
-    if build.holds_network(experiment.config):  # all but the plain diffusion model needed it
-        rows |= {
-            name: row._replace(trained_by=('counter', *row.trained_by))
-            for name, row in rows.items()
-            if name != 'dm'
-        }
-    return rows
-
-
-def _mirror_rows(config: ConfigDict) -> dict[str, Row]:
-    plain = lambda experiment: _inverse(experiment, mirror_parameters(experiment))
-    if not build.learns_map(config):
-        return {f'mdm_{config.mirror.map}': Row('mdm', plain, ('mdm',))}
-    finetuned = lambda experiment: _inverse(experiment, finetuned_parameters(experiment))
-    all_three = ('mirror', 'mdm', 'finetune')
-    return {
-        'mdm': Row('mdm', plain, all_three[:2]),
-        'mdm_finetuned': Row('mdm', finetuned, all_three),
-        'mdm_polished': Row('mdm', _polished, all_three),
-    }
-
-
-def _guide(limit: float, constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
-    return guided(denoiser, constraint.distance, scale=scale, limit=limit)
+def _newton(experiment: Experiment, constraint: Constraint, iterations: int) -> Callable:
+    tolerance = experiment.config.sample.projection_tolerance
+    settings = dict(tolerance=tolerance, max_iterations=iterations)
+    return functools.partial(gauss_newton_projection, constraint.residual, **settings)
 
 
 def _guidance(experiment: Experiment) -> Around:
     """Returns guidance by the distance, at the scale of the config's that leaves the smallest
     median distance.
     """
-    config, constraint, keys = (
-        experiment.config,
-        experiment.constraint,
-        experiment.keys('probe', 0, 32),
+    section, path = experiment.config.sample, experiment.run.directory / 'sample' / 'guidance.json'
+    limit = experiment.run.record('dm')['std']  # a step is no longer than the data are wide
+    constraint, standard = experiment.constraint, experiment.standard_constraint
+    guide = lambda constraint, scale, denoiser: guided(
+        denoiser, constraint.distance, scale=scale, limit=limit
     )
-    standard = experiment.standard_constraint
-    path = experiment.run.directory / 'sample' / 'guidance.json'
-    guide = functools.partial(
-        _guide, experiment.run.record('dm')['std']
-    )  # a step is no longer than the data are wide
+    around = lambda scale: Partial(guide, standard, jnp.float32(scale))
     if not from_first(path.exists):
-        medians = []
-        for scale in config.sample.guidance_scales:
-            around = Partial(guide, standard, jnp.float32(scale))
-            x = sampler(experiment, 'dm', config.sample, around)(keys)
-            medians.append(float(jnp.median(constraint.distance(x))))
-        best = int(np.nanargmin(medians)) if np.isfinite(medians).any() else 0
-        scales = dict(zip(map(str, config.sample.guidance_scales), medians, strict=True))
-        result = {'scale': config.sample.guidance_scales[best], 'median_distances': scales}
+        medians, keys = {}, experiment.keys('probe', 0, 32)
+        for scale in section.guidance_scales:
+            x = sampler(experiment, 'dm', section, around(scale))(keys)
+            medians[scale] = float(jnp.median(constraint.distance(x)))
+        best = min(medians, key=lambda scale: np.nan_to_num(medians[scale], nan=np.inf))
+        result = {'scale': best, 'median_distances': medians}
         from_first(lambda: write_json(path, result))
-    return Partial(guide, standard, jnp.float32(read_json(path)['scale']))
+    return around(read_json(path)['scale'])
 
 
-def _project(
-    constraint: Constraint, project: Callable[[Constraint], Restore], denoiser: Denoiser
-) -> Denoiser:
-    return projected(denoiser, lambda x: project(constraint)(x)[0])
+def _projection(experiment: Experiment) -> Around:
+    """Returns the projection of each estimate: by the first restore, else by Gauss-Newton steps."""
+    iterations = experiment.config.sample.projected_sampling_iterations
+    exact = bool(getattr(experiment.constraint, 'restores', {}))
+
+    def project(constraint: Constraint, denoiser: Denoiser) -> Denoiser:
+        way = constraint.restore if exact else _newton(experiment, constraint, iterations)
+        return projected(denoiser, lambda x: way(x)[0])
+
+    return Partial(project, experiment.standard_constraint)
 
 
-def _projected_sampling(experiment: Experiment) -> Around:
-    """Returns the projection of each estimate: by the first exact restore, else by some
-    Gauss-Newton steps.
-    """
-    steps = _newton(experiment, experiment.config.sample.projected_sampling_iterations)
-    exact = lambda constraint: constraint.restore
-    project = exact if getattr(experiment.constraint, 'restores', {}) else steps
-    return Partial(
-        lambda constraint, denoiser: _project(constraint, project, denoiser),
-        experiment.standard_constraint,
-    )
-
-
-DRAWS = {
-    'dm': Draw('dm', 'dm'),
-    'mdm': Draw('mdm', 'mirror'),
-    'dm_guided': Draw('dm', 'dm_guided', _guidance),
-    'dm_projected_sampling': Draw('dm', 'dm_projected_sampling', _projected_sampling),
+ACTS: dict[str, Callable[[Experiment], Around]] = {
+    '': lambda experiment: UNCHANGED,
+    'guidance': _guidance,
+    'projection': _projection,
 }
 
 
 def sampler(
     experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED
 ) -> Callable[[Key], Array]:
-    """Returns a trained diffusion model's sampler, jitted `keys -> samples`.
-
-    Args:
-        experiment: the experiment.
-        model: `dm` or `mdm`.
-        section: the sampler's, `config.sample` or `config.train.sample`.
-        around: as of `make_draw`.
-    """
+    """Returns the compiled `keys -> samples` of a trained diffusion model; see `make_draw`."""
     record = experiment.run.record(model)
     to_data = experiment.unit_maps[1] if model == 'dm' else UNCHANGED
     draw = make_draw(experiment.config, section, record['mean'], record['std'], around, to_data)
@@ -248,13 +220,8 @@ def sampler(
 def drawn(
     experiment: Experiment, path: Path, draw: Callable[[], Callable[[Key], Array]], keys: Key
 ) -> tuple[np.ndarray, float]:
-    """Returns samples, and the seconds that one of them takes; from disk if they are there.
-
-    Args:
-        experiment: the experiment.
-        path: of their file; the seconds are in a file beside it.
-        draw: returns the sampler, if it is needed.
-        keys: `(n,)`, one a sample.
+    """Returns samples by keys and the seconds that one takes, from disk if they are there; `draw`
+    returns the sampler.
     """
     clock = path.with_suffix('.json')
     if not from_first(path.exists):
@@ -265,15 +232,11 @@ def drawn(
 
 
 def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
-    """Returns a function of all inputs, and its seconds a sample: the median of three batches after
-    one to warm up.
-
-    Args:
-        experiment: the experiment; a signal stops it between two batches.
-        function: `(b, ...) -> (b, ...)`.
-        inputs: `(n, ...)`.
+    """Returns a function of all inputs `(n, ...)`, and its seconds a sample: the median but for the
+    first batch, which compiles, of at least three.
     """
     size, times = min(len(inputs), experiment.config.sample.batch_size), []
+    devices = experiment.local_mesh
 
     def clocked(batch: Any) -> Array:
         begun = time.perf_counter()
@@ -281,10 +244,6 @@ def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarra
         times.append((time.perf_counter() - begun) / size)
         return result
 
-    run = functools.partial(
-        in_batches, clocked, inputs, size, experiment.local_mesh, between=experiment.pause
-    )
-    result = run()
     while len(times) < 4:
-        run()
+        result = in_batches(clocked, inputs, size, devices, between=experiment.pause)
     return result, float(np.median(times[1:]))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +22,22 @@ from namm_jax.denoising.prior import NetworkDenoiser, Prior, sample
 from namm_jax.experiment import build
 from namm_jax.experiment.dataset import SPLITS
 from namm_jax.experiment.devices import make_mesh
+from namm_jax.experiment.drawing import scheme_of
 from namm_jax.experiment.experiment import (
     STREAMS,
-    Experiment,
     finetuned_parameters,
+    make_experiment,
     mirror_parameters,
     score_parameters,
 )
-from namm_jax.experiment.files import UserError, local, read_json
-from namm_jax.experiment.problem import make_problem
-from namm_jax.experiment.saved import saved_config
+from namm_jax.experiment.files import UserError, local
+from namm_jax.experiment.folder import Folder
 from namm_jax.inverse.given import given
 from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
 from namm_jax.problems.base import Problem
 
 EXAMPLES = 16  # held-out fields that a prior measures its estimates on
-
-
-class _Folder(NamedTuple):
-    """What an `Experiment` reads of a run folder."""
-
-    directory: Path
-    config: dict[str, Any]
-
-    def record(self, stage: str) -> dict[str, Any] | None:
-        path = self.directory / 'stages' / f'{stage}.json'
-        return read_json(path) if path.exists() else None
 
 
 class OpenRun:
@@ -64,12 +53,10 @@ class OpenRun:
 
     def __init__(self, folder: Path) -> None:
         """Reads the config of a folder; the rest is read when it is first asked for."""
-        _, self.config = saved_config(folder)
-        self.problem = make_problem(self.config)
-        run = _Folder(folder, self.config.to_dict())
         mesh = make_mesh(jax.local_devices()[:1])
-        mirror = build.user_mirror(self.config)
-        self._experiment = Experiment(self.config, run, mesh, self.problem, mirror, lambda: 0)
+        self._experiment = make_experiment(Folder(folder), mesh=mesh)
+        self.config = self._experiment.config
+        self.problem = self._experiment.problem
 
     def data(self, split: str = 'test') -> np.ndarray:
         """Returns a split of the data, `train`, `validation` or `test`, `(n, h, w, c)`."""
@@ -83,10 +70,8 @@ class OpenRun:
 
     @functools.cached_property
     def mirror(self) -> Mirror:
-        """The mirror map, finetuned where the stage has finished.
-
-        Raises:
-            ValueError: if the run's map is not a learned one; `g` and `f` are there for all.
+        """The mirror map, finetuned where the stage has finished; a ValueError if the run's is not
+        a learned one: `g` and `f` are there for all.
         """
         section = self.config.mirror
         if not build.learns_map(self.config) or section.forward in build.FORWARD_MAPS:
@@ -124,30 +109,24 @@ class OpenRun:
         return self._prior('mdm', self.g)
 
     def _prior(self, model: str, to_model: Any) -> Prior:
-        record = self._experiment.run.record(model)
-        if not (record or {}).get('finished'):
-            raise UserError(
-                f'{self._experiment.run.directory}: stage {model} has not finished; finish it with '
-                f'launch/main.py --workdir={self._experiment.run.directory}'
-            )
+        folder = self._experiment.run.directory
+        record = self._experiment.run.record(model) or {}
+        if not record.get('finished'):
+            command = f'launch/main.py --workdir={folder}'
+            raise UserError(f'{folder}: stage {model} has not finished; finish it with {command}')
         params = score_parameters(self._experiment, model)
         score = self.config.score
         denoiser = NetworkDenoiser(params, build.make_score(self.config), score.parameterisation)
-        mean, width = jnp.float32(record['mean']), jnp.float32(record['std'])
+        moments = jnp.float32(record['mean']), jnp.float32(record['std'])
         examples = to_model(jnp.asarray(self.data('validation')[:EXAMPLES]))
-        return Prior(denoiser, mean, width, examples, self.problem.shape)
+        return Prior(denoiser, *moments, examples, self.problem.shape)
 
     def sample(self, n: int, *, seed: int = 0) -> Fields:
-        """Returns n samples `(n, h, w, c)` of the mirror model, in the units of the data.
-
-        With the run's own seed they are those of its table.
-
-        Args:
-            n: number of samples, >= 1.
-            seed: another one gives other samples.
+        """Returns n samples `(n, h, w, c)` of the mirror model, in the units of the data; another
+        seed gives others, and the run's own those of its table.
         """
         section = self.config.sample
-        options = dict(sampler=section.sampler, steps=section.steps)
+        options = dict(sampler=scheme_of(section), steps=section.steps)
         return self.f(sample(self.mdm, self._key('sample', seed), n, **options))
 
     def posterior(
@@ -175,6 +154,8 @@ class OpenRun:
         y = jnp.asarray(y)
         one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *self.problem.shape), jnp.float32))
         y = y[None] if y.ndim == one.ndim - 1 else y
+        if y.shape != one.shape:
+            raise ValueError(f'y: got shape {y.shape}, expected one measurement, {one.shape}')
         posterior = given(self.mdm, Composition(operator, self.f), y, noise_std)
         steps = self.config.assimilate.few_steps
         return self.f(sample(posterior, self._key('posterior', seed), n, steps=steps))

@@ -1,8 +1,7 @@
-"""The posterior samplers of the table: from a config and a run's models to
-`(keys, measurements) -> samples`.
+"""The posterior samplers: from a config and a run's models to `(keys, measurements) -> samples`.
 
-A row is a space, of data or of mirror points, and a sampler in it: all see the space's denoiser and
-the measurement `A(to_data(.))`, and none knows which space it is in.
+A sampler acts in a space, of data or of mirror points: it sees the space's denoiser and the
+measurement `A(to_data(.))`, and does not know which space it is in.
 """
 
 import functools
@@ -13,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Denoiser, Key, Measure, Params, normal
+from namm_jax._arrays import Denoiser, Key, Measure, Params, normal
 from namm_jax._checks import choose
 from namm_jax.denoising.guidance import measurement_guided
 from namm_jax.denoising.samplers import make_sampler
@@ -24,279 +23,141 @@ from namm_jax.experiment import build
 from namm_jax.experiment.devices import batch_sharding, replicated
 from namm_jax.experiment.experiment import Experiment, finetuned_parameters, score_parameters
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.methods import polish, projection
+from namm_jax.experiment.methods import METHODS, Method, selected
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
-from namm_jax.experiment.schema import problem_class
-from namm_jax.inverse import dps, fourdvar
-from namm_jax.inverse.daps import daps
-from namm_jax.inverse.likelihood import Likelihood, likelihood
+from namm_jax.inverse import daps, dps, fourdvar, tds
+from namm_jax.inverse.likelihood import likelihood
 from namm_jax.inverse.operators import Operator
-from namm_jax.inverse.tds import tds
 
-Draw = Callable[[Key, Array], Array]
+Draw = Callable[[Key, Array], Array]  # keys (b,), y (b, *m) -> samples (b, h, w, c)
 Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`
 GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
-
-
-class Posterior(NamedTuple):
-    """A posterior in the space of a diffusion model.
-
-    Attributes:
-        denoiser: of that space.
-        likelihood: of its points, for measurements `y (b, *m)`, one for each sample.
-        distance: of its points from the set M, `(b,)`.
-        mean: of the model's training set.
-        std: its standard deviation.
-        gain: sigma -> the variance of measured estimates over that of isotropic data, in units of
-            the noise's, per unit of this space.
-        shape: of one sample.
-        section: the config's `assimilate`.
-    """
-
-    denoiser: Denoiser
-    likelihood: Likelihood
-    distance: Callable[[Array], Array]
-    mean: Array
-    std: Array
-    gain: Callable[[Array], Array]
-    shape: tuple[int, ...]
-    section: ConfigDict
-
-    def draw(self, sampler: Callable[..., Any], keys: Key, **options: Any) -> Any:
-        """Returns what a posterior sampler makes of it."""
-        own = {'likelihood': self.likelihood, 'mean': self.mean, 'std': self.std}
-        return sampler(keys, self.denoiser, self.shape, **own, **options)
-
-
-# Of the descent after each step: to what noise and error of estimates explain, or as published.
-STRENGTHS: dict[str, Callable[[Posterior], dps.Length | None]] = {
-    'discrepancy': lambda posterior: None,
-    'fixed': lambda posterior: dps.fixed(posterior.section.scale),
-}
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
+# Of the descent after each step: to what noise and error of estimates explain, or as published.
+STRENGTHS: dict[str, Callable[[ConfigDict], dps.Length | None]] = {
+    'discrepancy': lambda section: None,
+    'fixed': lambda section: dps.fixed(section.scale),
+}
 
 
-def descent(
-    posterior: Posterior, keys: Key, *, rule: bool = False, published: bool = False
+# A sampler is called with the section `assimilate`, with keys, denoiser and shape, and by name with
+# the likelihood, the gain, and mean and standard deviation of the space.
+def _levels(section: ConfigDict, moments: dict[str, Array]) -> Array:
+    return make_sampler('ddim', steps=section.few_steps, **moments).levels()
+
+
+def _dps(section: ConfigDict, *space: Any, strength: str = '', **given: Any) -> Array:
+    length = choose('assimilate.strength', strength or section.strength, STRENGTHS)(section)
+    given |= {'steps': section.steps, 'length': length, 'weight': section.constraint_weight}
+    return dps.dps(*space, **given)
+
+
+def _guided(
+    section: ConfigDict, keys: Key, denoiser: Denoiser, shape: tuple, **given: Any
 ) -> Array:
-    """Returns samples of DPS, of CG-DPS if by the rule too, as configured or as published."""
-    section = posterior.section
-    strength = 'fixed' if published else section.strength
-    return posterior.draw(
-        dps.dps,
-        keys,
-        steps=section.steps,
-        length=choose('assimilate.strength', strength, STRENGTHS)(posterior),
-        gain=posterior.gain,
-        distance=posterior.distance if rule else None,
-        weight=section.constraint_weight,
-        **(PUBLISHED if published else {}),
-    )
+    """Returns samples of few steps with a denoiser guided by the variance-weighted misfit."""
+    residual, gain, std = given.pop('likelihood').residual, given.pop('gain'), given['std']
+    denoiser = measurement_guided(denoiser, residual, std=std, gain=gain, limit=std)
+    sampler = make_sampler('sde_dpm_solver_pp_2m', steps=section.few_steps, **given)
+    return sampler(keys, denoiser, shape)
 
 
-def few_steps(posterior: Posterior, keys: Key) -> Array:
-    """Returns samples of the few-step sampler with a denoiser guided by the variance-weighted
-    misfit.
-    """
-    std = posterior.std
-    guided = measurement_guided(
-        posterior.denoiser, posterior.likelihood.residual, std=std, gain=posterior.gain, limit=std
-    )
-    sampler = make_sampler(
-        'sde_dpm_solver_pp_2m', steps=posterior.section.few_steps, mean=posterior.mean, std=std
-    )
-    return sampler(keys, guided, posterior.shape)
+def _daps(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
+    options = {'levels': _levels(section, moments), 'langevin_steps': section.langevin_steps}
+    return daps.daps(*space, likelihood=likelihood, **moments, **options)
 
 
-def _levels(posterior: Posterior) -> Array:
-    return make_sampler(
-        'ddim', steps=posterior.section.few_steps, mean=posterior.mean, std=posterior.std
-    ).levels()
-
-
-def annealed(posterior: Posterior, keys: Key) -> Array:
-    """Returns samples of decoupled annealing."""
-    steps = posterior.section.langevin_steps
-    return posterior.draw(daps, keys, levels=_levels(posterior), langevin_steps=steps)
-
-
-def monte_carlo(posterior: Posterior, keys: Key) -> Array:
+def _smc(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
     """Returns the particles of the twisted diffusion sampler, one group a measurement."""
-    particles = posterior.section.samples
-    x, _ = posterior.draw(
-        tds, keys, levels=_levels(posterior), particles=particles, gain=posterior.gain
-    )
-    return x
+    options = {'levels': _levels(section, moments), 'particles': section.samples, 'gain': gain}
+    return tds.tds(*space, likelihood=likelihood, **moments, **options)[0]
 
 
-class Row(NamedTuple):
-    """A row of the table.
+class Sampler(NamedTuple):
+    """What acts on a denoiser given a measurement, and what it costs."""
 
-    Attributes:
-        draw: `(experiment, operator, gains) -> compiled (keys (b,), y (b, *m)) -> samples (b, h, w,
-            c)`, as networks see them.
-        calls: section -> network calls a sample.
-        long: whether it takes `steps` steps, or as long, and gets `long_measurements`, rather than
-            few.
-        applies: config -> whether an experiment has it.
-        way: experiment -> the map of what is drawn, such as a projection.
-        draws: the row whose draws it maps; its own where empty.
-        noisy: the model, `dm` or `mdm`, whose last step's noise it leaves in; none where empty.
+    sample: Callable[..., Array] | None
+    steps: str  # the field of `assimilate` that says how many steps, a network call each
+    more: int = 0  # calls beyond those
+    rule: bool = False  # whether it gets the distance from M
+    noisy: bool = False  # whether it leaves the last step's noise in
+
+
+_published = functools.partial(_dps, strength='fixed', **PUBLISHED)
+SAMPLERS = {
+    'dps': Sampler(_dps, 'steps'),
+    'cg_dps': Sampler(_dps, 'steps', rule=True),
+    'dps_published': Sampler(_published, 'steps', noisy=True),
+    'cg_dps_published': Sampler(_published, 'steps', rule=True, noisy=True),
+    'few_steps': Sampler(_guided, 'few_steps'),
+    'daps': Sampler(_daps, 'few_steps', more=1),  # its last denoising
+    'smc': Sampler(_smc, 'few_steps'),
+    'variational': Sampler(None, ''),  # up to `iterations` times through the solver and back
+}
+ROWS = {name: method for name, method in METHODS.items() if method.act in SAMPLERS}
+
+
+def rows_of(config: ConfigDict) -> list[str]:
+    """Returns the rows of a config's table; see `methods.selected`."""
+    named = config.assimilate.sampler
+    return list(selected(config, 'assimilate.sampler', [named] if named else [], ROWS))
+
+
+def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, Partial], Array]:
+    """Returns a diffusion model's parameters, the maps from data to its space and back, and mean
+    and standard deviation of its training set.
     """
-
-    draw: Callable[[Experiment, Measure, Gains], Draw]
-    calls: Callable[[ConfigDict], int]
-    long: bool = False
-    applies: Callable[[ConfigDict], bool] = lambda config: True
-    way: Callable[[Experiment], Callable[[Array], Array]] | None = None
-    draws: str = ''
-    noisy: str = ''
-
-
-def _drawn_by(model: str, sample: Callable[[Posterior, Key], Array], **details: Any) -> Row:
-    """Returns the row of a sampler in the space of a diffusion model, `dm` (data) or `mdm` (mirror
-    points).
-    """
-    applies = {'dm': lambda config: True, 'mdm': build.learns_map}[model]
-    return Row(functools.partial(_diffusion, model, sample), applies=applies, **details)
-
-
-def _long(model: str, sample: Callable[[Posterior, Key], Array], **details: Any) -> Row:
-    return _drawn_by(model, sample, calls=lambda section: section.steps, long=True, **details)
-
-
-def _few(
-    model: str, sample: Callable[[Posterior, Key], Array], more: int = 0, **details: Any
-) -> Row:
-    return _drawn_by(model, sample, calls=lambda section: section.few_steps + more, **details)
+    record, maps = experiment.run.record(model), experiment.unit_maps
+    if model == 'mdm':
+        maps = experiment.mirror.bind(finetuned_parameters(experiment))
+    moments = jnp.asarray([record['mean'], record['std']], jnp.float32)
+    return score_parameters(experiment, model), maps, moments
 
 
 def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
-    """Returns noise levels, and the gain of `measured_gain` at each, of the models' held-out
-    fields.
+    """Returns noise levels, and at each the gain of held-out fields: the variance of measured
+    estimates over that of isotropic data, in units of the noise's.
     """
-    section = experiment.config.assimilate
-    record, maps = experiment.run.record(model), _maps(experiment, model)
-    levels = make_sampler(
-        'ancestral', steps=GAIN_LEVELS, mean=record['mean'], std=record['std']
-    ).levels()
+    config, space = experiment.config, _space(experiment, model)
+    mean, std = space[2]
+    levels = make_sampler('ancestral', steps=GAIN_LEVELS, mean=mean, std=std).levels()
     keys = jax.random.split(experiment.key('assimilate'), len(levels))
-    x, moments = (
-        jnp.asarray(experiment.split('validation')[:GAIN_FIELDS]),
-        _moments(experiment, model),
-    )
+    x = jnp.asarray(experiment.split('validation')[:GAIN_FIELDS])
 
     @jax.jit
-    def gains(
-        score: Params,
-        maps: tuple,
-        operator: Any,
-        moments: Array,
-        keys: Key,
-        x: Array,
-        levels: Array,
-    ) -> Array:
-        return dps.measured_gain(
-            keys,
-            build.make_denoiser(experiment.config, score, *moments),
-            likelihood(operator.after(maps[1]), operator(x), section.noise_std),
-            maps[0](x),
-            levels,
-            std=moments[1],
-        )
+    def gains(space: PyTree, operator: Any, keys: Key, x: Array, levels: Array) -> Array:
+        score, (to_model, to_data), moments = space
+        denoiser = build.make_denoiser(config, score, *moments)
+        of_truth = likelihood(operator.after(to_data), operator(x), config.assimilate.noise_std)
+        return dps.measured_gain(keys, denoiser, of_truth, to_model(x), levels, std=moments[1])
 
-    return levels, gains(
-        score_parameters(experiment, model), maps, operator, moments, keys, x, levels
-    )
+    return levels, gains(space, operator, keys, x, levels)
 
 
-def _diffusion(
-    model: str,
-    sample: Callable[[Posterior, Key], Array],
-    experiment: Experiment,
-    operator: Measure,
-    gains: Gains,
-) -> Draw:
-    """Returns the draw of a sampler in the space of a diffusion model, its samples mapped to
-    data.
-    """
+def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains) -> Draw:
+    """Returns the compiled sampler of a row, its samples taken to data but not yet corrected."""
+    config, sampler, shape = experiment.config, SAMPLERS[row.act], experiment.problem.shape
+    if sampler.sample is None:
+        return _variational(experiment, operator)
 
     @jax.jit
-    def draw(
-        score: Params,
-        to_data: Partial,
-        constraint: Constraint,
-        operator: Any,
-        moments: Array,
-        gain: tuple,
-        keys: Key,
-        y: Array,
-    ) -> Array:
-        section = experiment.config.assimilate
-        posterior = Posterior(
-            build.make_denoiser(experiment.config, score, *moments),
-            likelihood(operator.after(to_data), y, section.noise_std),
-            lambda z: constraint.distance(to_data(z)),
-            *moments,
-            dps.gain_at(*gain),
-            experiment.problem.shape,
-            section,
-        )
-        return to_data(sample(posterior, keys))
+    def draw(space: PyTree, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array) -> Array:
+        score, (_, to_data), moments = space
+        given = dict(zip(('mean', 'std'), moments, strict=True))
+        denoiser = build.make_denoiser(config, score, **given)
+        of_y = likelihood(operator.after(to_data), y, config.assimilate.noise_std)
+        given |= {'likelihood': of_y, 'gain': dps.gain_at(*gain)}
+        given |= {'distance': lambda z: rule.distance(to_data(z))} if sampler.rule else {}
+        return to_data(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
 
-    _, to_data = _maps(experiment, model)
-    score, moments = score_parameters(experiment, model), _moments(experiment, model)
-    return functools.partial(
-        draw, score, to_data, experiment.constraint, operator, moments, gains(model)
-    )
+    inputs = _space(experiment, row.prior), operator, experiment.constraint, gains(row.prior)
+    return functools.partial(draw, *inputs)
 
 
-def _moments(experiment: Experiment, model: str) -> Array:
-    """Returns mean and standard deviation of a model's training set."""
-    record = experiment.run.record(model)
-    return jnp.asarray([record['mean'], record['std']], jnp.float32)
-
-
-def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
-    """Returns what the published samplers make of true fields `x (b, h, w, c)`: the noise of their
-    last step, alone.
-
-    Their denoiser is one that knows the truth, and nothing is measured; samples of the model `mdm`
-    are mapped by f.
-    """
-    record, (to_model, to_data) = experiment.run.record(model), _maps(experiment, model)
-    sampler = make_sampler(
-        'ancestral',
-        steps=experiment.config.assimilate.steps,
-        mean=record['mean'],
-        std=record['std'],
-        **PUBLISHED,
-    )
-
-    @jax.jit
-    def draw(keys: Key, to_model: Partial, to_data: Partial, x: Array) -> Array:
-        point = to_model(x)
-        return to_data(sampler(keys, lambda point_t, sigma: point, x.shape[1:]))
-
-    return draw(experiment.keys('posterior', 0, len(x)), to_model, to_data, x)
-
-
-def _maps(experiment: Experiment, model: str) -> tuple[Partial, Partial]:
-    """Returns the maps from data to a model's space and back."""
-    maps = {
-        'dm': lambda: experiment.unit_maps,
-        'mdm': lambda: experiment.mirror.bind(finetuned_parameters(experiment)),
-    }
-    return maps[model]()
-
-
-def variational_draw(experiment: Experiment, operator: Measure) -> Draw:
-    """Returns 4D-Var's compiled `(keys (b,), y (b, *m)) -> samples (b, h, w, c)`.
-
-    Each is the trajectory that best explains the measurement, perturbed by its noise, and a start
-    drawn from the background, which has the mean and the covariance of the training data's first
-    states.
+def _variational(experiment: Experiment, operator: Measure) -> Draw:
+    """Returns 4D-Var: the trajectory that best explains the measurement, perturbed by its noise,
+    and a start drawn from the background, normal like the training data's first states.
     """
     section, problem = experiment.config.assimilate, experiment.problem
     starts = problem.first_states(jnp.asarray(experiment.split('train')))
@@ -315,45 +176,20 @@ def variational_draw(experiment: Experiment, operator: Measure) -> Draw:
     return functools.partial(draw, operator, starts)
 
 
-ROWS = {
-    'dps': _long('dm', descent),
-    'cg_dps': _long('dm', functools.partial(descent, rule=True)),
-    'dps_projected': _long('dm', descent, way=projection, draws='dps'),
-    'mirror_dps': _long('mdm', descent),
-    'dps_published': _long('dm', functools.partial(descent, published=True), noisy='dm'),
-    'cg_dps_published': _long(
-        'dm', functools.partial(descent, rule=True, published=True), noisy='dm'
-    ),
-    'mirror_dps_published': _long('mdm', functools.partial(descent, published=True), noisy='mdm'),
-    'few_steps': _few('dm', few_steps),
-    'mirror_few_steps': _few('mdm', few_steps),
-    'mirror_few_steps_polished': _few('mdm', few_steps, way=polish, draws='mirror_few_steps'),
-    'daps': _few('dm', annealed, more=1),  # its last denoising
-    'mirror_daps': _few('mdm', annealed, more=1),
-    'smc': _few('dm', monte_carlo),
-    'mirror_smc': _few('mdm', monte_carlo),
-    'variational': Row(
-        lambda experiment, operator, gains: variational_draw(experiment, operator),
-        calls=lambda section: 0,
-        long=True,  # up to `iterations` times through the solver and back
-        applies=lambda config: problem_class(config.data.problem).rollout is not None,
-    ),
-}
-
-
-def rows_of(config: ConfigDict) -> list[str]:
-    """Returns the rows of a config's table: the one that it names, or all that apply.
-
-    Raises:
-        ValueError: if the config names one that is not there.
+def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
+    """Returns what the published samplers make of true fields `x (b, h, w, c)` by a denoiser that
+    knows them, where nothing is measured: the noise of their last step, alone.
     """
-    named, rows = (
-        config.assimilate.sampler,
-        {name: row for name, row in ROWS.items() if row.applies(config)},
-    )
-    if named:
-        choose('assimilate.sampler', named, rows)
-    return [named] if named else list(rows)
+    _, maps, (mean, std) = _space(experiment, model)
+    steps = experiment.config.assimilate.steps
+    sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **PUBLISHED)
+
+    @jax.jit
+    def draw(keys: Key, maps: tuple[Partial, Partial], x: Array) -> Array:
+        point = maps[0](x)
+        return maps[1](sampler(keys, lambda point_t, sigma: point, x.shape[1:]))
+
+    return draw(experiment.keys('posterior', 0, len(x)), maps, x)
 
 
 NEEDS = {'states': 'indices', 'inpainting': 'occluded'}  # operators of arrays that no config holds
@@ -365,16 +201,14 @@ def operator_name(config: ConfigDict) -> str:
 
 
 def make_operator(config: ConfigDict) -> Operator:
-    """Returns the measurement operator of a config.
-
-    Raises:
-        ValueError: if there is no such operator, or a config cannot make it.
+    """Returns the measurement operator of a config; raises a ValueError if it names none, or one
+    that a config cannot make.
     """
     name, options = operator_name(config), {}
     if name in NEEDS:
         raise UserError(
-            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]}, expected one that a '
-            'config can make; write a function of your own, and take the operator own'
+            f'assimilate.operator: got {name!r}, which needs {NEEDS[name]} that no config holds; '
+            'write a function of your own, and take the operator own'
         )
     if name == 'own':
         options = {'function': load_function(config.assimilate.function)}
@@ -382,11 +216,7 @@ def make_operator(config: ConfigDict) -> Operator:
 
 
 def check_assimilation(config: ConfigDict) -> None:
-    """Builds what the section `assimilate` names, without data or networks.
-
-    Raises:
-        ValueError: by the function that takes the bad value.
-    """
+    """Raises a ValueError for a bad value of the section `assimilate`."""
     make_operator(config)
     choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
     rows_of(config)
@@ -394,9 +224,7 @@ def check_assimilation(config: ConfigDict) -> None:
 
 def samples_of(experiment: Experiment, draw: Draw, index: int, y: Array) -> np.ndarray:
     """Returns the samples `(assimilate.samples, h, w, c)` of measurement `index`, `y (*m)`, from
-    keys of its own.
-
-    They are split over the devices, unless their number is no multiple of them.
+    keys of its own, split over the devices unless their number is no multiple of them.
     """
     k, mesh = experiment.config.assimilate.samples, experiment.local_mesh
     sharding = replicated(mesh) if k % mesh.size else batch_sharding(mesh)

@@ -1,7 +1,5 @@
-"""From a config to its problem, and to the fields that the run folder is filled with.
-
-The section `data` holds the parameters of the problem's dataclass. A user's own arrays are a
-problem, too: their sizes and units are read from the files.
+"""From a config to its problem: the section `data` holds the parameters of the problem's dataclass.
+A user's own arrays are a problem, too, whose sizes and units are read from their files.
 """
 
 import functools
@@ -20,30 +18,24 @@ from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
 
-Indices = np.ndarray
+
+def plain(value: Any) -> Any:
+    """Returns a value of a config, a list as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def make_problem(config: ConfigDict) -> Problem:
-    """Returns the problem that the config names, with the parameters of its section `data`.
-
-    Raises:
-        ValueError: by the problem, if one is out of its range.
-    """
+    """Returns the problem that the config names; a ValueError by it if a value is out of range."""
     cls = problem_class(config.data.problem)
-    values = {name: _plain(config.data[name]) for name in parameters(cls)}
+    values = {name: plain(config.data[name]) for name in parameters(cls)}
     if config.constraint.get('distance'):
         values['distance_function'] = load_function(config.constraint.distance)
     return cls(**values)
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def fields_of(config: ConfigDict, problem: Problem) -> Callable[[Indices], Array]:
-    """Returns the fields of global indices `(n,)` as files hold them; field i depends on i alone.
-
-    Generated ones have the key `fold_in(key(data.seed), i)`.
+def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Array]:
+    """Returns the fields of global indices `(n,)` as files hold them: generated ones by the key
+    `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
         return functools.partial(_fields_of_files, config)
@@ -57,11 +49,9 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[Indices], Array
     return lambda indices: fields(jnp.asarray(indices))
 
 
-def _fields_of_files(config: ConfigDict, indices: Indices) -> np.ndarray:
-    """Returns a user's own fields in an order of their own, read once: later stages find them in
-    the run folder.
-    """
-    data, x = config.data, read_user_data(config.data.path)
+def _fields_of_files(config: ConfigDict, indices: np.ndarray) -> np.ndarray:
+    data = config.data
+    x = read_user_data(data.path)
     if len(x) < (n := data.train + data.validation + data.test):
         raise UserError(
             f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '
@@ -70,16 +60,15 @@ def _fields_of_files(config: ConfigDict, indices: Indices) -> np.ndarray:
     return x[_order(config, len(x))[indices]]
 
 
-def _order(config: ConfigDict, n: int) -> Indices:
+def _order(config: ConfigDict, n: int) -> np.ndarray:
     return np.random.default_rng(config.data.seed).permutation(n)
 
 
 def measured(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns the config with the shape, number and units of a user's own samples, as the finished
-    stage `data` has them on its record (`own`), else as they are in their files.
-
-    All samples but those of `data.validation` and `data.test` are for training where `data.train`
-    is 0. Mean and scale, one a channel, are those of the training samples.
+    stage `data` has them on its record (`own`), else as they are in their files: all but those of
+    `data.validation` and `data.test` are for training where `data.train` is 0; mean and scale, one
+    a channel, are those of the training samples.
     """
     if problem_class(config.data.problem).generated:
         return config

@@ -1,28 +1,95 @@
-"""Several processes that work as one: how they meet, and what they tell each other. The only user
-of multihost_utils.
+"""Several processes that work as one: how they meet, and what they tell each other.
 
 Process 0 alone writes to the run folder. What depends on what is on disk it decides, and tells the
 others, so that all take the same branch. On one process each function here is the identity.
 """
 
+import dataclasses
 import json
 import math
+import os
+import re
+import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.roll_call import Place, roll_call
+from namm_jax.experiment.progress import complain
 
-HEARTBEAT = (
-    60  # seconds without a sign of life after which a process counts as dead, and all others end
-)
-SMALLEST_MESSAGE = (
-    1024  # bytes; messages are padded to a power of two, so that few programs are compiled
-)
+HEARTBEAT = 60  # seconds without a sign of life after which a process is dead, and all others end
+SMALLEST_MESSAGE = 1024  # bytes; padded to powers of two, so that few programs are compiled
+# What is raised on process 0, and then on the others.
+KINDS = (ValueError, UserError), (OSError, OSError), (Exception, RuntimeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A process among those of a run: HOST:PORT of process 0, their number, its own index."""
+
+    coordinator: str
+    count: int
+    index: int
+
+    def __post_init__(self) -> None:
+        """Raises a UserError unless address, number and index can be right."""
+        address = re.fullmatch('.+:([0-9]{1,5})', self.coordinator)
+        if not address or int(address[1]) > 65535 or not 0 <= self.index < self.count:
+            remedy = '--coordinator=HOST:PORT, and --process_index from 0 to below --num_processes'
+            raise UserError(f'got {self}, expected {remedy}')
+
+
+def start(place: Place | None, *, seconds: float = 60.0) -> None:
+    """Joins this process to the others, before anything else is asked of JAX; ends it with a
+    message and exit status 2 if they are not all there within so many seconds.
+
+    The place is None where the machine says itself how many there are: TPU pods, SLURM, Open MPI.
+    """
+    remedy = (
+        'start each with the same --coordinator=HOST:PORT, a free port of process 0 that all '
+        'reach, the same --num_processes=N, and a --process_index of its own'
+    )
+
+    def give_up() -> None:
+        where = place or '--distributed'
+        complain(f'error: {where}: not all processes met within {seconds:g} s; {remedy}')
+        os._exit(2)
+
+    patience = threading.Timer(seconds, give_up)
+    patience.start()
+    try:
+        jax.distributed.initialize(
+            *(dataclasses.astuple(place) if place else ()),
+            initialization_timeout=round(seconds) + HEARTBEAT,  # after it, JAX aborts the process
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f'{place or "--distributed"}: got {error}; {remedy}') from error
+    finally:
+        patience.cancel()
+    sys.excepthook = _end
+    if place:
+        check_same('numbers', {'--num_processes': place.count})
+
+
+def _end(*error: Any) -> None:
+    sys.__excepthook__(*error)
+    leave(1)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process without JAX's farewell, in which it would wait for the others."""
+    sys.stderr.flush()
+    try:
+        time.sleep(1.0 if is_first() else 0.0)  # JAX aborts those that find process 0 gone
+    finally:
+        os._exit(status)
 
 
 def is_first() -> bool:
@@ -31,9 +98,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the values of all processes, in their order; each process calls it, with JSON
-    types.
-    """
+    """Returns the values, of JSON types, of all processes, each of which calls it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -45,19 +110,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(array: np.ndarray) -> np.ndarray:
-    """Returns the arrays of all processes, one after the other along the first axis; their shapes
-    are the same.
-    """
-    return (
-        array if jax.process_count() == 1 else multihost_utils.process_allgather(array, tiled=True)
-    )
+    """Returns the arrays of all processes, of one shape, one after the other."""
+    alone = jax.process_count() == 1
+    return array if alone else multihost_utils.process_allgather(array, tiled=True)
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """Returns what `function` returns on process 0, which alone calls it, as JSON types.
-
-    Raises:
-        ValueError, OSError: on all processes, if it raises one.
+    """Returns, or raises, on all processes what `function` does on process 0, which alone calls it;
+    JSON types.
     """
     if jax.process_count() == 1:
         return function()
@@ -65,71 +125,30 @@ def from_first(function: Callable[[], Any]) -> Any:
     if is_first():
         try:
             answer = {'value': function()}
-        except (ValueError, OSError) as error:
-            answer, raised = {'error': str(error), 'users': isinstance(error, ValueError)}, error
+        except Exception as error:
+            kind = next(i for i, (kind, _) in enumerate(KINDS) if isinstance(error, kind))
+            answer, raised = {'error': str(error), 'kind': kind}, error
     answer = gather(answer)[0]
     if raised is not None:
         raise raised
     if 'error' in answer:
-        raise (UserError if answer['users'] else OSError)(f'process 0: {answer["error"]}')
+        raise KINDS[answer['kind']][1](f'process 0: {answer["error"]}')
     return answer['value']
 
 
 def agreed(asked_to_stop: Callable[[], int]) -> Callable[[], int]:
-    """Returns a function, for all processes to call, of the signal that any of them was sent; 0 for
-    none.
-    """
+    """Returns a function, for all processes to call, of the signal that any was sent; 0 if none."""
     return lambda: max(gather(asked_to_stop()))
 
 
-def check_same(what: str, value: Any) -> None:
-    """Raises on all processes unless all have the same value of a name, such as the config.
-
-    Args:
-        what: the name.
-        value: a flat dict of JSON types.
-
-    Raises:
-        UserError: with the names that differ, and each process's values.
-    """
+def check_same(what: str, value: dict[str, Any]) -> None:
+    """Raises a UserError on all processes unless all have the same flat dict of JSON types."""
     values = gather(value)
-    names = sorted(
-        {name for one in values for name in one if any(one[name] != v.get(name) for v in values)}
-    )
-    if names:
-        lines = [f'  {name}: {[one.get(name) for one in values]}' for name in names]
+    names = sorted(set().union(*values))
+    columns = {name: [one.get(name) for one in values] for name in names}
+    lines = [f'  {name}: {each}' for name, each in columns.items() if each != each[:1] * len(each)]
+    if lines:
         raise UserError(
-            f'got {len(names)} differences between the {what} of the {len(values)} processes, '
-            'expected none; start all of them by the same command and version\n' + '\n'.join(lines)
+            f'got {len(lines)} differences between the {what} of the {len(values)} processes; '
+            'start all of them by the same command and version\n' + '\n'.join(lines)
         )
-
-
-def start(place: Place | None, *, seconds: float = 60.0) -> None:
-    """Joins this process to the others, before anything else is asked of JAX.
-
-    Args:
-        place: where they meet; None where the machine says so itself: TPU pods, SLURM, Open MPI.
-        seconds: to wait for all of them.
-
-    Raises:
-        UserError: naming the address, and which processes are there of those expected.
-    """
-    where = {}
-    if place is not None:
-        roll_call(place, seconds=seconds)
-        where = dict(
-            coordinator_address=place.coordinator, num_processes=place.count, process_id=place.index
-        )
-    try:
-        jax.distributed.initialize(
-            **where,
-            initialization_timeout=round(seconds),
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f'--distributed: got {error}; expected a TPU pod, SLURM or Open MPI, which say '
-            'themselves how many processes there are; elsewhere give --coordinator=HOST:PORT '
-            '--num_processes=N --process_index=I'
-        ) from error

@@ -1,14 +1,13 @@
-"""Progress that a person can read: a bar on a terminal, a line every few seconds in a log file or a
-notebook.
-"""
+"""Progress that a person can read: a bar on a terminal, a line now and then anywhere else."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 _silent = False
 
@@ -22,7 +21,7 @@ def silence() -> None:
 def say(text: str) -> None:
     """Writes a line for the user, on standard error."""
     if not _silent:
-        print(text, file=sys.stderr, flush=True)
+        complain(text)
 
 
 def complain(text: str) -> None:
@@ -35,56 +34,42 @@ def short(terms: Mapping[str, float]) -> str:
     return '  '.join(f'{name} {value:.3g}' for name, value in terms.items())
 
 
+@dataclasses.dataclass
 class Bar:
-    """The progress of one stage.
+    """The progress of a stage: redrawn on a terminal, elsewhere a line every ten seconds."""
 
-    On a terminal a bar is redrawn in place; anywhere else a line is written every `every` seconds.
-    """
+    title: str
+    total: int
+    start: int = 0
+    unit: str = 'step'
 
-    def __init__(
-        self, title: str, total: int, *, start: int = 0, unit: str = 'step', every: float = 10.0
-    ) -> None:
-        self._title, self._total, self._unit, self._every = title, total, unit, every
-        self._begun, self._start, self._written, self._terms = (
-            time.monotonic(),
-            start,
-            time.monotonic(),
-            '',
+    def __post_init__(self) -> None:
+        """Starts the clock."""
+        self._begun = self._written = time.monotonic()
+        columns = ['{task.description}', BarColumn(20), '{task.completed}/{task.total}']
+        columns += [TimeElapsedColumn(), TimeRemainingColumn(), '{task.fields[note]}']
+        self._live = Progress(*columns, console=Console(stderr=True))
+        self._task = self._live.add_task(
+            self.title, completed=self.start, total=self.total, note=''
         )
-        self._live = None
-        if sys.stderr.isatty() and not _silent:
-            columns = (
-                TextColumn('{task.description}'),
-                BarColumn(20),
-                TextColumn('{task.completed}/{task.total}'),
-            )
-            columns += (
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn('{task.fields[rate]}  {task.fields[terms]}'),
-            )
-            self._live = Progress(*columns, console=Console(stderr=True))
-            self._task = self._live.add_task(title, total=total, completed=start, rate='', terms='')
+        self._terminal = sys.stderr.isatty() and not _silent
 
     def __enter__(self) -> Self:
-        if self._live:
+        if self._terminal:
             self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._live:
+        if self._terminal:
             self._live.stop()
 
     def update(self, done: int, terms: Mapping[str, float] | None = None) -> None:
-        """Shows that `done` of the total are done, and the newest terms."""
-        self._terms = short(terms) if terms else self._terms
+        """Shows that `done` of the total are done, and the terms."""
         now = time.monotonic()
-        rate = (done - self._start) / max(now - self._begun, 1e-9)
-        text = f'{rate:.3g} {self._unit}s/s'
-        if self._live:
-            self._live.update(self._task, completed=done, rate=text, terms=self._terms)
-        elif now - self._written >= self._every or done >= self._total:
+        rate = (done - self.start) / max(now - self._begun, 1e-9)
+        speed, note = f'{rate:.3g} {self.unit}s/s', short(terms or {})
+        self._live.update(self._task, completed=done, note=f'{speed}  {note}')
+        if not self._terminal and (now - self._written >= 10 or done >= self.total):
             self._written = now
-            left = (self._total - done) / rate if rate > 0 else float('inf')
-            line = f'{self._title} {done}/{self._total}  {text}  {left:.0f} s left  {self._terms}'
-            say(line)
+            left = (self.total - done) / rate if rate > 0 else float('inf')
+            say(f'{self.title} {done}/{self.total}  {speed}  {left:.0f} s left  {note}')

@@ -20,7 +20,7 @@ from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, shown
 from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
-from namm_jax.experiment.methods import DRAWS, drawn, rows_of, sampler, timed
+from namm_jax.experiment.methods import ACTS, METHODS, drawn, rows_of, sampler, timed, way_of
 from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of
 from namm_jax.experiment.processes import from_first
@@ -231,15 +231,15 @@ def sample(experiment: Experiment) -> Facts:
     seconds = {}
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
         for name in draws:
-            model, file, around = DRAWS[name]
-            draw = lambda model=model, around=around: sampler(
-                experiment, model, config.sample, around(experiment)
+            draw = lambda row=METHODS[name]: sampler(
+                experiment, row.prior, config.sample, ACTS[row.act](experiment)
             )
+            file = {'mdm': 'mirror'}.get(name, name)
             models[name] = drawn(experiment, folder / f'{file}.npy', draw, keys)
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
-            x, mapping = timed(experiment, row.way(experiment), z)
+            x, mapping = timed(experiment, way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
             seconds[name] = drawing + mapping

@@ -100,15 +100,24 @@ def likelihood(operator: Measure, y: ArrayLike, noise_std: ArrayLike | None = No
     if law is None:
         remedy = ', in the unit of y; if y has no noise, give the misfit that you would accept'
         law = Partial(_white, positive('noise_std', noise_std, remedy))
+    else:
+        law = Partial(_with_weights_held, as_pytree(law))
     y = _measurement(y)
     if isinstance(operator, Operator):
         x = jax.ShapeDtypeStruct((len(y), *operator.shape), jnp.float32)
         check_shape(y.shape, jax.eval_shape(operator, x).shape)
-    return Likelihood(as_pytree(operator), as_pytree(law), y)
+    return Likelihood(as_pytree(operator), law, y)
 
 
 def _white(s: Array, y: Measurement, Ax: Measurement) -> Array:
     return (y - Ax) / s
+
+
+def _with_weights_held(law: Law, y: Measurement, Ax: Measurement) -> Array:
+    # Where the size of the noise depends on A(x), a smaller residual by larger noise is no fit: its
+    # slope in A(x) is minus that in y, as in iteratively reweighted least squares.
+    weights_at = jax.lax.stop_gradient(Ax)
+    return law(y + (weights_at - Ax), weights_at)
 
 
 def _measurement(y: ArrayLike) -> Measurement:

@@ -15,12 +15,12 @@ from namm_jax.experiment.files import UserError, write_bytes
 from namm_jax.report.reading import find_runs, read_run
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], program: str = 'python -m namm_jax.report') -> int:
     """Runs the command with these arguments; returns the exit status: 2 for a user's mistake, 1 for
     a failed write.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m namm_jax.report',
+        prog=program,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
