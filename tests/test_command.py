@@ -54,7 +54,7 @@ def refused(launch, capsys, tmp_path):
         ),
         (
             [TINY, '--config.mirror.optimizer.lr=1'],
-            ['mean --config.mirror.optimizer.learning_rate'],
+            ['mirror.optimizer.learning_rate'],
         ),
         ([TINY, '--config.mirror.steps=ten'], ['--config.mirror.steps', "'ten'", 'an integer']),
         ([TINY, '--config.mirror.steps'], ['--config.mirror.steps', 'an integer']),
