@@ -63,7 +63,7 @@ def make_counters(config: ConfigDict) -> dict[str, Any]:
     return {role: _with(kind, section) for role, kind in (('counter', first), ('second', second))}
 
 
-def _with(kind: Any, section: Mapping[str, Any]) -> Any:
+def _with(kind: Any, section: ConfigDict) -> Any:
     return make_network(kind, **{name: plain(section[name]) for name in fields_of(kind)})
 
 
