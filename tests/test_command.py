@@ -52,6 +52,10 @@ def refused(launch, capsys, tmp_path):
             [TINY, '--config.optimizer.learning_rate=1'],
             ['did you mean', 'mirror.optimizer.learning_rate'],
         ),
+        (
+            [TINY, '--config.mirror.optimizer.lr=1'],
+            ['mirror.optimizer.learning_rate'],
+        ),
         ([TINY, '--config.mirror.steps=ten'], ['--config.mirror.steps', "'ten'", 'an integer']),
         ([TINY, '--config.mirror.steps'], ['--config.mirror.steps', 'an integer']),
         ([TINY, '--config.mirror.channels=a'], ['--config.mirror.channels', 'such as 8,16']),

@@ -86,7 +86,7 @@ def test_override_refuses_what_is_no_field():
     assert (
         config.mirror.optimizer.b1 == 0.5 and config.finetune.optimizer.b1 == 0.9
     )  # each has its own
-    with pytest.raises(ValueError, match=r'did you mean mirror\.lambda_constr or'):
+    with pytest.raises(ValueError, match=r'did you mean mirror\.lambda_constr, '):
         override(schema(), {'mirror.lamda_constr': 1.0})
 
 

@@ -97,7 +97,7 @@ def test_the_saved_config_is_the_base(tmp_path):
         tmp_path, overrides={'data.period': (3, 4)}
     ) as run:  # the same value is no change
         assert run.config['mirror']['steps'] == 11
-    with pytest.raises(UserError, match="got 'mirror.step'; did you mean mirror.steps or"):
+    with pytest.raises(UserError, match="got 'mirror.step'; did you mean mirror.steps, "):
         open_run(tmp_path, overrides={'mirror.step': 1})
 
 

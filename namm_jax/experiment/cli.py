@@ -29,8 +29,13 @@ CONFIGS = next(at / 'configs' for at in (PACKAGE, PACKAGE.parent) if (at / 'conf
 
 
 def nearest(got: str, names: Iterable[str]) -> str:
-    """Returns what was got, and the three names most like it."""
-    near = difflib.get_close_matches(got, list(names), n=3, cutoff=0)
+    """Returns what was got, and the three names that have most of it: `lr` is learning_rate."""
+
+    def likeness(name: str) -> tuple[int, float]:
+        match = difflib.SequenceMatcher(None, name, got)
+        return sum(block.size for block in match.get_matching_blocks()), match.ratio()
+
+    near = sorted(names, key=likeness, reverse=True)[:3]
     return f'got {got!r}; did you mean {", ".join(near[:-1])} or {near[-1]}?'
 
 

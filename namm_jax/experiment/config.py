@@ -1,15 +1,15 @@
 """A config: the preset of an experiment, what a command changes, and what may no longer change."""
 
-import difflib
 import functools
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from namm_jax._checks import choose
+from namm_jax.experiment.cli import nearest
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.schema import schema
 
@@ -37,32 +37,14 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def no_field(name: str, names: Iterable[str]) -> str:
-    """Returns the error of a field that does not exist, with the three nearest; those that the name
-    may abbreviate come first.
-    """
-
-    def likeness(field: str) -> tuple[bool, float]:
-        letters = iter(field)
-        short = all(letter in letters for letter in name)
-        return short, difflib.SequenceMatcher(None, field, name).ratio()
-
-    near = sorted(names, key=likeness, reverse=True)[:3]
-    return f'config field: got {name!r}; did you mean {" or ".join(near)}?'
-
-
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
     """Returns a config with the fields of dotted names replaced: a `ConfigDict` in place, a nested
-    dict as a copy in JSON's types, where tuples are lists.
-
-    Raises:
-        UserError: if a name is no field.
-        TypeError: if a value has another type than the `ConfigDict`'s.
+    dict as a copy in JSON's types (tuples are lists); a UserError if a name is no field.
     """
     names = flatten(config)
     for name in changes:
         if name not in names:
-            raise UserError(no_field(name, names))
+            raise UserError(f'config field: {nearest(name, names)}')
     if isinstance(config, ConfigDict):
         config.update_from_flattened_dict(changes)
         return config
@@ -76,12 +58,8 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
 def refuse_changes(
     config: Mapping[str, Any], saved: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Raises a UserError if `config` differs from what a stage has read, save for `FREE_SECTIONS`.
-
-    Args:
-        config: the config.
-        saved: the one before the command's overrides, with the fields that are newer than a record.
-        records: stage -> record, in the order of the stages, whose `sections` are what it has read.
+    """Raises a UserError if a config differs from what a stage on record has read, its `sections`,
+    or the saved config where the record lacks a field; save for `FREE_SECTIONS`.
     """
     fields = flatten(config)
     for stage, record in records.items():

@@ -69,15 +69,11 @@ TINY = (
 
 
 def epochs(*, mirror: int, mdm: int, finetune: int, dm: int) -> Overrides:
-    """Returns the steps of so many epochs of each stage over 10,000 samples: 625 of batches of 16
-    (mirror, finetune), 156 of batches of 64.
-    """
+    """Returns the steps of so many epochs of 10,000 samples: 625 of batches of 16, 156 of 64."""
     steps = {'mirror': 625 * mirror, 'mdm': 156 * mdm, 'finetune': 625 * finetune, 'dm': 156 * dm}
     return {f'{stage}.steps': number for stage, number in steps.items()}
 
 
 def published(paper: Overrides) -> Overrides:
-    """Returns the published method at the sizes of a `paper` preset, its warm-up of 5,000 steps
-    included.
-    """
+    """Returns the published method, its 5,000 steps of warm-up too, at a `paper` preset's sizes."""
     return paper | PUBLISHED | {'score.optimizer.warmup': 5000 / paper['mdm.steps']}

@@ -163,7 +163,7 @@ FIELDS = {
     # sampling, and the projection of samples by Gauss-Newton
     **_section('sample', SAMPLER),
     'sample.n': _field(256, 'of each row of the table', unit='samples', least=2),
-    'sample.rows': _field((), 'of the table, such as dm, mdm_finetuned; (): all', items=str),
+    'sample.rows': _field((), 'such as dm, mdm_finetuned; (): all')._replace(items=str),
     'sample.batch_size': _field(64, 'drawn at once', unit='samples', least=1),
     'sample.projection_tolerance': _field(1e-6, 'on the mean absolute residual', above=0),
     'sample.projection_iterations': _field(20, 'of a projection, at most', least=0),
@@ -196,7 +196,7 @@ FIELDS = {
     'assimilate.constraint_weight': _field(200.0, "of CG-DPS's distance, in noise units", least=0),
     # what of the training state lies on which device; may change when a run goes on
     'sharding.parameters': _field('replicated', 'fsdp: split', choices=('replicated', 'fsdp')),
-    'sharding.rules': _field((), 'PATTERN=AXES by path: .*Dense.*/kernel=-,data', items=str),
+    'sharding.rules': _field((), 'PATTERN=AXES, as .*Dense.*/kernel=-,data')._replace(items=str),
     # what all training stages share
     'train.budget': _field(1.0, 'multiplies the steps of every training stage', above=0),
     'train.compute_dtype': _field('float32', 'of the networks', choices=('float32', 'bfloat16')),
@@ -214,17 +214,11 @@ FIELDS = {
 # problem -> the fields that only it has, its parameters aside
 OTHERS = {
     'galaxies': {
-        'counter.samples': _field(
-            10_000, 'to train on, of 0 to `most` sources', unit='images', least=1
-        ),
+        'counter.samples': _field(10_000, 'to train on', unit='images', least=1),
         'counter.held_out': _field(1000, 'on which the error is measured', unit='images', least=1),
-        'counter.most': _field(16, 'in an image, at most', unit='sources', least=1),
-        'counter.network': _field(
-            'density', "the rule's; the other checks it", choices=('density', 'dense')
-        ),
-        'counter.channels': _field(
-            (48, 64), "of density, from half the image's resolution", least=1
-        ),
+        'counter.most': _field(16, 'in an image, from 0 on', unit='sources', least=1),
+        'counter.network': _field('density', "the rule's own", choices=('density', 'dense')),
+        'counter.channels': _field((48, 64), 'of density, from half resolution on', least=1),
         'counter.convolutions': _field(3, 'of density, a resolution', least=1),
         'counter.filters': _field((32, 64), 'of dense: channels of its convolutions', least=1),
         'counter.hidden': _field(256, 'of dense: width of its hidden layer', least=1),

@@ -34,25 +34,12 @@ class View(NamedTuple):
 
 
 def parameter(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = '',
-    choices: Iterable[str] = (),
-    items: type = float,
-    **limits: int | float,
+    default: Any, meaning: str, *, unit: str = '', choices: Iterable[str] = (), **limits: Any
 ) -> Any:
-    """Returns a field of a problem's dataclass, which `Problem` checks.
-
-    Args:
-        default: its default.
-        meaning: what it is.
-        unit: of a number.
-        choices: what a text may be; () for any.
-        items: the type of those of a tuple that is empty by default.
-        **limits: of numbers: `least` (>=), `above` (>), `most` (<=), `below` (<).
+    """Returns a field of a problem's dataclass: its default, what it is, and what `Problem` checks:
+    the `choices` for a text, and limits `least` (>=), `above` (>), `most` (<=) and `below` (<).
     """
-    details = {'unit': unit, 'choices': tuple(choices), 'items': items, 'limits': limits}
+    details = {'unit': unit, 'choices': tuple(choices), 'limits': limits}
     return dataclasses.field(default=default, metadata={'meaning': meaning, **details})
 
 
@@ -228,9 +215,7 @@ _LIMITS = {
 def check_range(
     name: str, value: Any, limits: Mapping[str, int | float], choices: Iterable[str]
 ) -> None:
-    """Raises a ValueError unless all numbers of a value are within limits, and a text is one of
-    the choices, where there are any.
-    """
+    """Raises a ValueError unless a value's numbers are within limits, or it is one of choices."""
     for limit, bound in limits.items():
         within, words = _LIMITS[limit]
         if not all(within(item, bound) for item in np.ravel(value)):
