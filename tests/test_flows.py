@@ -354,11 +354,7 @@ def test_errors_of_arrays_keys_and_constraints():
         ValueError, match=r'u_0: got shape \(16, 16, 2\), expected \(b, 16, 16, 2\)'
     ):
         SMALL.rollout(jnp.zeros((16, 16, 2)))
-<<<<<<< HEAD
     with pytest.raises(ValueError, match='states = 1, expected at least 2'):
-=======
-    with pytest.raises(ValueError, match=r'Got states = 1, expected at least 2'):
->>>>>>> a32d4ce6bc47785ad10db5b23226c89a8a589f6e
         dataclasses.replace(SMALL, states=1).constraint('kolmogorov')
     with pytest.raises(ValueError, match='expected one typed key a sample'):
         SMALL.fields(jax.random.key(0))
