@@ -17,7 +17,7 @@ from namm_jax._arrays import Constraint, Fields, Key
 _T = TypeVar('_T')
 NOISE = 0.1  # of the data's standard deviation: what is near the data
 
-_OF_FIELDS = 'what jax.jit can compile and jax.grad can differentiate; call it on a few fields'
+_OF_FIELDS = 'a function jax.jit compiles and jax.grad can differentiate; call it on a few fields'
 # What operations raise that need the numbers in an array; a compiled function does not have them.
 _NOT_JAX = (
     jax.errors.ConcretizationTypeError,
