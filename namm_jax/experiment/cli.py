@@ -245,7 +245,7 @@ def guarded(action: Callable[[], None]) -> int:
         say('stopped by signal 2')
         status = 130
     except SystemExit as stop:
-        status = stop.code
+        status = stop.code or 0
     except (ValueError, OSError) as error:  # a ValueError is about what came from the user
         if isinstance(error, ValueError) and os.environ.get('NAMM_JAX_TRACEBACK'):
             raise
