@@ -1,6 +1,8 @@
 """Progress on a terminal, and where there is none: a log file, a notebook."""
 
 import io
+import subprocess
+import sys
 import time
 
 import pytest
@@ -62,3 +64,14 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 def test_terms_have_three_digits():
     assert short({'loss': 0.123456, 'distance': 1234567.0}) == 'loss 0.123  distance 1.23e+06'
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """As of `2>&1 | tee log`, where a signal ends tee first."""
+    program = "from namm_jax.experiment.progress import say; say('a'); say('b'); print('done')"
+    process = subprocess.Popen(
+        [sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stderr.close()
+    assert process.stdout.read() == 'done\n'
+    process.wait()

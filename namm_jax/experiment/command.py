@@ -103,9 +103,9 @@ def _listening() -> Iterator[Callable[[], int]]:
     received = []
 
     def handle(number: int, frame: object) -> None:
-        say(f'signal {number}: saving, then stopping; once more to stop at once')
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        say(f'signal {number}: saving, then stopping; once more to stop at once')
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

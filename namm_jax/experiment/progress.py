@@ -1,5 +1,6 @@
 """Progress that a person can read: a bar on a terminal, a line now and then anywhere else."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -25,8 +26,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Writes a line for the user, silent or not: an error."""
-    print(text, file=sys.stderr, flush=True)
+    """Writes a line for the user, silent or not: an error. A reader that has gone is none."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def short(terms: Mapping[str, float]) -> str:
