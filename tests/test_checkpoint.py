@@ -175,7 +175,10 @@ def test_no_damage_to_any_file_gives_a_wrong_state(folder, capfd):
                 state, _, step = restore(folder)
             assert bits(state) == bits(make_state(step))
             messages = ' '.join(str(one.message) for one in told)
-            assert step == 3 or (step == 2 and 'checkpoints/3 is damaged' in messages)
+            # Without its description a checkpoint is one that a kill has cut short.
+            cut_short = damaged is None and path.suffix == '.json'
+            assert step == 3 or cut_short or 'checkpoints/3 is damaged' in messages
+            assert step in (2, 3)
             fallen_back += step == 2
             path.write_bytes(data)
     assert fallen_back > 5 * len(paths) and restore(folder).step == 3
