@@ -121,7 +121,7 @@ FIELDS = {
     'data.train': _field(4000, 'to train on; 0: all others of your own', unit='samples', least=0),
     'data.validation': _field(1000, 'watched in training', unit='samples', least=1),
     'data.test': _field(1000, 'that the table compares with, by halves', unit='samples', least=4),
-    'data.shard_size': _field(1000, 'in a file', unit='samples', least=1),
+    'data.shard_size': _field(1000, 'in a part, while they are generated', unit='samples', least=1),
     # the set M
     'constraint.name': _field('', 'a rule of the problem, or several joined by +'),
     'constraint.weights': _field((), 'of the terms of a sum; (): all 1'),

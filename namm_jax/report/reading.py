@@ -22,7 +22,7 @@ class Results(NamedTuple):
         experiment: config file and preset, `burgers:quick`.
         config: the resolved config, nested.
         preset: the preset's config; empty where the folder does not hold it.
-        provenance: one entry an opening of the folder, as `train.provenance` writes it.
+        provenance: one entry an opening of the folder, as `experiment.provenance` writes it.
         stages: stage -> its record.
         metrics: `metrics.json`.
         records: the lines of `metrics.jsonl`.
