@@ -12,33 +12,35 @@
 # # Neural approximate mirror maps: a look around
 #
 # Fields that obey a rule, a mirror map that brings points back onto it, a diffusion model in mirror
-# space, and a rule of your own. A CPU is enough. The next cell finds the repository, or clones it,
-# and installs it.
+# space, and a rule of your own. A CPU is enough. The next cell installs namm_jax where it is
+# missing, from the repository, and leaves an installed JAX as it is.
 
 # %%
+import importlib.util
 import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# its address; used only where this notebook is not in a clone
+# its address; used only where namm_jax is not installed, and this notebook is not in a clone
 REPOSITORY = 'https://github.com/OWNER/namm_jax'
-HERE = Path.cwd()
-CLONE = next(
-    (folder for folder in (HERE, HERE.parent) if (folder / 'launch').is_dir()), HERE / 'namm_jax'
-)
-if not CLONE.exists():
-    subprocess.run(['git', 'clone', '--quiet', REPOSITORY, str(CLONE)], check=True)
-# %pip install -q "{CLONE}"
+if importlib.util.find_spec('namm_jax') is None:
+    folders = (
+        folder for folder in (Path.cwd(), Path.cwd().parent) if (folder / 'setup.cfg').exists()
+    )
+    wanted = [str(next(folders, f'git+{REPOSITORY}'))]
+    try:
+        wanted.append(f'jax=={version("jax")}')  # as it is here, where it fits the GPU's plugin
+    except PackageNotFoundError:
+        pass
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', *wanted], check=True)
 
 # %%
-import sys
-
 import jax
 import jax.numpy as jnp
 
-sys.path.insert(0, str(CLONE))
-
 import namm_jax as nj
-from namm_jax.experiment import cli
+from namm_jax.__main__ import main as namm_jax
 from namm_jax.report import figures
 
 
@@ -59,9 +61,9 @@ def show(figure):
 # For that, train with `python launch/main.py --config=configs/burgers.py` and put its folder here.
 
 # %%
-RUN = CLONE / 'runs' / 'explore'
+RUN = Path('runs', 'explore')
 if not (RUN / 'config.json').exists():
-    cli.main(['launch/main.py', f'--config={CLONE}/configs/burgers.py:tiny', f'--workdir={RUN}'])
+    namm_jax(['run', 'burgers:tiny', f'--workdir={RUN}'])
 
 run = nj.open_run(RUN)  # read only
 x = jnp.asarray(run.data('test')[:64])
