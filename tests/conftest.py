@@ -5,6 +5,7 @@ one tiny run.
 import collections
 import contextlib
 import fcntl
+import importlib.metadata
 import os
 import signal
 import sys
@@ -17,7 +18,11 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers of a parallel run sha
     _CACHE = tempfile.TemporaryDirectory(prefix='namm_jax_tests_')  # removed when the session ends
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
-os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # most of the tests' time is compilation
+# Most of the tests' time is compilation.
+os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+JAXLIB = tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2]))
+if JAXLIB < (0, 11):  # later ones have no such flag
+    os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('MPLBACKEND', 'agg')
 
 import jax
