@@ -20,8 +20,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers of a parallel run sha
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
 # Most of the tests' time is compilation.
 os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-JAXLIB = tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2]))
-if JAXLIB < (0, 11):  # later ones have no such flag
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
+    # Later ones have no such flag.
     os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('MPLBACKEND', 'agg')
 

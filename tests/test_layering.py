@@ -42,7 +42,7 @@ ALLOWED = {
         MATHS | {'optax', 'rich'},
     ),
     'namm_jax.report': (
-        'problems report experiment.files experiment.records experiment.config',
+        'problems report experiment.files experiment.records experiment.config experiment.progress',
         SYSTEM | {'jinja2', 'matplotlib', 'PIL'},
     ),
     'namm_jax.experiment': (

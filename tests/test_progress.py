@@ -1,16 +1,19 @@
 """Progress on a terminal, and where there is none: a log file, a notebook."""
 
 import io
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
-from namm_jax.experiment.progress import Bar, short
+from namm_jax.experiment.progress import Bar, say, short
 
 
 class Terminal(io.StringIO):
+    encoding = 'utf-8'
+
     def isatty(self):
         return True
 
@@ -62,8 +65,41 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     )
 
 
-def test_terms_have_three_digits():
-    assert short({'loss': 0.123456, 'distance': 1234567.0}) == 'loss 0.123  distance 1.23e+06'
+def test_terms_have_three_digits_and_the_loss_comes_first():
+    terms = {'distance': 1234567.0, 'loss': 0.123456, 'cycle': 1.0}
+    assert short(terms) == 'loss 0.123  distance 1.23e+06  cycle 1'
+    assert short(terms, 29) == 'loss 0.123  distance 1.23e+06'
+    assert short(terms, 28) == 'loss 0.123' and short(terms, 9) == ''
+
+
+@pytest.mark.parametrize('columns', [80, 120])
+def test_stage_bar_steps_and_time_stay_whatever_the_terms(columns, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr('sys.stderr', terminal)
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', str(columns))
+    with Bar('finetune', 5200) as bar:
+        bar.update(5199, {f'heldout/term_{i}': 0.123 for i in range(9)} | {'loss': 0.5})
+    last = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', terminal.getvalue()).rstrip().splitlines()[-1]
+    assert re.match(r'finetune \S+ 5199/5200 [\d:]{7} [\d:-]{7} ', last), last
+    assert len(last.rstrip()) <= columns and 'loss 0.5' in last
+
+
+@pytest.mark.parametrize('term', ['dumb', 'unknown'])
+def test_a_terminal_that_cannot_redraw_gets_lines(term, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr('sys.stderr', terminal)
+    monkeypatch.setenv('TERM', term)
+    with Bar('mirror', 10) as bar:
+        bar.update(10, {'loss': 0.25})
+    assert terminal.getvalue().startswith('mirror 10/10  ') and '\x1b' not in terminal.getvalue()
+
+
+def test_a_terminal_of_ascii_alone_gets_no_other_character(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr('sys.stderr', io.TextIOWrapper(raw, 'ascii', write_through=True))
+    say('MMD² ──')
+    assert raw.getvalue() == b'MMD2 --\n'
 
 
 def test_a_reader_that_has_gone_is_no_error():

@@ -259,6 +259,17 @@ def test_table_orders_rows_fits_the_screen_and_gives_the_ratio():
     assert lines[-1].endswith('mdm_finetuned / dm: 1.00e-4')
 
 
+@pytest.mark.parametrize('width', [80, 100])
+def test_a_narrow_table_goes_without_the_least_columns(width):
+    rows = {name: metrics(1e-4) for name in ('data', 'dm_projected_sampling', 'mdm_finetuned')}
+    wide, narrow = (render(summary_table(rows, most)).splitlines() for most in (120, width))
+    assert max(map(len, narrow)) <= width < max(map(len, wide))
+    assert {'distance', 'mean', 'median', 'W1'} <= {*narrow[0].split(), *narrow[1].split()}
+    values = dict(line.split(maxsplit=1) for line in wide[3:])
+    for row, of_row in (line.split(maxsplit=1) for line in narrow[3:]):
+        assert all(text in values[row].split() for text in of_row.split())
+
+
 def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
     text = render(
         summary_table(

@@ -24,7 +24,7 @@ from namm_jax.experiment.files import read_json, write_json
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.posteriors import ROWS, SAMPLERS
 from namm_jax.experiment.processes import from_first, gather_rows
-from namm_jax.experiment.progress import Bar, say
+from namm_jax.experiment.progress import Bar, say, width
 from namm_jax.inverse.likelihood import likelihood
 from namm_jax.metrics import distance_statistics, posterior_moments, posterior_statistics
 
@@ -168,4 +168,4 @@ def _report(experiment: Experiment, name: str) -> None:
         write_assimilation(folder, name)
     entries = read_json(folder / 'metrics.json')['assimilation'][name]
     say(f'{name}, noise {noise:g}: posterior samples of measured test fields')
-    say(render(assimilation_table(entries)))
+    say(render(assimilation_table(entries, width())))

@@ -70,6 +70,10 @@ FLAGS = {
     'noise_std': ('STD', float, None, 'noise of the measurement, in its unit'),
     'num_samples': ('N', int, None, 'posterior samples of each measurement'),
 }
+SWITCHES = {
+    'distributed': 'one of several processes, which a pod, SLURM or Open MPI starts',
+    'wide': 'tables with all of their columns, on a narrow terminal too',
+}
 # command -> the function that does it, the flags that it needs, and others
 PROCESSES = 'coordinator num_processes process_index'
 COMMANDS = {
@@ -122,8 +126,8 @@ def _parser(command: str, about: str) -> _Parser:
         options = dict(metavar=metavar, type=kind, default=default, help=meaning)
         parser.add_argument(f'--{flag}', required=flag in needs.split(), **options)
     if command == 'run':
-        meaning = 'one of several processes, which a pod, SLURM or Open MPI starts'
-        parser.add_argument('--distributed', action='store_true', help=meaning)
+        for flag, meaning in SWITCHES.items():
+            parser.add_argument(f'--{flag}', action='store_true', help=meaning)
     return parser
 
 

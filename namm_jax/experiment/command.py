@@ -21,7 +21,7 @@ from namm_jax.experiment.folder import Run, SharedRun, aggregate
 from namm_jax.experiment.loop import Diverged, Stopped
 from namm_jax.experiment.problem import measured
 from namm_jax.experiment.processes import Place
-from namm_jax.experiment.progress import complain, say, silence
+from namm_jax.experiment.progress import complain, say, silence, widen, width
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.stages import STAGES, check_stages, stages_of
 
@@ -49,6 +49,8 @@ def configure_jax() -> None:
 def run(given: argparse.Namespace) -> None:
     """Runs what the command line gives (`cli.parse`), in one folder or one a seed."""
     configure_jax()
+    if given.wide:
+        widen()
     address = given.coordinator, given.num_processes, given.process_index
     place = None if address == ('', 0, -1) else Place(*address)
     if place or given.distributed:
@@ -179,7 +181,7 @@ def _say_table(directory: Path, *, evaluated: bool) -> None:
     if rows := read_json(path).get('rows') if evaluated or path.exists() else None:
         from namm_jax.report.table import render, summary_table
 
-        say(render(summary_table(rows)))
+        say(render(summary_table(rows, width())))
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 

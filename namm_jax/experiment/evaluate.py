@@ -24,6 +24,7 @@ from namm_jax.experiment.experiment import (
 from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
+from namm_jax.experiment.progress import Bar
 from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
 
@@ -89,17 +90,19 @@ def _table(
         resamples=experiment.config.evaluate.resamples,
     )
     table = {}
-    for row, x in samples.items():
-        experiment.pause()
-        pair = (x, held_out) if row in rows else halves
-        states = (experiment.problem.seamless(jnp.asarray(part)) for part in pair)
-        table[row] = {
-            'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-            'distribution': compare(*states),
-            'n': len(x),
-        }
-        if build.holds_network(experiment.config):
-            table[row]['counts'] = count_statistics(experiment, x)
+    with Bar('evaluate', len(samples), unit='row') as bar:
+        for row, x in samples.items():
+            experiment.pause()
+            pair = (x, held_out) if row in rows else halves
+            states = (experiment.problem.seamless(jnp.asarray(part)) for part in pair)
+            table[row] = {
+                'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
+                'distribution': compare(*states),
+                'n': len(x),
+            }
+            if build.holds_network(experiment.config):
+                table[row]['counts'] = count_statistics(experiment, x)
+            bar.update(len(table))
     costs = experiment.run.record('sample')
     training = lambda stage: experiment.run.record(stage)['training_seconds']
     for name, row in rows.items():

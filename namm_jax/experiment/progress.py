@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -10,7 +12,23 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+LOG = 120  # columns of a line where there is no terminal
+ASCII = str.maketrans('─²', '-2')
+
 _silent = False
+_wide = False
+
+
+def widen() -> None:
+    """Makes tables as wide as all of their columns are."""
+    global _wide
+    _wide = True
+
+
+def width() -> float:
+    """Returns the columns that a table may have: those of the terminal, 120 in a log."""
+    console = Console(stderr=True)
+    return math.inf if _wide else console.width if console.is_terminal else LOG
 
 
 def silence() -> None:
@@ -27,13 +45,20 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """Writes a line for the user, silent or not: an error. A reader that has gone is none."""
+    if 'utf' not in (sys.stderr.encoding or 'utf').lower():
+        text = text.translate(ASCII)
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
 
-def short(terms: Mapping[str, float]) -> str:
-    """Returns named terms in three significant digits, on one line."""
-    return '  '.join(f'{name} {value:.3g}' for name, value in terms.items())
+def short(terms: Mapping[str, float], room: int = LOG) -> str:
+    """Returns named terms in three significant digits on one line: the loss, then as many more as
+    there is room for.
+    """
+    first = sorted(terms.items(), key=lambda term: term[0] != 'loss')
+    texts = [f'{name} {value:.3g}' for name, value in first]
+    ends = itertools.accumulate(len(text) + 2 for text in texts)
+    return '  '.join(text for text, end in zip(texts, ends, strict=True) if end <= room + 2)
 
 
 @dataclasses.dataclass
@@ -48,13 +73,17 @@ class Bar:
     def __post_init__(self) -> None:
         """Starts the clock."""
         self._begun = self._written = time.monotonic()
-        columns = ['{task.description}', BarColumn(20), '{task.completed}/{task.total}']
+        columns = ['{task.description}', BarColumn(12), '{task.completed}/{task.total}']
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), '{task.fields[note]}']
-        self._live = Progress(*columns, console=Console(stderr=True))
+        console = Console(stderr=True)
+        self._live = Progress(*columns, console=console)
         self._task = self._live.add_task(
             self.title, completed=self.start, total=self.total, note=''
         )
-        self._terminal = sys.stderr.isatty() and not _silent
+        self._terminal = console.is_terminal and not console.is_dumb_terminal and not _silent
+        # Of a line: the title, the bar, two numbers, two times, and the spaces between them.
+        others = len(self.title) + 12 + 2 * len(str(self.total)) + 1 + 2 * len('0:00:00') + 5
+        self._room = console.width - others
 
     def __enter__(self) -> Self:
         if self._terminal:
@@ -69,9 +98,11 @@ class Bar:
         """Shows that `done` of the total are done, and the terms."""
         now = time.monotonic()
         rate = (done - self.start) / max(now - self._begun, 1e-9)
-        speed, note = f'{rate:.3g} {self.unit}s/s', short(terms or {})
-        self._live.update(self._task, completed=done, note=f'{speed}  {note}')
+        speed = f'{rate:.3g} {self.unit}s/s'
+        note = f'{speed}  {short(terms or {}, self._room - len(speed) - 2)}'
+        self._live.update(self._task, completed=done, note=note)
         if not self._terminal and (now - self._written >= 10 or done >= self.total):
             self._written = now
             left = (self.total - done) / rate if rate > 0 else float('inf')
-            say(f'{self.title} {done}/{self.total}  {speed}  {left:.0f} s left  {note}')
+            head = f'{self.title} {done}/{self.total}  {speed}  {left:.0f} s left  '
+            say(head + short(terms or {}, LOG - len(head)))

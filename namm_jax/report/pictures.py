@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from namm_jax import problems
+from namm_jax.experiment.progress import Bar
 from namm_jax.problems.base import View
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.posterior import Posterior, posteriors
@@ -46,15 +47,15 @@ def draw(results: Results) -> dict[str, Picture]:
         if f in robustness
     }
     mirror = results.of('mirror')
-    shown = {
-        'samples': figures.samples_with_residuals(rows, distances=distances, **look),
-        'distances': figures.distance_histograms(distances),
-        'training_time': figures.distance_against_training_seconds(curves_of_training),
-        'robustness': curves.robustness_curves(
+    drawings = {
+        'samples': lambda: figures.samples_with_residuals(rows, distances=distances, **look),
+        'distances': lambda: figures.distance_histograms(distances),
+        'training_time': lambda: figures.distance_against_training_seconds(curves_of_training),
+        'robustness': lambda: curves.robustness_curves(
             robustness['sigma'], maps, sigma_max=robustness['sigma_max']
         ),
-        'losses': figures.loss_curves(results.records),
-        'mirror': figures.mirror_and_inverse(
+        'losses': lambda: figures.loss_curves(results.records),
+        'mirror': lambda: figures.mirror_and_inverse(
             mirror['z'], mirror['x'], **look | {'units': ('mirror space, z', 'x = f(z)')}
         ),
     }
@@ -73,11 +74,13 @@ def draw(results: Results) -> dict[str, Picture]:
         ),
         'mirror': 'Samples in mirror space, each above its inverse in data space.',
     }
-    pictures = {
-        name: Picture(figures.png(figure, dpi=dpi), 'png', texts[name])
-        for name, figure in shown.items()
-    }
-    pictures |= {'trajectory': _trajectory(results, dpi, look)}
+    pictures = {}
+    with Bar('report', len(drawings) + 1, unit='figure') as bar:
+        for name, drawing in drawings.items():
+            pictures[name] = Picture(figures.png(drawing(), dpi=dpi), 'png', texts[name])
+            bar.update(len(pictures))
+        pictures['trajectory'] = _trajectory(results, dpi, look)
+        bar.update(len(pictures))
     return pictures | draw_assimilation(results.config, results.posteriors)
 
 

@@ -50,6 +50,8 @@ ASSIMILATION_COLUMNS = (
     'diver-\nged',
     'n',
 )
+# Of both, what a narrow terminal goes without, first to last.
+LEAST = ('MMD²', 'max', 'n', 'calls', 'spec-\ntrum', 'CRPS', 's /\nsample', 'diver-\nged')
 
 
 def row_name(row: str) -> str:
@@ -81,27 +83,21 @@ def in_order(rows: Sequence[str]) -> list[str]:
     return sorted(rows, key=place)
 
 
-def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+def summary_table(rows: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
     """Returns the table at the end of a run: constraint distance, distribution distances and cost
-    of every row of `metrics.json`, with the ratio of the medians below.
+    of every row of `metrics.json`, with the ratio of the medians below. It goes without columns of
+    `LEAST` that a width has no room for.
     """
-    return _table(
-        'row',
-        COLUMNS,
-        {row: cells(rows[row]) for row in in_order(list(rows))},
-        ratio_of_medians(rows),
-    )
+    texts = {row: cells(rows[row]) for row in in_order(list(rows))}
+    return _table('row', COLUMNS, texts, width, ratio_of_medians(rows))
 
 
-def assimilation_table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
+def assimilation_table(entries: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
     """Returns the table of the posterior samplers of one measurement operator, whose entry
-    `assimilation` in `metrics.json` is sampler -> numbers.
+    `assimilation` in `metrics.json` is sampler -> numbers; the width as of `summary_table`.
     """
-    return _table(
-        'sampler',
-        ASSIMILATION_COLUMNS,
-        {name: assimilation_cells(entry) for name, entry in entries.items()},
-    )
+    texts = {name: assimilation_cells(entry) for name, entry in entries.items()}
+    return _table('sampler', ASSIMILATION_COLUMNS, texts, width)
 
 
 def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
@@ -121,8 +117,15 @@ def _table(
     first: str,
     columns: Sequence[str],
     rows: Mapping[str, Sequence[str]],
+    width: float,
     caption: str | None = None,
 ) -> Table:
+    texts = dict(zip(columns, zip(*rows.values(), strict=True), strict=True))
+    lines = lambda *texts: (line for text in texts for line in text.split('\n'))
+    size = {name: 1 + max(map(len, lines(name, *of))) for name, of in texts.items()}
+    for name in LEAST:
+        if max(map(len, (first, *rows))) + sum(size.values()) > width:
+            size.pop(name, None)
     table = Table(
         box=rich.box.SIMPLE_HEAD,
         padding=0,
@@ -132,10 +135,10 @@ def _table(
         caption_justify='left',
     )
     table.add_column(first, no_wrap=True, vertical='bottom')
-    for column in columns:
-        table.add_column(column, justify='right', no_wrap=True, vertical='bottom')
-    for row, texts in rows.items():
-        table.add_row(row, *(Text(text) for text in texts))  # Text: brackets are no markup
+    for name in size:
+        table.add_column(name, justify='right', no_wrap=True, vertical='bottom')
+    for i, row in enumerate(rows):  # Text: brackets are no markup
+        table.add_row(row, *(Text(texts[name][i]) for name in size))
     return table
 
 
@@ -169,9 +172,9 @@ def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
 
 
-def render(table: Table, width: int = 120) -> str:
-    """Returns a table as plain text of at most so many columns, for a log or a file."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+def render(table: Table) -> str:
+    """Returns a table as plain text."""
+    console = Console(file=io.StringIO(), width=10**4, color_system=None)
     console.print(table)
     return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
 
