@@ -2,7 +2,7 @@
 """Keeps the numbers of finished runs under `results/`, and writes all tables of texts from them.
 
     python benchmarks/results.py RUN [RUN ...]     # a run folder, or a folder with one a seed
-    python benchmarks/results.py --readme  # the tables between <!-- table: NAME --> and <!-- end -->
+    python benchmarks/results.py --readme # the tables between <!-- table: NAME --> and <!-- end -->
 
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the
 files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept.

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `python -m sphinx -W -b html docs build/docs`. It needs no network."""
+"""How Sphinx builds the site: `python -m sphinx -W -b html docs build/docs`, without a network."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
 
-import namm_jax
+import namm_jax  # noqa: E402
 
 project = 'namm_jax'
 author = 'The namm_jax maintainers'

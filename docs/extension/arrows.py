@@ -11,7 +11,7 @@ TABLE = Path(__file__).resolve().parents[2] / 'tests' / 'test_layering.py'
 FILES = 'experiment.files'  # with `records` and `config`: what the report may read
 # Rows of the picture, from what imports most to what imports nothing.
 ROWS = (
-    ('launch', 'configs'),
+    ('configs', 'launch'),
     ('experiment',),
     ('report',),
     (FILES, 'training'),
@@ -88,7 +88,8 @@ def _arrow(x: float, y: float, x_to: float, y_to: float) -> str:
     y, y_to = y + TALL / 2, y_to - TALL / 2
     x_to = x_to + max(-BOX / 3, min(BOX / 3, (x - x_to) / 6))
     bend = (y_to - y) * 0.5
-    curve = f'M{x:.0f} {y:.0f}C{x:.0f} {y + bend:.0f} {x_to:.0f} {y_to - bend:.0f} {x_to:.0f} {y_to - 6:.0f}'
+    bends = f'{x:.0f} {y + bend:.0f} {x_to:.0f} {y_to - bend:.0f}'
+    curve = f'M{x:.0f} {y:.0f}C{bends} {x_to:.0f} {y_to - 6:.0f}'
     head = f'M{x_to:.0f} {y_to:.0f}l-4 -7h8z'
     return f'<path class="arrow" d="{curve}"/><path class="head" d="{head}"/>'
 
