@@ -10,7 +10,7 @@ files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name 
 a measurement operator. The table `summary` has the median constraint distances of all constraints
 at preset quick, a line a constraint; `front` the means of those that a reader compares first;
 `methods:WHAT` a line a method and a column a constraint, of `distance`, `distribution` or
-`seconds`; `ablations:CONFIG` a line a file of it whose label begins with `ablation`. Tables are
+`seconds`; `others` the inverse problems that have no table of their own; `ablations:CONFIG` a line a file of it whose label begins with `ablation`. Tables are
 those of README.md, results/README.md and the pages under docs/.
 """
 
@@ -67,6 +67,12 @@ RULES = {
     'total_brightness': ('black holes', 'the sum of the pixels'),
     'periodic': ('binary textures', 'all tiles are equal'),
     'count': ('galaxies', 'a network counts eight sources'),
+}
+# Config and operator of the inverse problems of the table `others` -> what they are called.
+INVERSE = {
+    ('total_brightness', 'sparse_fourier'): 'black hole from sparse Fourier samples',
+    ('periodic', 'occluded_box'): 'texture with an occluded box',
+    ('count', 'downsampling'): 'galaxies, blurred and decimated',
 }
 # Ways to obey a rule: row of a run -> what it is called.
 WAYS = {
@@ -313,6 +319,22 @@ def methods(what: str, folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
+def others(folder: Path = ROOT / 'results') -> str:
+    """Returns a line an inverse problem that has no table of its own: median distance and RMSE of
+    four samplers.
+    """
+    samplers = ('dps', 'mirror_dps', 'few_steps', 'mirror_few_steps')
+    head = ['problem', *(f'`{name}`' for name in samplers)]
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for (config, operator), title in INVERSE.items():
+        run = json.loads((folder / f'{config}-quick-seed0.json').read_text())
+        entries = [run['assimilation'][operator][name] for name in samplers]
+        pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
+        cells = [', '.join(map(three_digits, pair)) for pair in pairs]
+        lines.append('| ' + ' | '.join([title, *cells]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     """Returns a line a run: what was changed, median distances, and how the finetuned samples
     compare with the DM's.
@@ -355,7 +377,7 @@ def with_tables(text: str) -> str:
     def made(name: str) -> str:
         name, _, of = name.partition(':')
         special = {'summary': lambda _: summary(), 'front': lambda _: front()}
-        special |= {'ablations': ablations, 'methods': methods}
+        special |= {'ablations': ablations, 'methods': methods, 'others': lambda _: others()}
         if name in special:
             return special[name](of)
         return posterior_table(name, of) if of else table(name)

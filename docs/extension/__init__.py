@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from extension import arrows, code, docstrings, fields, mathematics
+from extension import arrows, code, docstrings, fields, mathematics, tables
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Registers all parts with Sphinx."""
-    for part in (mathematics, docstrings, fields, arrows, code):
+    for part in (mathematics, docstrings, fields, arrows, code, tables):
         part.register(app)
     return {'version': '1', 'parallel_read_safe': True}

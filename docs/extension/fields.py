@@ -143,15 +143,16 @@ class FrontDoor(_Generated):
     """Every public name with the first sentence of its docstring."""
 
     def text(self) -> list[str]:
+        """Returns the lines of the table, in the order of the package's own list."""
         rows = []
-        for name in namm_jax.__all__:
+        for name in namm_jax._PLACES:
             value = getattr(namm_jax, name)
-            about = inspect.getdoc(value) or ''
-            first = about.split('\n\n')[0].split('. ')[0].split(': ')[0].rstrip('.').split('\n')
-            kind = 'mod' if name in MODULES else 'obj'
-            target = value.__name__ if name in MODULES else f'namm_jax.{name}'
-            link = f':py:{kind}:`{name} <{target}>`'
-            rows.append([link, ' '.join(restructured(first)).replace('*', r'\*')])
+            about = (inspect.getdoc(value) or '').split('\n\n')[0]
+            first = ' '.join(about.split()).split('. ')[0].split('; ')[0].rstrip('.:')
+            module = name in MODULES
+            target = value.__name__ if module else f'namm_jax.{name}'
+            link = f':py:{"mod" if module else "obj"}:`{name} <{target}>`'
+            rows.append([link, ''.join(restructured([first]))])
         return _table(('name', 'what it is'), rows, 'fields')
 
 
