@@ -7,11 +7,11 @@
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the
 files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept.
 `NAME+LABEL` has the further rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of
-a measurement operator. The table `summary` has the median constraint distances of all constraints
-at preset quick, a line a constraint; `front` the means of those that a reader compares first;
-`methods:WHAT` a line a method and a column a constraint, of `distance`, `distribution` or
-`seconds`; `others` the inverse problems that have no table of their own; `ablations:CONFIG` a line a file of it whose label begins with `ablation`. Tables are
-those of README.md, results/README.md and the pages under docs/.
+a measurement operator. Of all constraints at preset quick, `front` and `summary` have a line a
+constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
+`distribution` or `seconds`; `others` the inverse problems without a table of their own.
+`ablations:CONFIG` has a line a file of it whose label begins with `ablation`. The texts are
+README.md, results/README.md and the pages under docs/.
 """
 
 import argparse
