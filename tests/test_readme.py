@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from namm_jax.experiment import schema
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob('docs/**/*.md')}
@@ -106,6 +108,25 @@ def test_every_program_of_the_gallery_is_on_its_page():
     programs = [path.name for path in ROOT.glob('docs/gallery/*.py')]
     assert len(programs) > 5
     assert not [name for name in programs if f'gallery/{name}' not in TEXTS['docs/gallery.md']]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(path.name for path in ROOT.glob('docs/gallery/*.py')))
+def test_a_program_of_the_gallery_draws(name, tmp_path):
+    folder = tmp_path / 'docs' / 'gallery'
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / 'docs' / 'gallery' / name, folder)
+    shutil.copy(ROOT / 'docs' / 'burgers-samples.png', folder.parent)
+    shutil.copytree(ROOT / 'results', tmp_path / 'results')
+    before = set(tmp_path.rglob('*.png'))
+    runpy.run_path(str(folder / name), run_name='__main__')
+    assert set(tmp_path.rglob('*.png')) - before
+
+
+def test_every_section_of_the_config_is_on_the_page_of_fields():
+    shown = set(re.findall(r'config-fields:: (\w+)', TEXTS['docs/running/fields.md']))
+    fields = [*schema.fields('galaxies'), *schema.fields('own')]
+    assert shown | {'constraint'} == {name.split('.')[0] for name in fields}  # with `data`
 
 
 def test_every_page_is_reached_from_another():

@@ -34,14 +34,16 @@ def restructured(lines: list[str]) -> list[str]:
 
 def _blocks(lines: list[str]) -> Iterator[str]:
     """Yields the lines, indented blocks marked as literal and references as one paragraph."""
-    section = literal = reference = False
-    previous = ''
+    literal = reference = False
+    section = previous = ''
     for line in lines:
         indented = line.startswith('    ')
         if line and not indented:
-            section = line.rstrip(':') in SECTIONS
+            section = line.rstrip(':') if line.rstrip(':') in SECTIONS else ''
             literal = False
             reference = line.startswith(('Reference: ', 'References: '))
+        if section == 'Attributes':  # of two names napoleon takes one for a type
+            line = re.sub(r'^(    \w+), (\w+:)', r'\1/\2', line)
         if reference and indented:
             line = line.strip()
         elif indented and not section and not literal and not previous:

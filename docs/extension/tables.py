@@ -10,6 +10,8 @@ NUMBER = re.compile(r'-?[\d.,]+(e-?\d+)?( ?%)?')
 
 def _mark(app: Any, document: nodes.document) -> None:
     for table in document.findall(nodes.table):
+        if 'fields' in table['classes']:
+            continue
         numeric = 0
         for entry in table.findall(nodes.entry):
             if NUMBER.fullmatch(entry.astext()):
