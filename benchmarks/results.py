@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Keeps the numbers of finished runs under `results/`, and writes the README's tables from them.
+"""Keeps the numbers of finished runs under `results/`, and writes all tables of texts from them.
 
     python benchmarks/results.py RUN [RUN ...]     # a run folder, or a folder with one a seed
     python benchmarks/results.py --readme # the tables between <!-- table: NAME --> and <!-- end -->
@@ -7,9 +7,11 @@
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the
 files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept.
 `NAME+LABEL` has the further rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of
-a measurement operator. The table `summary` has the median constraint distances of all constraints
-at preset quick, a line a constraint; `ablations:CONFIG` has a line a file of it whose label begins
-with `ablation`. Tables are those of README.md and of results/README.md.
+a measurement operator. Of all constraints at preset quick, `front` and `summary` have a line a
+constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
+`distribution` or `seconds`; `others` the inverse problems without a table of their own.
+`ablations:CONFIG` has a line a file of it whose label begins with `ablation`. The texts are
+README.md, results/README.md and the pages under docs/.
 """
 
 import argparse
@@ -54,6 +56,32 @@ POSTERIOR_COLUMNS = {
     's a sample': ('seconds_per_sample',),
     'samples': ('n',),
     'diverged': ('diverged',),
+}
+
+
+# What the table `front` calls the data and their rule.
+RULES = {
+    'burgers': ("Burgers' equation", 'a column is one solver step after the one before'),
+    'divergence': ('Kolmogorov flow', 'no divergence'),
+    'kolmogorov': ('Kolmogorov flow', 'a state is the one before it, stepped on'),
+    'total_brightness': ('black holes', 'the sum of the pixels'),
+    'periodic': ('binary textures', 'all tiles are equal'),
+    'count': ('galaxies', 'a network counts eight sources'),
+}
+# Config and operator of the inverse problems of the table `others` -> what they are called.
+INVERSE = {
+    ('total_brightness', 'sparse_fourier'): 'black hole from sparse Fourier samples',
+    ('periodic', 'occluded_box'): 'texture with an occluded box',
+    ('count', 'downsampling'): 'galaxies, blurred and decimated',
+}
+# Ways to obey a rule: row of a run -> what it is called.
+WAYS = {
+    'dm_guided': 'guided',
+    'dm_restored': 'restored',
+    'dm_projected': 'projected',
+    'dm_projected_sampling': 'projected while sampling',
+    'mdm_finetuned': 'mirror map, finetuned',
+    'mdm_polished': 'mirror map, finetuned and polished',
 }
 
 
@@ -243,6 +271,70 @@ def summary(folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _quick(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the rows of the first seed of each config at preset quick, its ways back onto the
+    rule as one row, the first of them.
+    """
+    found = {}
+    for config in RULES:
+        rows = json.loads((folder / f'{config}-quick-seed0.json').read_text())['rows']
+        restores = [row for row in rows if row.startswith('dm_restored')]
+        found[config] = rows | ({'dm_restored': rows[restores[0]]} if restores else {})
+    return found
+
+
+def front(folder: Path = ROOT / 'results') -> str:
+    """Returns a line a config: the mean distances of true data, of the diffusion model, of its best
+    rival without a mirror map, and of the finetuned mirror diffusion model.
+    """
+    head = ['data', 'rule', 'true data', 'diffusion model', 'best without a mirror map', 'ours']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for config, rows in _quick(folder).items():
+        mean = lambda row, rows=rows: _at(rows[row], COLUMNS['mean'])
+        rivals = [row for row in WAYS if row.startswith('dm') and row in rows]
+        best = min(rivals, key=mean)
+        told = f'{three_digits(mean(best))}, {WAYS[best]}'
+        ours = three_digits(mean('mdm_finetuned'))
+        cells = [three_digits(mean('data')), three_digits(mean('dm')), told, ours]
+        lines.append('| ' + ' | '.join([*RULES[config], *cells]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def methods(what: str, folder: Path = ROOT / 'results') -> str:
+    """Returns a line a way to obey a rule and a column a config: mean distance, sliced Wasserstein
+    distance over the diffusion model's, or seconds a sample.
+    """
+    runs = _quick(folder)
+    paths = {'distance': 'mean', 'distribution': 'sliced W1', 'seconds': 's a sample'}
+    lines = ['| way | ' + ' | '.join(f'`{name}`' for name in runs) + ' |']
+    lines.append('|---' * (len(runs) + 1) + '|')
+    for way, title in {'dm': 'diffusion model alone', **WAYS}.items():
+        cells = []
+        for rows in runs.values():
+            value = _at(rows[way], COLUMNS[paths[what]]) if way in rows else None
+            if value is not None and what == 'distribution':
+                value /= _at(rows['dm'], COLUMNS['sliced W1'])
+            cells.append('' if value is None else three_digits(value))
+        lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def others(folder: Path = ROOT / 'results') -> str:
+    """Returns a line an inverse problem that has no table of its own: median distance and RMSE of
+    four samplers.
+    """
+    samplers = ('dps', 'mirror_dps', 'few_steps', 'mirror_few_steps')
+    head = ['problem', *(f'`{name}`' for name in samplers)]
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for (config, operator), title in INVERSE.items():
+        run = json.loads((folder / f'{config}-quick-seed0.json').read_text())
+        entries = [run['assimilation'][operator][name] for name in samplers]
+        pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
+        cells = [', '.join(map(three_digits, pair)) for pair in pairs]
+        lines.append('| ' + ' | '.join([title, *cells]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     """Returns a line a run: what was changed, median distances, and how the finetuned samples
     compare with the DM's.
@@ -280,15 +372,23 @@ def _median(run: dict[str, Any], row: str) -> float:
 
 
 def with_tables(text: str) -> str:
-    """Returns a README with its tables written anew."""
+    """Returns a text with its tables written anew."""
 
     def made(name: str) -> str:
         name, _, of = name.partition(':')
-        if name in (special := {'summary': lambda _: summary(), 'ablations': ablations}):
+        special = {'summary': lambda _: summary(), 'front': lambda _: front()}
+        special |= {'ablations': ablations, 'methods': methods, 'others': lambda _: others()}
+        if name in special:
             return special[name](of)
         return posterior_table(name, of) if of else table(name)
 
     return TABLE.sub(lambda match: match[1] + made(match[2]) + match[3], text)
+
+
+def pages() -> list[Path]:
+    """Returns the texts that hold tables of results."""
+    places = [ROOT / 'README.md', ROOT / 'results' / 'README.md', *ROOT.glob('docs/**/*.md')]
+    return [path for path in places if TABLE.search(path.read_text())]
 
 
 def main() -> None:
@@ -297,11 +397,11 @@ def main() -> None:
     )
     parser.add_argument('runs', metavar='RUN', nargs='*', type=Path)
     parser.add_argument('--label', help='put into the name of what is kept, such as budget3')
-    parser.add_argument('--readme', action='store_true', help="write the README's tables")
+    parser.add_argument('--readme', action='store_true', help='write the tables of all texts')
     given = parser.parse_args()
     keep(given.runs, given.label)
     if given.readme:
-        for path in (ROOT / 'README.md', ROOT / 'results' / 'README.md'):
+        for path in pages():
             path.write_text(with_tables(path.read_text()))
 
 
