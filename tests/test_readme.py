@@ -1,5 +1,5 @@
 """The README is short, it and the pages under docs/ say what is so, and their programs run as they
-stand, with fewer fields and steps.
+stand, with fewer fields and steps, and smaller networks.
 """
 
 import importlib.util
@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from namm_jax.experiment import schema
+from namm_jax.networks.icnn import ICNN
+from namm_jax.networks.unet import UNet
+from namm_jax.training import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -33,6 +36,14 @@ SMALLER = {
     ', 16)': ', 2)',
     'k=4': 'k=2',
 }
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    """Makes the networks that `namm` and `diffusion` take by themselves quick to compile."""
+    convex = lambda **fields: ICNN(**fields | {'filters': 4, 'layers': 1})
+    monkeypatch.setattr(recipes, 'ICNN', convex)
+    monkeypatch.setattr(recipes, 'UNet', lambda channels, **fields: UNet((8,), head=4, **fields))
 
 
 def run(program, name):
