@@ -41,11 +41,8 @@ def draw(results: Results) -> dict[str, Picture]:
     distances, curves_of_training = results.of('distances'), training_curves(results)
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
-    maps = {
-        name: robustness[f]
-        for name, f in {'f': 'f', 'f, finetuned': 'f_finetuned'}.items()
-        if f in robustness
-    }
+    names = {'f': 'f', 'f_finetuned': 'f, finetuned'}
+    maps = {name: robustness[f] for f, name in names.items() if f in robustness}
     mirror = results.of('mirror')
     drawings = {
         'samples': lambda: figures.samples_with_residuals(rows, distances=distances, **look),
@@ -141,13 +138,11 @@ def _ends(curves_of_training: dict[str, tuple[np.ndarray, ...]]) -> str:
 def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:
     sigma = np.asarray(robustness['sigma'])
     nearest = int(np.argmin(np.abs(sigma - robustness['sigma_max'])))
-    values = [
-        f'{name} {three_digits(curve["distance_mean"][nearest])}' for name, curve in maps.items()
-    ]
+    at = lambda curve: three_digits(curve['distance_mean'][nearest])
+    values = [f'{name} {at(curve)}' for name, curve in maps.items()]
     return f'Mean distance at sigma {three_digits(float(sigma[nearest]))}: {", ".join(values)}.'
 
 
 def _list(values: dict[str, float]) -> str:
-    return (
-        ', '.join(f'{row_name(row)} {three_digits(value)}' for row, value in values.items()) + '.'
-    )
+    texts = (f'{row_name(row)} {three_digits(value)}' for row, value in values.items())
+    return f'{", ".join(texts)}.'

@@ -103,12 +103,7 @@ def assimilation_table(entries: Mapping[str, Mapping[str, Any]], width: float = 
 def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
     """Returns the cells of a posterior sampler under `ASSIMILATION_COLUMNS`, as `cells`."""
     distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
-    scalars = {
-        'misfit': three_digits,
-        'rmse': three_digits,
-        'crps': three_digits,
-        'spread_skill': three_digits,
-    }
+    scalars = dict.fromkeys(('misfit', 'rmse', 'crps', 'spread_skill'), three_digits)
     costs = {'calls': _whole, 'seconds_per_sample': three_digits, 'diverged': _whole, 'n': _whole}
     return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
 
