@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.progress import complain, say
+from namm_jax.experiment.progress import complain, lossy, say
 
 # Those of `experiment.stages`, in their order.
 STAGES = 'data counter mirror tune mdm finetune dm sample assimilate evaluate report'.split()
@@ -234,6 +234,7 @@ def execute(command: str, arguments: list[str], about: str) -> None:
     getattr(importlib.import_module(f'namm_jax.experiment.{module}'), function)(given)
 
 
+@lossy()
 def guarded(action: Callable[[], None]) -> int:
     """Runs what a command does; returns its exit status. Of several processes, one that fails ends
     at once: JAX would have it wait for the others, which wait for it.

@@ -97,17 +97,21 @@ def _join(given: argparse.Namespace, place: Place | None) -> None:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second
-    one kills.
+    """Yields a function that tells the number of the first SIGINT, SIGTERM or SIGHUP, 0 before; the
+    second one kills, but for SIGHUP: a terminal that is closed sends it twice.
     """
     received = []
 
     def handle(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        say(f'signal {number}: saving, then stopping; once more to stop at once')
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # it came while a line was being written
+            say(f'signal {number}: saving, then stopping; once more to stop at once')
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+        numbers.pop()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: received[0] if received else 0
     finally:

@@ -2,15 +2,56 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 _silent = False
+
+
+class Lossy:
+    """A text stream, of which what cannot be written is dropped: the reader of a log has gone, its
+    disk is full, the terminal was closed.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text, or drops it."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return self._drop(len(text))
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self, size: int = 0) -> int:
+        # What is in the stream's buffer would fail once more as Python exits, with status 120.
+        with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+        return size
+
+
+@contextlib.contextmanager
+def lossy() -> Iterator[None]:
+    """Drops what cannot be written to standard error, whoever writes it."""
+    # Where it is closed, the null device takes its number: no other file may.
+    with contextlib.redirect_stderr(Lossy(sys.stderr or open(os.devnull, 'w'))):
+        yield
 
 
 def silence() -> None:
@@ -26,9 +67,8 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Writes a line for the user, silent or not: an error. A reader that has gone is none."""
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+    """Writes a line for the user, silent or not: an error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def short(terms: Mapping[str, float]) -> str:
