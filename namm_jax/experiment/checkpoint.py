@@ -1,9 +1,10 @@
 """Checkpoints that are checked: orbax below, and a checksum of every file on top. The only importer
 of orbax.
 
-`<step>/` is orbax's. `<step>.json`, written once that is whole, says what is in it: the step;
-shape, dtype and CRC-32 of each leaf; the CRC-32 of each file; the caller's dict. It has a CRC-32
-itself. Orbax notices neither a flipped bit nor a wrong dtype: it reads only what has been checked.
+`<step>/` is orbax's. `<step>.json`, written once that is on the disk, says what is in it: the step
+and the origin, what the state is a function of; shape, dtype and CRC-32 of each leaf; the CRC-32 of
+each file; the caller's dict. It has a CRC-32 itself. Orbax notices neither a flipped bit nor a
+wrong dtype: it reads only what has been checked.
 """
 
 import json
@@ -15,6 +16,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -22,8 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from namm_jax.experiment.config import flatten
 from namm_jax.experiment.devices import whole
-from namm_jax.experiment.files import naming, write_bytes
+from namm_jax.experiment.files import UserError, naming, sync, write_bytes
 from namm_jax.experiment.processes import from_first
 
 # Orbax tells its inner life through absl's one logger. Its errors are raised as well.
@@ -74,12 +77,20 @@ def _checksums(folder: Path) -> dict[str, int]:
 class Checkpoints:
     """The checkpoints of one folder, `directory`, which the first save makes."""
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
-        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1."""
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        origin: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1; `origin`, JSON
+        types, is what the states are a function of.
+        """
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
         self.directory = Path(os.path.abspath(directory))
-        self._keep = keep
+        self._keep, self._origin = keep, json.loads(json.dumps(dict(origin)))
         self._damaged: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
@@ -116,6 +127,16 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         with naming(self.directory), tempfile.TemporaryFile(dir=self.directory) as file:
             os.posix_fallocate(file.fileno(), 0, size)
+        with tempfile.TemporaryDirectory(dir=self.directory) as folder:
+            try:
+                os.rename(folder, f'{folder}-')
+                os.rename(f'{folder}-', folder)
+            except OSError as error:  # a bucket
+                raise UserError(
+                    f'{self.directory}: got {error.strerror}, expected a disk that renames a '
+                    'folder; choose a --workdir on a local disk and copy it afterwards, or mount '
+                    'the bucket so that it does (gcsfuse --rename-dir-limit=1000)'
+                ) from error
         return True
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
@@ -142,10 +163,11 @@ class Checkpoints:
                 f'write; those before it stay: {cause}'
             ) from error
         leaves = {path: [_form(leaf), _crc(leaf)] for path, leaf in _by_path(state).items()}
-        body = {'step': step, 'leaves': leaves, 'meta': meta}
+        body = {'step': step, 'origin': self._origin, 'leaves': leaves, 'meta': meta}
         from_first(lambda: self._finish(step, body))
 
     def _finish(self, step: int, body: dict[str, Any]) -> None:
+        sync(self.directory / str(step))
         body = json.loads(json.dumps(body | {'files': _checksums(self.directory / str(step))}))
         write_bytes(self._text(step), json.dumps(_sealed(body)).encode())
         for old in self.steps()[: -self._keep]:
@@ -160,7 +182,8 @@ class Checkpoints:
             part: whether the target may be a part of the state, such as `{'ema': ...}`.
 
         Raises:
-            ValueError: if the target does not fit the saved leaves, or no checkpoint is intact.
+            ValueError: if the target does not fit the saved leaves, no checkpoint is intact, or one
+                is of another step or origin.
         """
         steps = from_first(self.steps)
         for step in reversed(steps):
@@ -189,11 +212,18 @@ class Checkpoints:
             body = text['body']
             if text != _sealed(body):
                 return {}, 'the checksum of its description differs'
-            if body['step'] != step:
-                return {}, f'it is that of step {body["step"]}'
+            saved = {'step': body['step'], **flatten(body.get('origin', self._origin))}
             got = _checksums(self.directory / str(step))
         except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
             return {}, repr(error)[:300]
+        expected = {'step': step, **flatten(self._origin)}
+        for name in sorted(saved.keys() | expected.keys()):
+            if saved.get(name) != expected.get(name):
+                raise UserError(
+                    f'{self._text(step)} is in the wrong place: got a checkpoint of {name} = '
+                    f'{saved.get(name)}, expected {expected.get(name)}; put back that of this '
+                    'stage, or discard the stage with --redo'
+                )
         changes = sorted(name for name, _ in got.items() ^ body['files'].items())
         return body, f'got other bytes than were saved in {changes[:3]}' if changes else ''
 

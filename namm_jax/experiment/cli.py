@@ -71,6 +71,10 @@ FLAGS = {
     'num_samples': ('N', int, None, 'posterior samples of each measurement'),
 }
 # command -> the function that does it, the flags that it needs, and others
+SWITCHES = {
+    'run': {'distributed': 'one of several processes, which a pod, SLURM or Open MPI starts'},
+    'solve': {'overwrite': 'the file --out, where it is there'},
+}
 PROCESSES = 'coordinator num_processes process_index'
 COMMANDS = {
     'run': ('command:run', '', f'workdir stages redo seeds {PROCESSES}'),
@@ -121,9 +125,8 @@ def _parser(command: str, about: str) -> _Parser:
         metavar, kind, default, meaning = FLAGS[flag]
         options = dict(metavar=metavar, type=kind, default=default, help=meaning)
         parser.add_argument(f'--{flag}', required=flag in needs.split(), **options)
-    if command == 'run':
-        meaning = 'one of several processes, which a pod, SLURM or Open MPI starts'
-        parser.add_argument('--distributed', action='store_true', help=meaning)
+    for flag, meaning in SWITCHES.get(command, {}).items():
+        parser.add_argument(f'--{flag}', action='store_true', help=meaning)
     return parser
 
 
@@ -181,7 +184,7 @@ def _experiment(word: str) -> tuple[str, Any]:
         raise UserError(f'--config: no such experiment; {nearest(path, shipped)}')
     from namm_jax.experiment.own import load_function
 
-    get_config = load_function(f'{files[0]}:get_config')
+    get_config = load_function(f'{files[0]}:get_config', quiet=True)
     try:
         config = get_config(preset) if preset else get_config()
         if not isinstance(config, ConfigDict):

@@ -17,12 +17,13 @@ from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.experiment import Experiment, check, make_experiment
 from namm_jax.experiment.files import local, read_json, write_json
-from namm_jax.experiment.folder import Run, SharedRun, aggregate
+from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
-from namm_jax.experiment.problem import measured
+from namm_jax.experiment.problem import check_files, measured, user_files
 from namm_jax.experiment.processes import Place
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
+from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import STAGES, check_stages, stages_of
 
 
@@ -127,12 +128,15 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _run(workdir: Path, given: argparse.Namespace) -> None:
     stages_in = lambda config: check_stages(given.stages, _needs(config))
 
-    def check_all(config: Mapping[str, Any]) -> None:
-        path = workdir / 'stages' / 'data.json'
-        record = read_json(path) if path.exists() and 'data' not in given.redo else None
-        config = measured(ConfigDict(config), record)
+    def check_all(config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
+        stages = stages_in(config)
+        check_needs(stages, _needs(config), records)
+        if all(records.get(stage, {}).get('finished') for stage in stages):
+            return check_ranges(ConfigDict(config))  # nothing of a user's is executed
+        check_files(records.get)
+        config = measured(ConfigDict(config), records.get('data'))
         check(config, given.preset)
-        for stage in stages_in(config):
+        for stage in stages:
             STAGES[stage].check(config)
 
     open_run = functools.partial(
@@ -152,9 +156,12 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
         stages = stages_in(run.config)
-        run.check_needs(stages)
-        experiment = make_experiment(run, given.signal)
+        left = [stage for stage in stages if not run.finished(stage)]
         for stage in stages:
+            if stage not in left:
+                say(f'{stage}: finished before, skipped')
+        experiment = make_experiment(run, given.signal) if left else None
+        for stage in left:
             _run_stage(experiment, stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
 
@@ -169,18 +176,16 @@ def _say_config(config: Mapping[str, Any], given: argparse.Namespace) -> None:
 
 def _run_stage(experiment: Experiment, stage: str) -> None:
     run = experiment.run
-    if run.finished(stage):
-        say(f'{stage}: finished before, skipped')
-        return
     say(f'{stage}: {"going on" if run.record(stage) else "starting"}')
-    run.begin(stage, STAGES[stage].sections)
+    sections = STAGES[stage].sections
+    run.begin(stage, sections, files=user_files({name: run.config[name] for name in sections}))
     run.finish(stage, **STAGES[stage].run(experiment))
     experiment.pause()
 
 
 def _say_table(directory: Path, *, evaluated: bool) -> None:
     path, page = directory / 'metrics.json', directory / 'report.html'
-    if rows := read_json(path).get('rows') if evaluated or path.exists() else None:
+    if rows := read_json(path, dict).get('rows') if evaluated or path.exists() else None:
         from namm_jax.report.table import render, summary_table
 
         say(render(summary_table(rows)))
@@ -192,7 +197,7 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     and shows it.
     """
     paths = [workdir / f'seed{seed}' / 'metrics.json' for seed in seeds]
-    metrics = [read_json(path) if path.exists() else {} for path in paths]
+    metrics = [read_json(path, dict) if path.exists() else {} for path in paths]
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
         write_json(workdir / 'metrics.json', aggregate(metrics))
         _say_table(workdir, evaluated=True)

@@ -3,7 +3,9 @@ A user's own arrays are a problem, too, whose sizes and units are read from thei
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +14,10 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from namm_jax.experiment.cli import STAGES
+from namm_jax.experiment.config import flatten
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.own import checksum, load_function, read_user_data
 from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
@@ -31,6 +35,30 @@ def make_problem(config: ConfigDict) -> Problem:
     if config.constraint.get('distance'):
         values['distance_function'] = load_function(config.constraint.distance)
     return cls(**values)
+
+
+def user_files(sections: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the fields in sections of a config that name a user's own function or data, with the
+    checksums of what they name.
+    """
+    names = lambda name, value: name == 'data.path' or re.fullmatch(r'.+:[^\W\d]\w*', value)
+    texts = {name: text for name, text in flatten(sections).items() if isinstance(text, str)}
+    return {name: checksum(name, text) for name, text in texts.items() if names(name, text)}
+
+
+def check_files(record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
+    """Raises a UserError if a user's function, or data that are still to be read, are not what the
+    stages have read that `record_of` has a record of.
+    """
+    for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
+        saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
+        for name in saved.keys() - ({'data.path'} if record.get('finished') else set()):
+            if (got := checksum(name, fields[name])) != saved[name]:
+                raise UserError(
+                    f'{fields[name]} has changed since stage {stage} read it for {name}: got the '
+                    f'checksum {got}, expected {saved[name]}; put it back (a relative path starts '
+                    f'from {Path.cwd()}), or discard the stage with --redo={stage}'
+                )
 
 
 def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Array]:

@@ -89,9 +89,9 @@ def read_run(folder: Path) -> Results:
         UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with
             the command.
     """
-    saved = read_json(folder / 'config.json')
+    saved = read_json(folder / 'config.json', dict)
     paths = (path for path in sorted((folder / 'stages').glob('*.json')) if path.name != CHECKSUMS)
-    stages = {path.stem: read_json(path) for path in paths}
+    stages = {path.stem: read_json(path, dict) for path in paths}
     finished = [stage for stage, record in stages.items() if record['finished']]
     file, _, preset = saved['experiment'].partition(':')
     command = f'python launch/main.py --config=configs/{file}.py:{preset} --workdir={folder}'
@@ -103,10 +103,10 @@ def read_run(folder: Path) -> Results:
     return Results(
         saved['experiment'],
         saved['config'],
-        read_json(folder / 'preset.json') if (folder / 'preset.json').exists() else {},
-        read_json(folder / 'provenance.json'),
+        read_json(folder / 'preset.json', dict) if (folder / 'preset.json').exists() else {},
+        read_json(folder / 'provenance.json', list),
         stages,
-        read_json(folder / 'metrics.json'),
+        read_json(folder / 'metrics.json', dict),
         Records(folder).read(),
         _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate'),
         read_posteriors(folder),
