@@ -131,10 +131,12 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
     def check_all(config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
         stages = stages_in(config)
         check_needs(stages, _needs(config), records)
-        if all(records.get(stage, {}).get('finished') for stage in stages):
-            return check_ranges(ConfigDict(config))  # nothing of a user's is executed
-        check_files(records.get)
+        left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
+        if left:
+            check_files(records.get)
         config = measured(ConfigDict(config), records.get('data'))
+        if not left:  # nothing of a user's is executed
+            return check_ranges(config)
         check(config, given.preset)
         for stage in stages:
             STAGES[stage].check(config)

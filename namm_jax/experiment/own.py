@@ -196,7 +196,7 @@ def _read_image(path: Path) -> Float[np.ndarray, 'n h w c']:
         quiet = warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning)
         with quiet, Image.open(path, formats=('PNG', 'JPEG')) as file:
             if file.width * file.height > LARGEST:
-                raise ValueError(f'{file.width}x{file.height} pixels, more than {LARGEST}')
+                raise ValueError(f'{file.width}x{file.height} pixels, expected at most {LARGEST}')
             image = _opaque(file)
             pixels = np.asarray(image).astype(np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
