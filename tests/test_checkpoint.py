@@ -267,6 +267,6 @@ def test_a_disk_that_renames_no_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'rename', refused)
     with (
         Checkpoints(tmp_path / 'run') as checkpoints,
-        pytest.raises(UserError, match='run: got .* renames a folder; .*--workdir on a local disk'),
+        pytest.raises(OSError, match='run/1: got .* renames folders .*--workdir on a local disk'),
     ):
         checkpoints.save(1, make_state(1), {})

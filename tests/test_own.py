@@ -57,7 +57,6 @@ def test_function_of_a_file_and_of_a_module(rule, monkeypatch):
     function = load_function(f'{rule}:rows_rule')
     assert function(np.ones(3)) == 2
     assert load_function(f'{rule}:rows_rule') is function, 'the same string, the same function'
-    assert load_function('json.py:rows_rule', rule.parent) is function
     monkeypatch.chdir(rule.parent)
     assert load_function('./json.py:rows_rule') is function
     assert load_function('json:dumps')([1]) == '[1]', 'the standard library is not shadowed'

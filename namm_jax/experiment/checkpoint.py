@@ -16,7 +16,6 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -77,15 +76,9 @@ def _checksums(folder: Path) -> dict[str, int]:
 class Checkpoints:
     """The checkpoints of one folder, `directory`, which the first save makes."""
 
-    def __init__(
-        self,
-        directory: str | os.PathLike[str],
-        *,
-        keep: int = 2,
-        origin: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1; `origin`, JSON
-        types, is what the states are a function of.
+    def __init__(self, directory: str | Path, *, keep: int = 2, origin: Any = ()) -> None:
+        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1; `origin`, a dict
+        of JSON types, is what the states are a function of.
         """
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
@@ -127,16 +120,6 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         with naming(self.directory), tempfile.TemporaryFile(dir=self.directory) as file:
             os.posix_fallocate(file.fileno(), 0, size)
-        with tempfile.TemporaryDirectory(dir=self.directory) as folder:
-            try:
-                os.rename(folder, f'{folder}-')
-                os.rename(f'{folder}-', folder)
-            except OSError as error:  # a bucket
-                raise UserError(
-                    f'{self.directory}: got {error.strerror}, expected a disk that renames a '
-                    'folder; choose a --workdir on a local disk and copy it afterwards, or mount '
-                    'the bucket so that it does (gcsfuse --rename-dir-limit=1000)'
-                ) from error
         return True
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
@@ -159,8 +142,9 @@ class Checkpoints:
         except Exception as error:  # a full disk comes as a ValueError, from tensorstore
             cause = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
             raise OSError(
-                f'{folder}: got a checkpoint that could not be written, expected room and leave to '
-                f'write; those before it stay: {cause}'
+                f'{folder}: got a checkpoint that could not be written, expected room, leave to '
+                'write, and a disk that renames folders (a bucket may not: choose a --workdir on a '
+                f'local disk, and copy it afterwards); those before it stay: {cause}'
             ) from error
         leaves = {path: [_form(leaf), _crc(leaf)] for path, leaf in _by_path(state).items()}
         body = {'step': step, 'origin': self._origin, 'leaves': leaves, 'meta': meta}

@@ -69,16 +69,15 @@ FLAGS = {
     'sampler': ('NAME', str, 'mirror_few_steps', 'a row of the table of assimilate'),
     'noise_std': ('STD', float, None, 'noise of the measurement, in its unit'),
     'num_samples': ('N', int, None, 'posterior samples of each measurement'),
+    'distributed': ('', None, False, 'one of several processes, as a pod or SLURM starts them'),
+    'overwrite': ('', None, False, 'write --out where there is a file'),
 }
 # command -> the function that does it, the flags that it needs, and others
-SWITCHES = {
-    'run': {'distributed': 'one of several processes, which a pod, SLURM or Open MPI starts'},
-    'solve': {'overwrite': 'the file --out, where it is there'},
-}
-PROCESSES = 'coordinator num_processes process_index'
+PROCESSES = 'coordinator num_processes process_index distributed'
+DRAWING = 'operator sampler noise_std num_samples overwrite'
 COMMANDS = {
     'run': ('command:run', '', f'workdir stages redo seeds {PROCESSES}'),
-    'solve': ('solve:solve', 'workdir measurement out', 'operator sampler noise_std num_samples'),
+    'solve': ('solve:solve', 'workdir measurement out', DRAWING),
     'evaluate': ('solve:evaluate', 'samples', 'workdir'),
     'fields': ('cli:show_fields', '', ''),
 }
@@ -123,10 +122,9 @@ def _parser(command: str, about: str) -> _Parser:
     )
     for flag in f'{needs} {others}'.split():
         metavar, kind, default, meaning = FLAGS[flag]
-        options = dict(metavar=metavar, type=kind, default=default, help=meaning)
-        parser.add_argument(f'--{flag}', required=flag in needs.split(), **options)
-    for flag, meaning in SWITCHES.get(command, {}).items():
-        parser.add_argument(f'--{flag}', action='store_true', help=meaning)
+        options = dict(required=flag in needs.split(), default=default, help=meaning)
+        value = {'metavar': metavar, 'type': kind} if kind else {'action': 'store_true'}
+        parser.add_argument(f'--{flag}', **options, **value)
     return parser
 
 

@@ -23,7 +23,6 @@ from namm_jax.experiment.problem import check_files, measured, user_files
 from namm_jax.experiment.processes import Place
 from namm_jax.experiment.progress import complain, say, silence
 from namm_jax.experiment.provenance import provenance
-from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import STAGES, check_stages, stages_of
 
 
@@ -132,11 +131,10 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         stages = stages_in(config)
         check_needs(stages, _needs(config), records)
         left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
-        if left:
-            check_files(records.get)
+        if not left:
+            return  # and nothing of a user's is executed
+        check_files(records.get)
         config = measured(ConfigDict(config), records.get('data'))
-        if not left:  # nothing of a user's is executed
-            return check_ranges(config)
         check(config, given.preset)
         for stage in stages:
             STAGES[stage].check(config)
@@ -157,14 +155,12 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         processes.from_first(lambda: write_json(preset, given.preset.to_dict()))
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
-        stages = stages_in(run.config)
-        left = [stage for stage in stages if not run.finished(stage)]
-        for stage in stages:
-            if stage not in left:
+        experiment = functools.cache(lambda: make_experiment(run, given.signal))
+        for stage in stages_in(run.config):
+            if run.finished(stage):
                 say(f'{stage}: finished before, skipped')
-        experiment = make_experiment(run, given.signal) if left else None
-        for stage in left:
-            _run_stage(experiment, stage)
+            else:
+                _run_stage(experiment(), stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
 
 

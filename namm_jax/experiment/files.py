@@ -86,13 +86,9 @@ def array_checksums(folder: Path) -> dict[str, int]:
 def sync(folder: Path) -> None:
     """Puts a folder on the disk, files and then folders, so that a power loss leaves it whole."""
     for path in sorted([folder, *folder.rglob('*')], key=Path.is_dir):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with naming(path):
+            descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
-        except OSError:
-            if path.is_file():  # some disks sync no folder
-                raise
-        finally:
             os.close(descriptor)
 
 

@@ -88,17 +88,16 @@ class Folder:
         if stage in self._gone or not path.exists():
             return None
         record = read_json(path, dict)
-        match record:
-            case {'finished': bool(), 'sections': dict()}:
-                got = array_checksums(self.directory / stage)
-                if not record['finished'] or record.get('arrays', got) == got:
-                    return record
-                raise UserError(
-                    f'{self.directory / stage} holds other arrays than stage {stage} has made: got '
-                    f'the checksums {got}, expected {record["arrays"]}; restore it from a copy, or '
-                    f'discard the stage and what was built on it with --redo={stage}'
-                )
-        raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
+        if {bool, dict} != {type(record.get(name)) for name in ('finished', 'sections')}:
+            raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
+        folder = self.directory / stage
+        got = array_checksums(folder)
+        if record['finished'] and record.get('arrays', got) != got:
+            raise UserError(
+                f'{folder} holds other arrays than stage {stage} has made: got the checksums '
+                f'{got}, expected {record["arrays"]}; restore it from a copy, or --redo={stage}'
+            )
+        return record
 
     def finished(self, stage: str) -> bool:
         """Returns whether the stage has finished."""

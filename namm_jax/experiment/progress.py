@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from rich.console import Console
@@ -23,27 +24,15 @@ class Lossy:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        found = getattr(self._stream, name)
+        return functools.partial(self._try, found) if name in ('write', 'flush') else found
 
-    def write(self, text: str) -> int:
-        """Writes a text, or drops it."""
+    def _try(self, method: Callable[..., Any], *text: str) -> Any:
         try:
-            return self._stream.write(text)
-        except OSError:
-            return self._drop(len(text))
-
-    def flush(self) -> None:
-        """Flushes the stream."""
-        try:
-            self._stream.flush()
-        except OSError:
-            self._drop()
-
-    def _drop(self, size: int = 0) -> int:
-        # What is in the stream's buffer would fail once more as Python exits, with status 120.
-        with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())
-        return size
+            return method(*text)
+        except OSError:  # what is in its buffer would fail once more as Python exits: status 120
+            with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextlib.contextmanager
