@@ -183,10 +183,12 @@ def _run_stage(experiment: Experiment, stage: str) -> None:
 
 def _say_table(directory: Path, *, evaluated: bool) -> None:
     path, page = directory / 'metrics.json', directory / 'report.html'
-    if rows := read_json(path, dict).get('rows') if evaluated or path.exists() else None:
+    if evaluated or path.exists():
+        from namm_jax.report.reading import read_metrics
         from namm_jax.report.table import render, summary_table
 
-        say(render(summary_table(rows)))
+        if rows := read_metrics(directory).get('rows'):
+            say(render(summary_table(rows)))
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 
