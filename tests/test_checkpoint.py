@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -270,3 +272,43 @@ def test_a_disk_that_renames_no_folder_is_named(tmp_path, monkeypatch):
         pytest.raises(OSError, match='run/1: got .* renames folders .*--workdir on a local disk'),
     ):
         checkpoints.save(1, make_state(1), {})
+
+
+BUCKET = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/stat.h>
+int rename(const char *from, const char *to) {
+  struct stat facts;
+  if (!stat(from, &facts) && S_ISDIR(facts.st_mode)) { errno = ENOSYS; return -1; }
+  return ((int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename"))(from, to);
+}
+"""
+SAVE = """
+import sys, jax.numpy
+from namm_jax.experiment.checkpoint import Checkpoints
+from namm_jax.experiment.cli import guarded
+save = lambda: Checkpoints(sys.argv[1]).save(1, {'a': jax.numpy.zeros(3)}, {})
+sys.exit(guarded(save))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('gcc'), reason='no compiler')
+def test_a_bucket_that_renames_no_folder_is_named(tmp_path):
+    """As gcsfuse mounts it."""
+    (tmp_path / 'bucket.c').write_text(BUCKET)
+    library = tmp_path / 'bucket.so'
+    build = ['gcc', '-shared', '-fPIC', '-o', library, tmp_path / 'bucket.c', '-ldl']
+    subprocess.run(build, check=True)
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+    command = [sys.executable, '-c', SAVE, str(tmp_path / 'run')]
+    for preload, status in (('', 0), (str(library), 1)):
+        shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        options = dict(env=environment | {'LD_PRELOAD': preload}, capture_output=True, text=True)
+        done = subprocess.run(command, **options)
+        assert done.returncode == status, done.stderr
+    (error,) = done.stderr.splitlines()
+    assert f'error: {tmp_path}/run/1: got a checkpoint that could not be written' in error
+    assert '--workdir on a local disk, and copy it afterwards' in error
