@@ -198,17 +198,19 @@ class Checkpoints:
                 return {}, 'the checksum of its description differs'
             saved = {'step': body['step'], **flatten(body.get('origin', self._origin))}
             got = _checksums(self.directory / str(step))
-        except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+            changes = sorted(name for name, _ in got.items() ^ body['files'].items())
+            body['leaves'] = {name: [form] for name, (form, _) in body['leaves'].items()}
+            body['meta'] = dict(body['meta'])
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
             return {}, repr(error)[:300]
         expected = {'step': step, **flatten(self._origin)}
         for name in sorted(saved.keys() | expected.keys()):
             if saved.get(name) != expected.get(name):
                 raise UserError(
                     f'{self._text(step)} is in the wrong place: got a checkpoint of {name} = '
-                    f'{saved.get(name)}, expected {expected.get(name)}; put back that of this '
-                    'stage, or discard the stage with --redo'
+                    f'{saved.get(name)!r:.80}, expected {expected.get(name)!r}; put back that of '
+                    'this stage, or discard the stage with --redo'
                 )
-        changes = sorted(name for name, _ in got.items() ^ body['files'].items())
         return body, f'got other bytes than were saved in {changes[:3]}' if changes else ''
 
     def close(self) -> None:

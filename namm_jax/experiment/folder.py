@@ -313,15 +313,16 @@ def aggregate(values: list[Any]) -> Any:
 
 def _lock(path: Path) -> io.TextIOWrapper:
     """Returns the open lock file; the kernel frees the lock when it is closed, however that is."""
-    file = open(path, 'a+', opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
+    no_link = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    file = open(path, 'a+', errors='replace', opener=no_link)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with file:
             file.seek(0)
             raise UserError(
-                f'{path.parent} is in use by another process ({file.read().strip()}); wait until '
-                'it has ended, or choose another --workdir'
+                f'{path.parent} is in use by another process ({file.read(200).strip()}); wait '
+                'until it has ended, or choose another --workdir'
             ) from None
     except OSError as error:
         file.close()
