@@ -7,6 +7,7 @@ each file; the caller's dict. It has a CRC-32 itself. Orbax notices neither a fl
 wrong dtype: it reads only what has been checked.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -73,13 +74,11 @@ def _checksums(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in paths}
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one folder, `directory`, which the first save makes."""
 
     def __init__(self, directory: str | Path, *, keep: int = 2, origin: Any = ()) -> None:
-        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1; `origin`, a dict
-        of JSON types, is what the states are a function of.
-        """
+        """Opens a folder of states of this origin, JSON types; the newest `keep`, >= 1, stay."""
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
         self.directory = Path(os.path.abspath(directory))
@@ -213,15 +212,11 @@ class Checkpoints:
                 )
         return body, f'got other bytes than were saved in {changes[:3]}' if changes else ''
 
-    def close(self) -> None:
+    def close(self, *exception: object) -> None:
         """Frees what reads and writes."""
         self._orbax.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    __exit__ = close
 
 
 def _check_fit(

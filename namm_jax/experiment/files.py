@@ -83,9 +83,9 @@ def array_checksums(folder: Path) -> dict[str, int]:
     return {name: crcs[0] for name, crcs in found if crcs and not name.endswith('.json')}
 
 
-def sync(folder: Path) -> None:
-    """Puts a folder on the disk, files and then folders, so that a power loss leaves it whole."""
-    for path in sorted([folder, *folder.rglob('*')], key=Path.is_dir):
+def sync(root: Path) -> None:
+    """Puts a file, or a folder and all in it, on the disk, so that a power loss leaves it whole."""
+    for path in sorted([root, *root.rglob('*')], key=Path.is_dir):
         with naming(path):
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
@@ -113,9 +113,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, kind: type = object) -> Any:
-    """Returns the value, of this kind, in a JSON file; a UserError names one that is missing or
-    damaged.
-    """
+    """Returns the value, of this kind, in a JSON file; a UserError names a damaged one, or none."""
     try:
         return _parse(path, read_checked(path), kind)
     except FileNotFoundError:

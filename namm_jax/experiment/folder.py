@@ -238,10 +238,9 @@ class Run(Folder, contextlib.AbstractContextManager):
         folder.mkdir(exist_ok=True)
 
     def finish(self, stage: str, **facts: Any) -> None:
-        """Puts on record that a begun stage has finished, with facts such as `training_seconds`,
-        once all that it wrote is on the disk.
-        """
-        sync(self.directory / stage)
+        """Puts on record that a begun stage has finished, with facts, once its files are safe."""
+        for path in (self.directory / stage, *self.directory.glob('metrics.jsonl')):
+            sync(path)
         facts |= {'arrays': array_checksums(self.directory / stage)}
         write_json(self._file(stage), self.record(stage) | finite(facts) | {'finished': True})
 
@@ -281,9 +280,7 @@ class SharedRun(contextlib.AbstractContextManager):
             run.close()
 
 
-def check_needs(
-    stages: list[str], depends: Mapping[str, tuple[str, ...]], records: Mapping[str, Any]
-) -> None:
+def check_needs(stages: list[str], depends: Config, records: Config) -> None:
     """Raises a UserError if a stage builds on one that has neither finished nor a place in the list
     before it.
     """

@@ -38,17 +38,15 @@ def make_problem(config: ConfigDict) -> Problem:
 
 
 def user_files(sections: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the fields in sections of a config that name a user's own function or data, with the
-    checksums of what they name.
-    """
+    """Returns the fields of these sections that name a user's function or data, and checksums."""
     names = lambda name, value: name == 'data.path' or re.fullmatch(r'.+:[^\W\d]\w*', value)
     texts = {name: text for name, text in flatten(sections).items() if isinstance(text, str)}
     return {name: checksum(name, text) for name, text in texts.items() if names(name, text)}
 
 
 def check_files(record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
-    """Raises a UserError if a user's function, or data that are still to be read, are not what the
-    stages have read that `record_of` has a record of.
+    """Raises a UserError if a user's function, or data still to be read, has changed since a stage
+    with a record has read it.
     """
     for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
         saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
@@ -66,7 +64,7 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
-        return functools.partial(_fields_of_files, config)
+        return functools.partial(_fields_of_files, config, functools.cache(read_user_data))
     root = jax.random.key(config.data.seed)
 
     @jax.jit
@@ -77,9 +75,11 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     return lambda indices: fields(jnp.asarray(indices))
 
 
-def _fields_of_files(config: ConfigDict, indices: np.ndarray) -> np.ndarray:
+def _fields_of_files(
+    config: ConfigDict, read: Callable[[str], np.ndarray], indices: np.ndarray
+) -> np.ndarray:
     data = config.data
-    x = read_user_data(data.path)
+    x = read(data.path)
     if len(x) < (n := data.train + data.validation + data.test):
         raise UserError(
             f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '
