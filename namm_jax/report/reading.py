@@ -107,6 +107,7 @@ def read_run(folder: Path) -> Results:
             f'{folder}: stage evaluate has not finished (finished: '
             f'{", ".join(finished) or "none"}), expected a finished run; finish it with {command}'
         )
+    arrays = _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate')
     records = Records(folder)
     if not records.read():
         raise damage(records.path, 'no record', 'those of the training that the report draws')
@@ -118,7 +119,7 @@ def read_run(folder: Path) -> Results:
         stages,
         _with(folder / 'metrics.json', read_metrics(folder), 'rows robustness'),
         records.read(),
-        _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate'),
+        arrays,
         read_posteriors(folder),
     )
 
