@@ -362,7 +362,8 @@ SHAPES = {
     + [{'experiment': 'burgers:tiny', 'config': CONFIG | {'mirror': {'steps': 'a', 'weight': 1}}}],
     'discard.json': [{'experiment': 'a', 'config': CONFIG, 'stages': 3}, {'stages': [[]]}]
     + [{'experiment': 'burgers:tiny', 'config': CONFIG, 'stages': ['../theirs']}],
-    'stages/mirror.json': [[], {}, {'finished': True}, {'finished': 1, 'sections': {}}],
+    'stages/mirror.json': [[], {}, {'finished': True}, {'finished': 1, 'sections': {}}]
+    + [{'finished': True, 'sections': {}, 'files': 3}],
     'metrics.json': [[], 'a', None],
     'provenance.json': [{}, 1],
 }

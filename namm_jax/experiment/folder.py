@@ -88,7 +88,9 @@ class Folder:
         if stage in self._gone or not path.exists():
             return None
         record = read_json(path, dict)
-        if {bool, dict} != {type(record.get(name)) for name in ('finished', 'sections')}:
+        facts = {'files': {}} | record
+        kinds = {'finished': bool, 'sections': dict, 'files': dict}
+        if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
             raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
         folder = self.directory / stage
         got = array_checksums(folder)

@@ -51,9 +51,10 @@ def check_files(record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
     for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
         saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
         for name in saved.keys() - ({'data.path'} if record.get('finished') else set()):
-            if (got := checksum(name, fields[name])) != saved[name]:
+            value = fields.get(name, '')
+            if (got := checksum(name, value)) != saved[name]:
                 raise UserError(
-                    f'{fields[name]} has changed since stage {stage} read it for {name}: got the '
+                    f'{value} has changed since stage {stage} read it for {name}: got the '
                     f'checksum {got}, expected {saved[name]}; put it back (a relative path starts '
                     f'from {Path.cwd()}), or discard the stage with --redo={stage}'
                 )
