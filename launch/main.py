@@ -4,8 +4,8 @@
     python launch/main.py --config=configs/burgers.py[:preset] [--workdir=DIR] [--stages=a,b]
                           [--redo=STAGE] [--seeds=0,1,2] [--config.<section>.<field>=VALUE]
 
-Exit status: 0 done; 1 a failed run; 2 a user's mistake, told in one message; 130 or 143 stopped by
-SIGINT or SIGTERM, after saving.
+Exit status: 0 done; 1 a failed run; 2 a user's mistake, told in one message; 130, 143 or 129
+stopped by SIGINT, SIGTERM or SIGHUP, after saving.
 """
 
 import sys

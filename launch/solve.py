@@ -4,7 +4,7 @@
     python launch/solve.py --config=configs/burgers.py --workdir=RUN --measurement=y.npy
                            --out=posterior.npy [--operator=first_states] [--noise_std=0.2]
                            [--num_samples=32] [--sampler=mirror_few_steps]
-                           [--config.assimilate.<field>=VALUE]
+                           [--config.assimilate.<field>=VALUE] [--overwrite]
 
 y.npy holds one measurement `m`, or several, `(n, *m)`; posterior.npy gets
 `(n * num_samples, h, w, c)` fields in the paper's layout, those of the first measurement first. One

@@ -4,7 +4,8 @@
 #     PROJECT=mine ZONE=us-central2-b BUCKET=my-bucket REPOSITORY=https://... launch/tpu_pod.sh --config=configs/burgers.py:paper
 #
 # Needs the gcloud command, logged in. Lines to change, or to set from outside: the first eight. The run folder is on a
-# bucket that every worker mounts (gcsfuse), since all of them share it.
+# bucket that every worker mounts (gcsfuse), since all of them share it. A checkpoint is a folder that gets its name once
+# it is whole: --rename-dir-limit lets gcsfuse rename folders, and a bucket with a hierarchical namespace does so by itself.
 set -euo pipefail
 
 NAME=${NAME:-namm-jax}                               # of the queued resource and of its node
@@ -31,16 +32,17 @@ acquire() { # waits until the pod is there; one that was preempted is asked for 
   until [ "$(state)" = ACTIVE ]; do sleep 60; done
   on_all_workers "
     set -e
-    mountpoint -q ~/runs || { mkdir -p ~/runs; gcsfuse --implicit-dirs '$BUCKET' ~/runs; }
+    mountpoint -q ~/runs || { mkdir -p ~/runs; gcsfuse --implicit-dirs --rename-dir-limit=1000 '$BUCKET' ~/runs; }
     test -d namm_jax || git clone --quiet '$REPOSITORY' namm_jax
     cd namm_jax && git fetch --quiet && git checkout --quiet '$REVISION'
     pip install --quiet -e '.[tpu]'"
 }
 
+arguments=${1+$(printf '%q ' "$@")} # as the workers' shell reads them
 # TPU workers know each other: --distributed needs no address. The same command goes on where the last one stopped.
 while true; do
   acquire
-  if on_all_workers "cd namm_jax && python launch/main.py --distributed --workdir=\$HOME/runs/$WORKDIR $*"; then
+  if on_all_workers "cd namm_jax && python launch/main.py --distributed --workdir=\$HOME/runs/$WORKDIR $arguments"; then
     break
   elif [ "$(state)" = ACTIVE ]; then
     echo 'The pod is still there, so the run itself failed: see the message above.' >&2

@@ -13,20 +13,27 @@ failures, of which the first of each kind is shown.
     npy          .npy files of samples
     data_set     folders of a data set: its record, its files and their checksums
     measurement  .npy files and options of launch/solve.py, up to where it loads models
+    folder       JSON of a run folder, opened for reading and for a run
+    image        images of one's own
+    checkpoint   descriptions of checkpoints
+    lock         what is in the lock file of a folder in use
 """
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,10 +47,16 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import numpy as np
 from fuzz_cases import (
+    CHECKPOINT,
+    ORIGIN,
     SHAPE,
     fields_of,
     good_files,
+    make_checkpoint,
     make_data_set,
+    make_folder,
+    make_image,
+    make_lock,
     make_measurement,
     make_npy,
     make_overrides,
@@ -53,10 +66,13 @@ from fuzz_cases import (
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import build, cli, command, dataset, solve
+from namm_jax.experiment import folder as run_folder
+from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
+from namm_jax.experiment.folder import Folder, Run
 from namm_jax.experiment.own import read_user_data
-from namm_jax.experiment.problem import make_problem, measured
+from namm_jax.experiment.problem import check_files, make_problem, measured
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import check_stages
 
@@ -117,6 +133,7 @@ def sandbox(
         for path in (current, folder):
             path.mkdir()
         for name, data in {**files, '../outside.npy': outside}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         os.chdir(current)
         _opened = []
@@ -247,11 +264,63 @@ def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
     return solve.config_of(run, cli.parse('solve', [*arguments, *paths]))
 
 
+def check_folder(files: Mapping[str, bytes]) -> None:
+    """Reads a run folder, then opens it for a run and closes it, twice."""
+    checked = lambda config, records: (check_ranges(ConfigDict(config)), check_files(records.get))
+    with (
+        sandbox(files, traced=False) as folder,
+        mock.patch.object(run_folder, 'provenance', lambda seed: {}),
+        mock.patch.object(subprocess, 'Popen', None),
+    ):
+        config = saved_config('burgers')
+        options = dict(experiment='burgers:tiny', depends=command._needs, check=checked)
+        outcome(lambda: [Folder(folder).record(stage) for stage in ('data', 'mirror')])
+        opened = outcome(lambda: Run(folder, config, **options).close())
+        if not isinstance(opened, ValueError):
+            again = outcome(lambda: Run(folder, config, **options).close())
+            assert not isinstance(again, ValueError), f'opened once, and then {again}'
+
+
+def check_image(data: bytes) -> None:
+    """Reads a folder of one image; no program is run for it."""
+    with sandbox({'a.png': data}) as folder, mock.patch.object(subprocess, 'Popen', None):
+        fields = outcome(lambda: read_user_data(folder), str(folder))
+        if not isinstance(fields, ValueError):
+            assert fields.dtype == np.float32 and 0 <= fields.min() <= fields.max() <= 1
+
+
+def check_checkpoint(files: Mapping[str, bytes]) -> None:
+    """Restores a checkpoint: the state that was saved, or none."""
+    with (
+        sandbox(files, traced=False) as folder,
+        warnings.catch_warnings(action='ignore'),
+        Checkpoints(folder, origin=ORIGIN) as checkpoints,
+    ):
+        restored = outcome(lambda: checkpoints.restore(CHECKPOINT), str(folder))
+        assert isinstance(restored, ValueError) or (
+            restored.step == 3 and np.array_equal(restored.state['a'], CHECKPOINT['a'])
+        )
+
+
+def check_lock(data: bytes) -> None:
+    """Opens a folder that another process owns."""
+    with sandbox({'lock': data}, traced=False) as folder, open(folder / 'lock', 'a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        options = dict(experiment='burgers:tiny', depends=command._needs)
+        told = outcome(lambda: Run(folder, saved_config('burgers'), **options), str(folder))
+        assert isinstance(told, ValueError) and 'in use' in str(told) and len(str(told)) < 600
+        assert (folder / 'lock').read_bytes() == data
+
+
 FUZZERS = {
     'overrides': Fuzzer(make_overrides, check_overrides),
     'npy': Fuzzer(make_npy, check_npy),
     'data_set': Fuzzer(make_data_set, check_data_set),
     'measurement': Fuzzer(make_measurement, check_measurement),
+    'folder': Fuzzer(make_folder, check_folder),
+    'image': Fuzzer(make_image, check_image),
+    'checkpoint': Fuzzer(make_checkpoint, check_checkpoint),
+    'lock': Fuzzer(make_lock, check_lock),
 }
 
 

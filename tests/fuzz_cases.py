@@ -9,15 +9,18 @@ import io
 import json
 import pickle
 import tempfile
+import zlib
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import cli, dataset
+from namm_jax.experiment.checkpoint import Checkpoints, _sealed
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.posteriors import ROWS, make_operator
 from namm_jax.experiment.problem import make_problem
@@ -27,6 +30,8 @@ from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems import PROBLEMS
 
 SHAPE = (2, 3, 1)  # of a sample
+CHECKPOINT = {'a': np.arange(3, dtype=np.float32)}
+ORIGIN = {'stage': 'dm', 'config': {'seed': 0}, 'data': {'train.npy': 1}}
 SIZES = {'train': 7, 'validation': 3, 'test': 2}
 CONFIGS = ('burgers', 'kolmogorov', 'divergence', 'total_brightness', 'periodic', 'count', 'own')
 DEFAULTS = {
@@ -566,3 +571,80 @@ def make_measurement(random: Random) -> tuple[bytes, list[str]]:
     )
     data = _good_array(random, random.choice(('<f4', *DTYPES)), shape)
     return random.choice((data, data, mutated(random, data), make_npy(random))), arguments
+
+
+@functools.cache
+def run_files() -> dict[str, Any]:
+    """Returns name -> JSON of a run folder in which the data are made and training has begun."""
+    config = saved_config('burgers')
+    sections = {name: config[name] for name in ('data', 'constraint')}
+    data = {'finished': True, 'sections': sections, 'arrays': {}, 'files': {}}
+    mirror = sections | {name: config[name] for name in ('mirror', 'train', 'seed')}
+    state = {'experiment': 'burgers:tiny', 'config': config}
+    return {
+        'config.json': state,
+        'discard.json': state | {'stages': ['mirror']},
+        'stages/data.json': data,
+        'stages/mirror.json': {'finished': False, 'sections': mirror, 'files': {}},
+        'metrics.json': {'rows': {'mdm': {'distance': {'mean': 1.0}, 'n': 2}}},
+        'provenance.json': [],
+        'data/crc32.json': {'train.npy': [1]},
+    }
+
+
+def make_folder(random: Random) -> dict[str, bytes]:
+    """Returns the files of a run folder, some of them changed; checksums tell of none."""
+    files = dict(run_files())
+    if random.random() < 0.8:
+        files.pop('discard.json')
+    names = random.choices(list(files), k=random.choice((1, 1, 2)))
+    files |= {name: mutated_json(random, files[name]) for name in names}
+    texts = {name: json.dumps(value).encode() for name, value in files.items()}
+    texts['metrics.jsonl'] = b'{"stage": "mirror", "step": 1}\n'
+    if random.random() < 0.3:
+        name = random.choice(list(texts))
+        texts[name] = mutated(random, texts[name])
+    return texts
+
+
+@functools.cache
+def image(kind: str, mode: str) -> bytes:
+    """Returns the bytes of an image of this format and mode."""
+    file = io.BytesIO()
+    PIL.Image.new(mode, (3, 2)).save(file, format=kind)
+    return file.getvalue()
+
+
+def make_image(random: Random) -> bytes:
+    """Returns an image, most often a damaged one, or one that no folder of images may hold."""
+    kind = random.choice(('PNG', 'PNG', 'JPEG', 'EPS', 'GIF', 'TIFF', 'PPM'))
+    data = bytearray(image(kind, random.choice(('L', 'RGB'))))
+    if kind == 'PNG' and random.random() < 0.5:  # a header that lies, with its checksum
+        sizes = random.choices((0, 1, 3, 4096, 4097, 2**15, 2**31 - 1), k=2)
+        data[16:24] = b''.join(size.to_bytes(4, 'big') for size in sizes)
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, 'big')
+    return mutated(random, bytes(data)) if random.random() < 0.6 else bytes(data)
+
+
+@functools.cache
+def checkpoint_files() -> dict[str, bytes]:
+    """Returns the files of a checkpoint of step 3, `CHECKPOINT`."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Checkpoints(folder, origin=ORIGIN) as checkpoints:
+            checkpoints.save(3, CHECKPOINT, {'seconds': 1.0})
+        paths = [path for path in Path(folder).rglob('*') if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def make_checkpoint(random: Random) -> dict[str, bytes]:
+    """Returns the files of a checkpoint whose description is changed, with its checksum or not."""
+    files = dict(checkpoint_files())
+    body = mutated_json(random, json.loads(files['3.json'])['body'])
+    text = json.dumps(_sealed(body)).encode()
+    files['3.json'] = text if random.random() < 0.8 else mutated(random, text)
+    return files
+
+
+def make_lock(random: Random) -> bytes:
+    """Returns what a lock file may hold that another program wrote."""
+    return random.choice((random.randbytes(40), b'', b'host a, process 1, start b', bytes(10**6)))

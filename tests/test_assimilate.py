@@ -17,10 +17,10 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
-from namm_jax.experiment import build, methods
+from namm_jax.experiment import build, methods, solve
 from namm_jax.experiment.cli import main
 from namm_jax.experiment.experiment import make_experiment
-from namm_jax.experiment.files import read_json
+from namm_jax.experiment.files import UserError, read_json
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.posteriors import PUBLISHED, ROWS, SAMPLERS, with_noise_floor
 from namm_jax.problems import PROBLEMS
@@ -142,6 +142,29 @@ def test_solve_refuses_measurements_that_do_not_fit(folder, capsys, y, more, tol
     assert solving(folder, y, *more) == 2
     said = capsys.readouterr().err
     assert told in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize(
+    ('out', 'more', 'told'),
+    [
+        ('run', ['--overwrite'], 'a folder, expected a file'),
+        ('none/x.npy', [], 'no folder for it, expected one that exists'),
+        ('there.npy', [], 'a file that is there, expected .* --overwrite'),
+        ('run/sample/x.npy', [], 'a name that the run .* has or may take'),
+        ('run/metrics.json', ['--overwrite'], 'a name that the run .* has or may take'),
+        ('link/config.json', ['--overwrite'], 'a name that the run .* has or may take'),
+    ],
+)
+def test_solve_refuses_where_it_cannot_write_before_it_draws(tmp_path, out, more, told):
+    (tmp_path / 'run' / 'sample').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'run')
+    (tmp_path / 'there.npy').touch()
+    with pytest.raises(UserError, match=f'--out: got {tmp_path / out}, {told}'):
+        solve._check_out(tmp_path / out, tmp_path / 'run', '--overwrite' in more)
+    assert not [path for path in tmp_path.rglob('*.np*') if path.stat().st_size]
+    for good in ('new.npy', 'run/new.npy'):
+        solve._check_out(tmp_path / good, tmp_path / 'run', False)
+    solve._check_out(tmp_path / 'there.npy', tmp_path / 'run', True)
 
 
 TWO_DEVICES = """

@@ -1,7 +1,10 @@
 """Checkpoints come back bit for bit, or are found out."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -12,6 +15,7 @@ import pytest
 from flax import struct
 
 from namm_jax.experiment.checkpoint import Checkpoints
+from namm_jax.experiment.files import UserError
 
 
 @struct.dataclass
@@ -53,8 +57,8 @@ def folder(tmp_path):
     return tmp_path / 'run/checkpoints'
 
 
-def restore(folder, target=TARGET, **kwargs):
-    with Checkpoints(folder) as checkpoints:
+def restore(folder, target=TARGET, origin=(), **kwargs):
+    with Checkpoints(folder, origin=dict(origin)) as checkpoints:
         return checkpoints.restore(target, **kwargs)
 
 
@@ -225,8 +229,86 @@ def test_two_checkpoints_that_have_changed_places_are_found_out(folder):
     for suffix in ('', '.json'):
         for old, new in (('2', 'aside'), ('3', '2'), ('aside', '3')):
             (folder / f'{old}{suffix}').rename(folder / f'{new}{suffix}')
-    with (
-        pytest.warns(RuntimeWarning, match='it is that of step'),
-        pytest.raises(ValueError, match='damaged checkpoints'),
-    ):
+    with pytest.raises(UserError, match='3.json is in the wrong place: .* step = 2, expected 3'):
         restore(folder)
+
+
+@pytest.mark.parametrize(
+    ('other', 'told'),
+    [
+        ({'stage': 'mdm'}, 'stage = mdm, expected dm'),
+        ({'config': {'seed': 1, 'dm': {'steps': 3}}}, 'config.seed = 1, expected 0'),
+        ({'data': {'train.npy': 8}}, 'data.train.npy = 8, expected 7'),
+    ],
+)
+def test_the_checkpoint_of_another_stage_seed_or_data_set_is_refused(tmp_path, other, told):
+    own = {'stage': 'dm', 'config': {'seed': 0, 'dm': {'steps': 3}}, 'data': {'train.npy': 7}}
+    for name, origin in (('own', own), ('other', own | other)):
+        with Checkpoints(tmp_path / name, origin=origin) as checkpoints:
+            checkpoints.save(3, make_state(3), {})
+    with pytest.raises(UserError, match=f'other/3.json is in the wrong place: .*{told}.*--redo'):
+        restore(tmp_path / 'other', origin=own)
+    assert restore(tmp_path / 'own', origin=own).step == 3
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_is_described(tmp_path, monkeypatch):
+    told, fsync, replace = [], os.fsync, os.replace
+    path_of = lambda descriptor: os.readlink(f'/proc/self/fd/{descriptor}')
+    monkeypatch.setattr(os, 'fsync', lambda fd: (told.append(path_of(fd)), fsync(fd)))
+    monkeypatch.setattr(os, 'replace', lambda old, new: (told.append(str(new)), replace(old, new)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+    whole = {str(path) for path in [tmp_path / '1', *(tmp_path / '1').rglob('*')]}
+    assert whole < set(told[: told.index(str(tmp_path / '1.json'))])
+
+
+def test_a_disk_that_renames_no_folder_is_named(tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr(os, 'rename', refused)
+    with (
+        Checkpoints(tmp_path / 'run') as checkpoints,
+        pytest.raises(OSError, match='run/1: got .* renames folders .*--workdir on a local disk'),
+    ):
+        checkpoints.save(1, make_state(1), {})
+
+
+BUCKET = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/stat.h>
+int rename(const char *from, const char *to) {
+  struct stat facts;
+  if (!stat(from, &facts) && S_ISDIR(facts.st_mode)) { errno = ENOSYS; return -1; }
+  return ((int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename"))(from, to);
+}
+"""
+SAVE = """
+import sys, jax.numpy
+from namm_jax.experiment.checkpoint import Checkpoints
+from namm_jax.experiment.cli import guarded
+save = lambda: Checkpoints(sys.argv[1]).save(1, {'a': jax.numpy.zeros(3)}, {})
+sys.exit(guarded(save))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('gcc'), reason='no compiler')
+def test_a_bucket_that_renames_no_folder_is_named(tmp_path):
+    """As gcsfuse mounts it."""
+    (tmp_path / 'bucket.c').write_text(BUCKET)
+    library = tmp_path / 'bucket.so'
+    build = ['gcc', '-shared', '-fPIC', '-o', library, tmp_path / 'bucket.c', '-ldl']
+    subprocess.run(build, check=True)
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+    command = [sys.executable, '-c', SAVE, str(tmp_path / 'run')]
+    for preload, status in (('', 0), (str(library), 1)):
+        shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        options = dict(env=environment | {'LD_PRELOAD': preload}, capture_output=True, text=True)
+        done = subprocess.run(command, **options)
+        assert done.returncode == status, done.stderr
+    (error,) = done.stderr.splitlines()
+    assert f'error: {tmp_path}/run/1: got a checkpoint that could not be written' in error
+    assert '--workdir on a local disk, and copy it afterwards' in error

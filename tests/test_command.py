@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from namm_jax import __main__ as program
-from namm_jax.experiment import cli
+from namm_jax.experiment import cli, command
 from namm_jax.experiment.schema import fields
 from namm_jax.experiment.stages import STAGES
 
@@ -223,6 +223,53 @@ def test_help_to_a_reader_that_has_gone():
     )
     os.close(ours)
     assert (done.returncode, done.stderr) == (0, b'')
+
+
+def closed_pipe():
+    end, ours = os.pipe()
+    os.close(end)
+    return os.fdopen(ours, 'w')
+
+
+@pytest.mark.parametrize('log', [closed_pipe, lambda: open('/dev/full', 'w')])
+def test_a_log_that_cannot_be_written_is_no_fault_of_the_run(log):
+    command = [sys.executable, str(ROOT / 'launch/main.py'), '--config=none']
+    with log() as file:
+        assert subprocess.run(command, stderr=file).returncode == 2
+
+
+def test_a_closed_standard_error_is_no_file_of_the_run(tmp_path):
+    code = (
+        'import os, sys; os.close(2); sys.stderr = None\n'
+        'from namm_jax.experiment.progress import complain, lossy\n'
+        'with lossy(): complain("lost"); sys.exit(open(sys.argv[1], "w").fileno() == 2)'
+    )
+    done = python('-c', code, tmp_path / 'file', cwd=tmp_path)
+    assert (done.returncode, done.stdout, (tmp_path / 'file').read_text()) == (0, '', '')
+
+
+def test_a_terminal_that_is_closed_asks_to_stop_and_nohup_does_not(monkeypatch):
+    with command._listening() as number:
+        for _ in range(2):  # by the shell, and by the kernel
+            signal.raise_signal(signal.SIGHUP)
+        assert number() == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with command._listening() as number:
+            signal.raise_signal(signal.SIGHUP)
+            assert number() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_while_a_line_is_written_is_kept(monkeypatch):
+    def reentrant(text):
+        raise RuntimeError('reentrant call inside BufferedWriter')
+
+    monkeypatch.setattr(command, 'say', reentrant)
+    with command._listening() as number:
+        signal.raise_signal(signal.SIGTERM)
+        assert number() == signal.SIGTERM
 
 
 def test_stages_are_those_that_run():

@@ -6,6 +6,7 @@ file of a given name is opened or renamed for the given time, which no clock cou
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -174,6 +175,24 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
         max(map(int, saved(folder, 'mirror'))) < 12
         and not read_json(folder / 'stages/mirror.json')['finished']
     )
+    assert start(folder, '--stages=mirror')[0] == 0
+    assert outcome(folder, 'mirror') == outcome(tiny_run, 'mirror')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_where_the_reader_of_the_log_has_gone(tiny_run, tmp_path, number):
+    folder = begun(tiny_run, tmp_path / 'run', 'data')
+    program = [sys.executable, '-c', PROGRAM, f'{folder}/metrics.jsonl', '1', str(int(number))]
+    command = [str(ROOT / 'launch/main.py'), '--config=configs/burgers.py:tiny', '--stages=mirror']
+    reader, ours = os.pipe()
+    process = subprocess.Popen([*program, *command, f'--workdir={folder}'], stderr=ours)
+    os.close(ours)
+    os.read(reader, 1)
+    os.close(reader)
+    assert process.wait(timeout=300) == 128 + number
+    assert max(map(int, saved(folder, 'mirror'))) < 12
     assert start(folder, '--stages=mirror')[0] == 0
     assert outcome(folder, 'mirror') == outcome(tiny_run, 'mirror')
 

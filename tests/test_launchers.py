@@ -65,10 +65,10 @@ def test_tpu_pod_goes_on_after_a_preemption(run, tmp_path):
         STATE=str(tmp_path / 's'),
         FATES=str(tmp_path / 'fates'),
     )
-    done, log = run(
-        'tpu_pod.sh', '--config=configs/burgers.py:paper', commands={'gcloud': GCLOUD}, **names
-    )
+    arguments = ('--config=configs/burgers.py:paper', '--config.mirror.channels=(8, 16)')
+    done, log = run('tpu_pod.sh', *arguments, commands={'gcloud': GCLOUD}, **names)
     assert done.returncode == 0, done.stderr
+    assert any(r'--config.mirror.channels=\(8\,\ 16\)' in line for line in log)
     assert sum('create' in line for line in log) == 2 and sum('delete' in line for line in log) == 1
     runs = [line for line in log if 'main.py' in line]
     assert len(runs) == 2 and runs[0] == runs[1] and '--worker=all' in runs[0]

@@ -50,7 +50,10 @@ ALLOWED = {
         'report training',
         SYSTEM | {'flax', 'ml_collections', 'optax'},
     ),
-    'namm_jax.experiment.own': ('experiment.files experiment.dataset', SYSTEM | {'PIL'}),
+    'namm_jax.experiment.own': (
+        'experiment.files experiment.dataset experiment.progress',
+        SYSTEM | {'PIL'},
+    ),
     'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),
     'namm_jax.experiment.records': ('experiment.files', SYSTEM | {'tensorboardX'}),
     'configs': ('experiment.config experiment.presets', set()),

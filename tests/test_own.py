@@ -4,6 +4,11 @@ import os
 import pickle
 import re
 import runpy
+import shutil
+import struct
+import subprocess
+import warnings
+import zlib
 from pathlib import Path
 
 import jax
@@ -14,7 +19,7 @@ import pytest
 import namm_jax as nj
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
-from namm_jax.experiment.files import UserError, read_json
+from namm_jax.experiment.files import UserError, read_json, write_json
 from namm_jax.experiment.own import load_function, read_user_data
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
@@ -52,7 +57,6 @@ def test_function_of_a_file_and_of_a_module(rule, monkeypatch):
     function = load_function(f'{rule}:rows_rule')
     assert function(np.ones(3)) == 2
     assert load_function(f'{rule}:rows_rule') is function, 'the same string, the same function'
-    assert load_function('json.py:rows_rule', rule.parent) is function
     monkeypatch.chdir(rule.parent)
     assert load_function('./json.py:rows_rule') is function
     assert load_function('json:dumps')([1]) == '[1]', 'the standard library is not shadowed'
@@ -257,6 +261,93 @@ def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, 
     assert run.problem.shape == (4, 8, 1) and run.config.data.train == len(run.data('train')) == 44
     np.testing.assert_allclose(run.problem.mean, 1 / 8, rtol=1e-6)
     assert launch(*arguments[:3]) == 0
+
+
+def test_only_images_are_decoded_and_none_is_too_large(tmp_path, monkeypatch):
+    run = lambda *arguments, **options: pytest.fail(f'ran {arguments}')
+    monkeypatch.setattr(subprocess, 'Popen', run)
+    for name, data, told in (
+        ('eps', b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'identify'),
+        ('bomb', png_of(30_000, 30_000), 'pixels'),
+        ('large', png_of(9000, 9000), '9000x9000 pixels, expected at most 16777216'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'a.png').write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            with pytest.raises(UserError, match=f'a.png: got .*{told}'):
+                read_user_data(tmp_path / name)
+
+
+def png_of(width, height):
+    """Returns the start of an image, which promises so many pixels."""
+    chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+    data = b'IDAT' + zlib.compress(bytes(1000))
+    parts = (
+        struct.pack('>I', len(c) - 4) + c + struct.pack('>I', zlib.crc32(c)) for c in (chunk, data)
+    )
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
+
+
+@pytest.fixture
+def own_run(tmp_path, monkeypatch, launch, capsys):
+    """Returns the command of a run of own data and rule, whose stage `data` has finished."""
+    monkeypatch.chdir(tmp_path)
+    save_rows('x.npy', 40, 6)
+    shutil.copy(EXAMPLE, 'rule.py')
+    arguments = ['--config=configs/own.py:tiny', f'--workdir={tmp_path}/run', '--stages=data']
+    fields = {'data.train': 24, 'data.validation': 8, 'data.test': 8, 'data.path': 'x.npy'}
+    fields['constraint.distance'] = 'rule.py:rows_sum_to_one'
+    arguments += [f'--config.{name}={value}' for name, value in fields.items()]
+    assert launch(*arguments) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(f'executing {tmp_path}/rule.py, which the config names\n')
+    return arguments
+
+
+def unfinished(path):
+    write_json(path, read_json(path) | {'finished': False})
+
+
+def test_own_files_that_have_changed_are_refused_by_name(own_run, tmp_path, launch, capsys):
+    record = tmp_path / 'run' / 'stages' / 'data.json'
+    assert set(read_json(record)['files']) == {'data.path', 'constraint.distance'}
+    refused = lambda name: f'error: {name} has changed since stage data read it'
+    for file, told in (('x.npy', 'x.npy'), ('rule.py', 'rule.py:rows_sum_to_one')):
+        whole = (tmp_path / file).read_bytes()
+        changed = whole + b'\n# more' if file == 'rule.py' else whole.replace(whole[-4:], b'abcd')
+        (tmp_path / file).write_bytes(changed)
+        capsys.readouterr()
+        assert launch(*own_run) == 0, 'a finished stage needs neither'
+        assert 'executing' not in capsys.readouterr().err
+        unfinished(record)
+        assert launch(*own_run) == 2
+        said = capsys.readouterr().err
+        assert refused(told) in said and '--redo=data' in said and 'executing' not in said
+        (tmp_path / file).write_bytes(whole)
+        assert launch(*own_run) == 0
+    (tmp_path / 'rule.py').write_text('raise SystemExit(9)')
+    with pytest.raises(UserError, match='rule.py:rows_sum_to_one has changed'):
+        nj.open_run(tmp_path / 'run')
+    assert launch(*own_run[:2], '--stages=data,dm') == 2
+    assert refused('rule.py:rows_sum_to_one') in capsys.readouterr().err
+
+
+def test_a_relative_path_from_another_folder_is_never_another_file(
+    own_run, tmp_path, monkeypatch, launch, capsys
+):
+    unfinished(tmp_path / 'run' / 'stages' / 'data.json')
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert launch(*own_run) == 2
+    assert f'relative path starts from {tmp_path}/elsewhere' in capsys.readouterr().err
+    (tmp_path / 'elsewhere' / 'rule.py').write_text('raise SystemExit(9)')
+    shutil.copy(tmp_path / 'x.npy', 'x.npy')
+    assert launch(*own_run) == 2
+    said = capsys.readouterr().err
+    assert 'rule.py:rows_sum_to_one has changed' in said and 'executing' not in said
+    monkeypatch.chdir(tmp_path)
+    assert launch(*own_run) == 0
 
 
 FLAT = """

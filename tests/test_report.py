@@ -9,7 +9,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from namm_jax.experiment.files import UserError, write_json
+from namm_jax.experiment.records import Records
 from namm_jax.report import figures
+from namm_jax.report.__main__ import main
+from namm_jax.report.reading import read_run
 from namm_jax.report.table import in_order, render, row_name, summary_table, three_digits
 
 RNG = np.random.default_rng(0)
@@ -316,3 +320,54 @@ def test_rows_have_names_for_people():
         'mdm_log',
         'mine',
     ]
+
+
+ROW = {'distance': {'mean': 1.0, 'median': 1.0, 'max': None}, 'n': 2}
+OPENING = {'git': None, 'host': 'a', 'python': '3', 'versions': {}, 'command': []}
+WHOLE = {
+    'config.json': {
+        'experiment': 'burgers:tiny',
+        'config': {'seed': 0, 'data': {'seed': 0}, 'report': {'dpi': 50}},
+    },
+    'stages/evaluate.json': {'finished': True, 'sections': {}},
+    'provenance.json': [OPENING],
+    'metrics.json': {'rows': {'mdm': ROW}, 'robustness': {}},
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The smallest folder that can be read."""
+    for name, value in WHOLE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_json(tmp_path / name, value)
+    Records(tmp_path).append({'stage': 'dm', 'step': 1})
+    (tmp_path / 'evaluate').mkdir()
+    np.savez(tmp_path / 'evaluate' / 'arrays.npz', a=np.zeros(1))
+    assert read_run(tmp_path).metrics == WHOLE['metrics.json']
+    return tmp_path
+
+
+@pytest.mark.parametrize('name', WHOLE)
+@pytest.mark.parametrize('value', [[], 3, 'a', {}, {'rows': 3}, {'config': 3}, [3], [{}]])
+def test_json_of_another_shape_is_named(results, name, value):
+    write_json(results / name, value)
+    with pytest.raises(UserError, match=name if 'evaluate' not in name else 'evaluate'):
+        read_run(results)
+
+
+@pytest.mark.parametrize(
+    'metrics',
+    [{'rows': {'mdm': 3}}, {'rows': {'mdm': {'distance': 3}}}, {'rows': {'mdm': {'n': 'a'}}}]
+    + [{'assimilation': 3}, {'assimilation': {'sum': 3}}, {'rows': {'mdm': ROW}}],
+)
+def test_metrics_that_no_table_shows_are_named(results, metrics):
+    write_json(results / 'metrics.json', metrics)
+    with pytest.raises(UserError, match='metrics.json is damaged: got'):
+        read_run(results)
+
+
+def test_missing_records_are_named(results, capsys):
+    (results / 'metrics.jsonl').unlink()
+    assert main([str(results)]) == 2
+    assert f'error: {results}/metrics.jsonl is damaged: got no record' in capsys.readouterr().err

@@ -3,20 +3,27 @@
 why it cannot.
 
     python tests/torture.py --cycles=200 [--seed=0] [--kinds=kill,full,hung] [--log=torture.jsonl]
+                            [--problems=burgers,count,own,total_brightness] [--stages=assimilate]
 
-Each cycle takes a copy of a finished run of the preset `tiny`, discards a random stage with all
-that was built on it, and while it is done again, does one of these:
+Each cycle takes a copy of a finished run of the preset `tiny` of one of the problems, with stages
+that run on request, discards a random stage with all that was built on it, and while it is done
+again, does one of these:
 
-    kill, term, interrupt   SIGKILL, SIGTERM or SIGINT at a random moment
-    flip, truncate          as kill; then a bit of a random file is flipped, or its end cut off
+    kill, term, interrupt, hangup  SIGKILL, SIGTERM, SIGINT or SIGHUP at a random moment
+    reader                         the reader of the log goes, and then such a signal comes, or none
+    override                       as kill, and the redo has an override of the stage
+    flip, truncate                 as kill; then a bit of a random file is flipped, or its end cut
+    swap, stranger                 as kill; then two checkpoints of a stage change places, or a
+                                   folder of another seed's run takes the place of this run's
+    link                           as kill; then a link to somebody's file takes a file's place
     full a disk with less room than the results need, full at a random moment (root, for a tmpfs)
     peer, hung two processes; one of them is killed, or stopped by SIGSTOP, at a random moment
 
 Then the same command is given again. It must end with status 0 and the results of the run never
 broken, bit for bit (of two processes, to rounding: `test_processes.py`), or with one message that
-names the damaged file; put back from a copy, it must then end so. What is left of two processes
-must end by itself within 100 seconds. Anything else is a defect, which is printed at once; the exit
-status is their number, at most 1.
+names the file; put back from a copy, it must then end so. What is left of two processes must end by
+itself within 100 seconds. Anything else is a defect, which is printed at once; the exit status is
+their number, at most 1.
 """
 
 import argparse
@@ -31,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,12 +46,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from test_kill import ROOT, STAGES, outcome
+from test_kill import ROOT, outcome
 from test_processes import free_port
 
+from namm_jax.experiment import cli
+from namm_jax.experiment.files import read_json
 from namm_jax.experiment.provenance import provenance
 
 SIGNALS = {'kill': signal.SIGKILL, 'term': signal.SIGTERM, 'interrupt': signal.SIGINT}
+SIGNALS |= {'hangup': signal.SIGHUP}
 NEVER_READ = (
     'figures',
     'tensorboard',
@@ -54,60 +65,74 @@ NEVER_READ = (
     '.tmp',
     'preset.json',
 )
-
-
-def command(folder: Path, *more: str) -> list[str]:
-    """Returns the command of a run in a folder."""
-    return [
-        sys.executable,
-        str(ROOT / 'launch/main.py'),
-        '--config=configs/burgers.py:tiny',
-        f'--workdir={folder}',
-        *more,
-    ]
-
-
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    """Starts a run."""
-    return subprocess.Popen(
-        command(folder, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+FIELDS = {  # stage -> an integer that it reads
+    'data': 'data.seed',
+    'sample': 'sample.steps',
+    'assimilate': 'assimilate.samples',
+    'evaluate': 'evaluate.resamples',
+    'report': 'report.dpi',
+}
 
 
 class Defect(Exception):
     """What was done to a run made it do what it must not."""
 
 
-def broken_off(
-    folder: Path, rng: random.Random, number: int, longest: float, *more: str
-) -> tuple[int, str]:
-    """Starts a run and sends it a signal at a random moment; returns its exit status and what it
-    said.
+class Reference(NamedTuple):
+    """A finished run: its folder, its command, its stages, that of another seed, and how long it
+    takes.
     """
-    process = start(folder, *more)
-    try:
-        said = process.communicate(timeout=rng.uniform(0.5, longest))[1]
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        said = process.communicate(timeout=120)[1]
-    return process.returncode, said
+
+    folder: Path
+    arguments: list[str]
+    stages: list[str]
+    other: Path
+    seconds: float
+
+    def command(self, folder: Path, *more: str) -> list[str]:
+        """Returns the command of this run in a folder."""
+        stages = [] if any(word.startswith('--stages') for word in more) else self.stages
+        more = (*more, f'--stages={",".join(stages)}') if stages else more
+        place = [str(ROOT / 'launch/main.py'), f'--workdir={folder}']
+        return [sys.executable, *place, *self.arguments, *more]
 
 
-def damage(folder: Path, rng: random.Random, kind: str) -> tuple[Path, bytes, bytes] | None:
-    """Damages a random file that a later stage may read; returns it, what it held and what it
-    holds.
-    """
-    files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.stat().st_size]
-    files = [p for p in files if not any(part in str(p.relative_to(folder)) for part in NEVER_READ)]
-    if not files:
-        return None
-    path = rng.choice(files)
-    data = path.read_bytes()
-    where = rng.randrange(len(data))
-    flipped = data[:where] + bytes([data[where] ^ 1 << rng.randrange(8)]) + data[where + 1 :]
-    after = flipped if kind == 'flip' else data[:where]
-    path.write_bytes(after)
-    return path, data, after
+class Case(NamedTuple):
+    """A copy of a run, to be broken: how, at which stage, within how many seconds."""
+
+    run: Reference
+    folder: Path
+    rng: random.Random
+    kind: str
+    stage: str
+    seconds: float
+
+    @property
+    def redo(self) -> str:
+        """The flag that discards the stage."""
+        return f'--redo={self.stage}'
+
+    def start(self, *more: str, folder: Path | None = None) -> subprocess.Popen:
+        """Starts the run."""
+        command = self.run.command(folder or self.folder, *more)
+        options = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, **options)
+
+    def end(self, *more: str, folder: Path | None = None) -> tuple[int, str]:
+        """Runs it; returns its exit status and what it said."""
+        process = self.start(*more, folder=folder)
+        said = process.communicate(timeout=600)[1]
+        return process.returncode, said
+
+    def broken_off(self, number: int, *more: str) -> tuple[int, str]:
+        """Starts the run and sends it a signal at a random moment."""
+        process = self.start(*more)
+        try:
+            said = process.communicate(timeout=self.rng.uniform(0.5, self.seconds))[1]
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            said = process.communicate(timeout=120)[1]
+        return process.returncode, said
 
 
 class Seen(NamedTuple):
@@ -117,39 +142,167 @@ class Seen(NamedTuple):
     file: str = ''
 
 
-def signalled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
+def signalled(case: Case) -> Seen:
     """Breaks a run off by a signal."""
-    number = SIGNALS[kind]
-    status, said = broken_off(folder, rng, number, longest, redo)
+    number = SIGNALS[case.kind]
+    return _stopped(*case.broken_off(number, case.redo), number)
+
+
+def _stopped(status: int, said: str, number: int) -> Seen:
     # 128 + number once all was saved; -number where the signal came before its handler was there,
     # or has none.
     if status not in (0, -number, 128 + number):
-        raise Defect(f'status {status} after {kind}: {said[-500:]}')
+        raise Defect(f'status {status} after signal {number}: {said[-500:]}')
     return Seen('ended before' if status == 0 else f'status {status}')
 
 
-def damaged(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
-    """Kills a run, damages a file, and gives the command again; an honest refusal ends with the
-    file put back.
+def unread(case: Case) -> Seen:
+    """Closes the end of a run's log at a random moment, then sends it a signal, or none."""
+    number = case.rng.choice([0, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    process = case.start(case.redo)
+    os.read(process.stderr.fileno(), 1)  # it has begun to say something
+    process.stderr.close()
+    try:
+        process.wait(timeout=case.rng.uniform(0.5, case.seconds) if number else 600)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+    return _stopped(process.wait(timeout=120), '', number)
+
+
+def overridden(case: Case) -> Seen:
+    """Kills a redo with an override; the next command completes it, or nothing had begun."""
+    field = FIELDS.get(case.stage, f'{case.stage}.steps')
+    section, name = field.split('.')
+    value = lambda: read_json(case.folder / 'config.json')['config'][section][name]
+    old = value()
+    case.broken_off(signal.SIGKILL, case.redo, f'--config.{field}={old + 1}')
+    status, said = case.end()
+    record = read_json(case.folder / 'stages' / f'{case.stage}.json')
+    if status or record['sections'][section][name] != value():
+        raise Defect(f'status {status}, {field} = {value()} and in {record}: {said[-500:]}')
+    if value() == old:
+        return Seen('not begun')
+    status, said = case.end(case.redo, f'--config.{field}={old}')
+    if status:
+        raise Defect(f'status {status} after the redo with {field} = {old}: {said[-500:]}')
+    return Seen('completed')
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the files that a later stage may read."""
+    files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.stat().st_size]
+    read = lambda path: not any(part in str(path.relative_to(folder)) for part in NEVER_READ)
+    return [path for path in files if read(path)]
+
+
+def bit_or_end(case: Case) -> Path | None:
+    """Flips a bit of a random file, or cuts its end off."""
+    if not (files := _files(case.folder)):
+        return None
+    path = case.rng.choice(files)
+    data = path.read_bytes()
+    where = case.rng.randrange(len(data))
+    flipped = data[:where] + bytes([data[where] ^ 1 << case.rng.randrange(8)]) + data[where + 1 :]
+    path.write_bytes(flipped if case.kind == 'flip' else data[:where])
+    return path
+
+
+def swapped(case: Case) -> Path | None:
+    """Has two checkpoints of a stage change places."""
+    folders = [
+        path for path in case.folder.glob('*/checkpoints') if len([*path.glob('*.json')]) > 1
+    ]
+    if not folders:
+        return None
+    folder = case.rng.choice(sorted(folders))
+    one, two = case.rng.sample(sorted(path.stem for path in folder.glob('*.json')), 2)
+    for old, new in ((one, 'aside'), (two, one), ('aside', two)):
+        for suffix in ('', '.json'):
+            (folder / f'{old}{suffix}').rename(folder / f'{new}{suffix}')
+    return folder
+
+
+def estranged(case: Case) -> Path | None:
+    """Puts checkpoints, or a finished stage's arrays, of another seed's run in the place of its."""
+    record = lambda stage: case.folder / 'stages' / f'{stage}.json'
+    finished = lambda stage: read_json(record(stage))['finished']
+    begun = [stage for stage in case.run.stages if record(stage).exists()]
+    parts = [Path(stage, 'checkpoints') for stage in begun]
+    parts += [Path(stage) for stage in begun if finished(stage) and _arrays(case.folder / stage)]
+    if not (parts := [part for part in parts if (case.folder / part).exists()]):
+        return None
+    part = case.rng.choice(parts)
+    if part.name == 'checkpoints':
+        shutil.rmtree(case.folder / part)
+        shutil.copytree(case.run.other / part, case.folder / part)
+    for path in _arrays(case.run.other / part):
+        shutil.copy(path, case.folder / part)
+        shutil.copy(path.with_name('crc32.json'), case.folder / part)
+    return case.folder / part
+
+
+def _arrays(folder: Path) -> list[Path]:
+    return sorted(folder.glob('*.np[yz]'))
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else path.rglob('*')
+    return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def linked(case: Case) -> Path:
+    """Puts a link to somebody's file in the place of one of the run's, or of one to come."""
+    names = (
+        'lock',
+        'report.html',
+        'report.html.tmp',
+        'config.json.tmp',
+        'metrics.jsonl',
+        case.stage,
+    )
+    path = case.folder / case.rng.choice(names)
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    (case.folder.parent / 'theirs').write_text('theirs')
+    path.symlink_to(case.folder.parent / 'theirs')
+    return path
+
+
+HITS: dict[str, Callable[[Case], Path | None]] = {
+    'flip': bit_or_end,
+    'truncate': bit_or_end,
+    'swap': swapped,
+    'stranger': estranged,
+    'link': linked,
+}
+
+
+def damaged(case: Case) -> Seen:
+    """Kills a run, damages files, and gives the command again; an honest refusal ends with the
+    folder put back.
     """
-    broken_off(folder, rng, signal.SIGKILL, longest, redo)
-    hit = damage(folder, rng, kind)
-    if hit is None:
+    case.broken_off(signal.SIGKILL, case.redo)
+    copy = Path(shutil.copytree(case.folder, case.folder.parent / 'copy'))
+    if not (path := HITS[case.kind](case)):
         return Seen('no file')
-    path, before, after = hit
-    process = start(folder)
-    said = process.communicate(timeout=300)[1]
-    status, where = process.returncode, path.relative_to(folder)
+    where, after = path.relative_to(case.folder), _content(path)
+    status, said = case.end()
+    if case.kind == 'link' and (case.folder.parent / 'theirs').read_text() != 'theirs':
+        raise Defect(f'status {status}, and written through the link {where}')
     if status == 0:
-        if path.exists() and path.read_bytes() == after:
-            path.write_bytes(before)
-            return Seen(f'not read again: {where.parts[0]}', str(where))
-        return Seen(f'made again: {where.parts[0]}', str(where))
-    named = (path.name.split('.')[0], 'checkpoints', 'damaged')  # the checkpoint, not its file
+        if _content(path) != after:
+            return Seen(f'made again: {where.parts[0]}', str(where))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        put = shutil.copytree if (copy / where).is_dir() else shutil.copy
+        put(copy / where, path)
+        return Seen(f'not read again: {where.parts[0]}', str(where))
+    # The checkpoint is named, not its file; of arrays, their folder.
+    named = (path.name.split('.')[0], 'checkpoints', 'damaged', 'holds other arrays')
     if status != 2 or 'Traceback' in said or not any(name in said for name in named):
-        raise Defect(f'status {status} after {kind} of {where}: {said[-500:]}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(before)
+        raise Defect(f'status {status} after {case.kind} of {where}: {said[-500:]}')
+    shutil.rmtree(case.folder)
+    copy.rename(case.folder)
     return Seen(f'refused: {where.parts[0]}', str(where))
 
 
@@ -161,42 +314,39 @@ def kilobytes(folder: Path) -> int:
     )
 
 
-def filled(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
+def filled(case: Case) -> Seen:
     """Runs on a disk with less room than the discarded stages took, until it is full; then there is
     room again.
     """
-    disk, before = Path(tempfile.mkdtemp()), kilobytes(folder)
+    disk, before = Path(tempfile.mkdtemp()), kilobytes(case.folder)
     mount = ['mount', '-t', 'tmpfs', 'tmpfs', disk, '-o']
     if subprocess.run([*mount, f'size={before + 1024}k'], capture_output=True).returncode:
         return Seen('skipped: no leave to mount a tmpfs')
     try:
-        copy = shutil.copytree(folder, disk / 'run')
-        start(copy, redo, f'--stages={STAGES[0]}').communicate(timeout=300)  # discards, and is done
+        copy = shutil.copytree(case.folder, disk / 'run')
+        first = f'--stages={case.run.stages[0]}'
+        case.end(case.redo, first, folder=copy)  # discards, and is done
         left = kilobytes(copy)
-        subprocess.run(
-            [*mount, f'remount,size={left + rng.randrange(8, max(16, before - left))}k'], check=True
-        )
-        process = start(copy)
-        said = process.communicate(timeout=300)[1]
-        if process.returncode and (
-            process.returncode != 1 or 'Traceback' in said or 'space' not in said
-        ):
-            raise Defect(f'status {process.returncode} on a full disk: {said[-500:]}')
-        shutil.rmtree(folder)
-        shutil.copytree(copy, folder)
-        return Seen('stopped: full' if process.returncode else 'room enough')
+        size = left + case.rng.randrange(8, max(16, before - left))
+        subprocess.run([*mount, f'remount,size={size}k'], check=True)
+        status, said = case.end(folder=copy)
+        if status and (status != 1 or 'Traceback' in said or 'space' not in said):
+            raise Defect(f'status {status} on a full disk: {said[-500:]}')
+        shutil.rmtree(case.folder)
+        shutil.copytree(copy, case.folder)
+        return Seen('stopped: full' if status else 'room enough')
     finally:
         subprocess.run(['umount', disk], check=False)
         disk.rmdir()
 
 
-def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo: str) -> Seen:
+def left_alone(case: Case) -> Seen:
     """Runs two processes and kills or stops one of them; the other must end by itself."""
     place = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2']
-    pair = [start(folder, redo, *place, f'--process_index={index}') for index in range(2)]
-    time.sleep(rng.uniform(0.5, 2 * longest))
-    victim, other = rng.sample(pair, 2)
-    victim.send_signal(signal.SIGSTOP if kind == 'hung' else signal.SIGKILL)
+    pair = [case.start(case.redo, *place, f'--process_index={index}') for index in range(2)]
+    time.sleep(case.rng.uniform(0.5, 2 * case.seconds))
+    victim, other = case.rng.sample(pair, 2)
+    victim.send_signal(signal.SIGSTOP if case.kind == 'hung' else signal.SIGKILL)
     begun = time.monotonic()
     try:
         said = other.communicate(timeout=200)[1]
@@ -205,42 +355,33 @@ def left_alone(folder: Path, rng: random.Random, kind: str, longest: float, redo
         victim.communicate()
     status, seconds = other.returncode, time.monotonic() - begun
     if status not in (0, 1, 2, -signal.SIGABRT) or seconds > 100:
-        raise Defect(f'status {status} {seconds:.0f} s after {kind}: {said[-500:]}')
-    return Seen(
-        'ended before'
-        if status == 0
-        else f'status {status} within {10 * math.ceil(seconds / 10)} s'
-    )
+        raise Defect(f'status {status} {seconds:.0f} s after {case.kind}: {said[-500:]}')
+    within = 10 * math.ceil(seconds / 10)
+    return Seen(f'status {status} within {within} s' if status else 'ended before')
 
 
-FAULTS = dict.fromkeys(SIGNALS, signalled)
-FAULTS |= {
-    'flip': damaged,
-    'truncate': damaged,
-    'full': filled,
-    'peer': left_alone,
-    'hung': left_alone,
-}
+FAULTS = dict.fromkeys(SIGNALS, signalled) | {'reader': unread, 'override': overridden}
+FAULTS |= dict.fromkeys(HITS, damaged)
+FAULTS |= {'full': filled, 'peer': left_alone, 'hung': left_alone}
 
 
-def cycle(reference: Path, rng: random.Random, kind: str, longest: float) -> dict[str, str]:
+def cycle(run: Reference, rng: random.Random, kind: str) -> dict[str, str]:
     """Breaks a copy of the reference, has it mended, and compares; returns a record of the log."""
-    stage = rng.choice(STAGES)
-    longest *= 1 - STAGES.index(stage) / len(STAGES)
-    record = {'kind': kind, 'stage': stage, 'seen': '', 'file': '', 'defect': ''}
+    stage = rng.choice(run.stages)
+    seconds = run.seconds * (1 - run.stages.index(stage) / len(run.stages))
+    record = {'problem': run.folder.name, 'kind': kind, 'stage': stage, 'seen': '', 'file': ''}
+    record['defect'] = ''
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(shutil.copytree(reference, Path(parent) / 'run'))
+        folder = Path(shutil.copytree(run.folder, Path(parent) / 'run'))
+        case = Case(run, folder, rng, kind, stage, seconds)
         try:
-            record['seen'], record['file'] = FAULTS[kind](
-                folder, rng, kind, longest, f'--redo={stage}'
-            )
-            process = start(folder)
-            said = process.communicate(timeout=300)[1]
-            if process.returncode:
-                raise Defect(f'status {process.returncode} in the end: {said[-500:]}')
-            differ = [name for name in STAGES if outcome(folder, name) != outcome(reference, name)]
+            record['seen'], record['file'] = FAULTS[kind](case)
+            status, said = case.end()
+            if status:
+                raise Defect(f'status {status} in the end: {said[-500:]}')
+            differ = [s for s in run.stages if outcome(folder, s) != outcome(run.folder, s)]
             if differ and FAULTS[kind] is not left_alone:
-                raise Defect(f'other results of {differ}: {differences(folder, reference)}')
+                raise Defect(f'other results of {differ}: {differences(folder, run.folder)}')
         except Defect as defect:
             record['defect'] = str(defect)
     return record
@@ -261,6 +402,30 @@ def differences(folder: Path, reference: Path) -> dict[str, float]:
     }
 
 
+def make_reference(parent: Path, problem: str, requested: list[str]) -> Reference:
+    """Runs a problem, and once more with other seeds."""
+    arguments = [f'--config=configs/{problem}.py:tiny']
+    if problem == 'own':
+        rows = np.random.default_rng(0).integers(16, size=(192, 16))
+        np.save(parent / 'x.npy', np.eye(16, dtype=np.float32)[rows][..., None])
+        arguments += [f'--config.data.path={parent}/x.npy']
+        rule = f'{ROOT}/docs/own_rule.py:rows_sum_to_one'
+        arguments += [f'--config.constraint.distance={rule}']
+    run = Reference(parent / problem, arguments, [], parent / f'{problem}-other', 0.0)
+    do = lambda *words: subprocess.run(run.command(*words), check=True, capture_output=True)
+    for folder, more in (
+        (run.folder, []),
+        (run.other, ['--config.seed=1', '--config.data.seed=1']),
+    ):
+        begun = time.monotonic()  # the second finds its programs compiled
+        do(folder, *more)
+        seconds = time.monotonic() - begun
+        for stage in requested:
+            do(folder, f'--stages={stage}')
+    stages = [name for name in cli.STAGES if (run.folder / 'stages' / f'{name}.json').exists()]
+    return run._replace(stages=stages, seconds=seconds)
+
+
 def main() -> int:
     """Runs the cycles; returns 1 if there was a defect."""
     parser = argparse.ArgumentParser(
@@ -271,19 +436,18 @@ def main() -> int:
     parser.add_argument(
         '--kinds', default=','.join(FAULTS), help='of faults, in turn, separated by commas'
     )
+    parser.add_argument('--problems', default='burgers', help='in turn, separated by commas')
+    parser.add_argument('--stages', default='', help='that run on request, in each problem')
     parser.add_argument(
         '--log', type=Path, help='a JSON object a cycle is appended to it; those there are done'
     )
     given = parser.parse_args()
-    kinds, records, revision = given.kinds.split(','), read(given.log), provenance()['git']
+    kinds, problems = given.kinds.split(','), given.problems.split(',')
+    records, revision = read(given.log), provenance()['git']
     os.environ |= {'JAX_PLATFORMS': 'cpu'}
     with tempfile.TemporaryDirectory() as parent:
-        reference = Path(parent) / 'reference'
-        subprocess.run(command(reference), check=True, capture_output=True)
-        begun = time.monotonic()
-        again = Path(shutil.copytree(reference, Path(parent) / 'again'))
-        subprocess.run(command(again, f'--redo={STAGES[0]}'), check=True, capture_output=True)
-        longest = time.monotonic() - begun  # of a whole run, its programs compiled before
+        requested = [name for name in given.stages.split(',') if name]
+        runs = [make_reference(Path(parent), problem, requested) for problem in problems]
         for number in range(len(records), given.cycles):
             if provenance()['git'] != revision:
                 sys.exit(
@@ -291,7 +455,8 @@ def main() -> int:
                     'that stays as it is'
                 )
             rng = random.Random(f'{given.seed}-{number}')
-            record = cycle(reference, rng, kinds[number % len(kinds)], longest)
+            turn, kind = divmod(number, len(kinds))
+            record = cycle(runs[turn % len(runs)], rng, kinds[kind])
             records.append(record)
             if given.log:
                 with open(given.log, 'a') as file:

@@ -97,7 +97,7 @@ def _kept(
     """
     from_first(lambda: folder.mkdir(exist_ok=True))
     warm, clock, parts = False, folder / 'seconds.json', []
-    seconds = read_json(clock) if from_first(clock.exists) else []
+    seconds = read_json(clock, list) if from_first(clock.exists) else []
     paths, processes = [folder / f'{i}.npy' for i in range(n)], jax.process_count()
     for first in range(0, n, processes):  # one measurement for each process
         together = paths[first : first + processes]

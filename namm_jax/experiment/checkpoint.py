@@ -1,11 +1,13 @@
 """Checkpoints that are checked: orbax below, and a checksum of every file on top. The only importer
 of orbax.
 
-`<step>/` is orbax's. `<step>.json`, written once that is whole, says what is in it: the step;
-shape, dtype and CRC-32 of each leaf; the CRC-32 of each file; the caller's dict. It has a CRC-32
-itself. Orbax notices neither a flipped bit nor a wrong dtype: it reads only what has been checked.
+`<step>/` is orbax's. `<step>.json`, written once that is on the disk, says what is in it: the step
+and the origin, what the state is a function of; shape, dtype and CRC-32 of each leaf; the CRC-32 of
+each file; the caller's dict. It has a CRC-32 itself. Orbax notices neither a flipped bit nor a
+wrong dtype: it reads only what has been checked.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,15 +17,16 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from namm_jax.experiment.config import flatten
 from namm_jax.experiment.devices import whole
-from namm_jax.experiment.files import naming, write_bytes
+from namm_jax.experiment.files import UserError, naming, sync, write_bytes
 from namm_jax.experiment.processes import from_first
 
 # Orbax tells its inner life through absl's one logger. Its errors are raised as well.
@@ -71,15 +74,15 @@ def _checksums(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in paths}
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one folder, `directory`, which the first save makes."""
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
-        """Opens a folder, in which the newest `keep` checkpoints stay, at least 1."""
+    def __init__(self, directory: str | Path, *, keep: int = 2, origin: Any = ()) -> None:
+        """Opens a folder of states of this origin, JSON types; the newest `keep`, >= 1, stay."""
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
         self.directory = Path(os.path.abspath(directory))
-        self._keep = keep
+        self._keep, self._origin = keep, json.loads(json.dumps(dict(origin)))
         self._damaged: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
@@ -138,14 +141,16 @@ class Checkpoints:
         except Exception as error:  # a full disk comes as a ValueError, from tensorstore
             cause = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
             raise OSError(
-                f'{folder}: got a checkpoint that could not be written, expected room and leave to '
-                f'write; those before it stay: {cause}'
+                f'{folder}: got a checkpoint that could not be written, expected room, leave to '
+                'write, and a disk that renames folders (a bucket may not: choose a --workdir on a '
+                f'local disk, and copy it afterwards); those before it stay: {cause}'
             ) from error
         leaves = {path: [_form(leaf), _crc(leaf)] for path, leaf in _by_path(state).items()}
-        body = {'step': step, 'leaves': leaves, 'meta': meta}
+        body = {'step': step, 'origin': self._origin, 'leaves': leaves, 'meta': meta}
         from_first(lambda: self._finish(step, body))
 
     def _finish(self, step: int, body: dict[str, Any]) -> None:
+        sync(self.directory / str(step))
         body = json.loads(json.dumps(body | {'files': _checksums(self.directory / str(step))}))
         write_bytes(self._text(step), json.dumps(_sealed(body)).encode())
         for old in self.steps()[: -self._keep]:
@@ -160,7 +165,8 @@ class Checkpoints:
             part: whether the target may be a part of the state, such as `{'ema': ...}`.
 
         Raises:
-            ValueError: if the target does not fit the saved leaves, or no checkpoint is intact.
+            ValueError: if the target does not fit the saved leaves, no checkpoint is intact, or one
+                is of another step or origin.
         """
         steps = from_first(self.steps)
         for step in reversed(steps):
@@ -189,23 +195,28 @@ class Checkpoints:
             body = text['body']
             if text != _sealed(body):
                 return {}, 'the checksum of its description differs'
-            if body['step'] != step:
-                return {}, f'it is that of step {body["step"]}'
+            saved = {'step': body['step'], **flatten(body.get('origin', self._origin))}
             got = _checksums(self.directory / str(step))
-        except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+            changes = sorted(name for name, _ in got.items() ^ body['files'].items())
+            body['leaves'] = {name: [form] for name, (form, _) in body['leaves'].items()}
+            body['meta'] = dict(body['meta'])
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
             return {}, repr(error)[:300]
-        changes = sorted(name for name, _ in got.items() ^ body['files'].items())
+        expected = {'step': step, **flatten(self._origin)}
+        for name in sorted(saved.keys() | expected.keys()):
+            if saved.get(name) != expected.get(name):
+                raise UserError(
+                    f'{self._text(step)} is in the wrong place: got a checkpoint of {name} = '
+                    f'{saved.get(name)!r:.80}, expected {expected.get(name)!r}; put back that of '
+                    'this stage, or discard the stage with --redo'
+                )
         return body, f'got other bytes than were saved in {changes[:3]}' if changes else ''
 
-    def close(self) -> None:
+    def close(self, *exception: object) -> None:
         """Frees what reads and writes."""
         self._orbax.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    __exit__ = close
 
 
 def _check_fit(

@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.progress import complain, say
+from namm_jax.experiment.progress import complain, lossy, say
 
 # Those of `experiment.stages`, in their order.
 STAGES = 'data counter mirror tune mdm finetune dm sample assimilate evaluate report'.split()
@@ -69,16 +69,16 @@ FLAGS = {
     'sampler': ('NAME', str, 'mirror_few_steps', 'a row of the table of assimilate'),
     'noise_std': ('STD', float, None, 'noise of the measurement, in its unit'),
     'num_samples': ('N', int, None, 'posterior samples of each measurement'),
-}
-SWITCHES = {
-    'distributed': 'one of several processes, which a pod, SLURM or Open MPI starts',
-    'wide': 'tables with all of their columns, on a narrow terminal too',
+    'distributed': ('', None, False, 'one of several processes, as a pod or SLURM starts them'),
+    'wide': ('', None, False, 'tables with all of their columns, on a narrow terminal too'),
+    'overwrite': ('', None, False, 'write --out where there is a file'),
 }
 # command -> the function that does it, the flags that it needs, and others
-PROCESSES = 'coordinator num_processes process_index'
+PROCESSES = 'coordinator num_processes process_index distributed'
+DRAWING = 'operator sampler noise_std num_samples overwrite'
 COMMANDS = {
-    'run': ('command:run', '', f'workdir stages redo seeds {PROCESSES}'),
-    'solve': ('solve:solve', 'workdir measurement out', 'operator sampler noise_std num_samples'),
+    'run': ('command:run', '', f'workdir stages redo seeds wide {PROCESSES}'),
+    'solve': ('solve:solve', 'workdir measurement out', DRAWING),
     'evaluate': ('solve:evaluate', 'samples', 'workdir'),
     'fields': ('cli:show_fields', '', ''),
 }
@@ -123,11 +123,9 @@ def _parser(command: str, about: str) -> _Parser:
     )
     for flag in f'{needs} {others}'.split():
         metavar, kind, default, meaning = FLAGS[flag]
-        options = dict(metavar=metavar, type=kind, default=default, help=meaning)
-        parser.add_argument(f'--{flag}', required=flag in needs.split(), **options)
-    if command == 'run':
-        for flag, meaning in SWITCHES.items():
-            parser.add_argument(f'--{flag}', action='store_true', help=meaning)
+        options = dict(required=flag in needs.split(), default=default, help=meaning)
+        value = {'metavar': metavar, 'type': kind} if kind else {'action': 'store_true'}
+        parser.add_argument(f'--{flag}', **options, **value)
     return parser
 
 
@@ -185,7 +183,7 @@ def _experiment(word: str) -> tuple[str, Any]:
         raise UserError(f'--config: no such experiment; {nearest(path, shipped)}')
     from namm_jax.experiment.own import load_function
 
-    get_config = load_function(f'{files[0]}:get_config')
+    get_config = load_function(f'{files[0]}:get_config', quiet=True)
     try:
         config = get_config(preset) if preset else get_config()
         if not isinstance(config, ConfigDict):
@@ -238,6 +236,7 @@ def execute(command: str, arguments: list[str], about: str) -> None:
     getattr(importlib.import_module(f'namm_jax.experiment.{module}'), function)(given)
 
 
+@lossy()
 def guarded(action: Callable[[], None]) -> int:
     """Runs what a command does; returns its exit status. Of several processes, one that fails ends
     at once: JAX would have it wait for the others, which wait for it.

@@ -17,9 +17,9 @@ from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.experiment import Experiment, check, make_experiment
 from namm_jax.experiment.files import local, read_json, write_json
-from namm_jax.experiment.folder import Run, SharedRun, aggregate
+from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
-from namm_jax.experiment.problem import measured
+from namm_jax.experiment.problem import check_files, measured, user_files
 from namm_jax.experiment.processes import Place
 from namm_jax.experiment.progress import complain, say, silence, widen, width
 from namm_jax.experiment.provenance import provenance
@@ -99,17 +99,21 @@ def _join(given: argparse.Namespace, place: Place | None) -> None:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[Callable[[], int]]:
-    """Yields a function that tells the number of the first SIGINT or SIGTERM, 0 before; the second
-    one kills.
+    """Yields a function that tells the number of the first SIGINT, SIGTERM or SIGHUP, 0 before; the
+    second one kills, but for SIGHUP: a terminal that is closed sends it twice.
     """
     received = []
 
     def handle(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        say(f'signal {number}: saving, then stopping; once more to stop at once')
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # it came while a line was being written
+            say(f'signal {number}: saving, then stopping; once more to stop at once')
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+        numbers.pop()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: received[0] if received else 0
     finally:
@@ -125,12 +129,16 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _run(workdir: Path, given: argparse.Namespace) -> None:
     stages_in = lambda config: check_stages(given.stages, _needs(config))
 
-    def check_all(config: Mapping[str, Any]) -> None:
-        path = workdir / 'stages' / 'data.json'
-        record = read_json(path) if path.exists() and 'data' not in given.redo else None
-        config = measured(ConfigDict(config), record)
+    def check_all(config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
+        stages = stages_in(config)
+        check_needs(stages, _needs(config), records)
+        left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
+        if not left:
+            return  # and nothing of a user's is executed
+        check_files(records.get)
+        config = measured(ConfigDict(config), records.get('data'))
         check(config, given.preset)
-        for stage in stages_in(config):
+        for stage in stages:
             STAGES[stage].check(config)
 
     open_run = functools.partial(
@@ -149,11 +157,12 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         processes.from_first(lambda: write_json(preset, given.preset.to_dict()))
         if run.discarded:
             say(f'discarded: {", ".join(run.discarded)}')
-        stages = stages_in(run.config)
-        run.check_needs(stages)
-        experiment = make_experiment(run, given.signal)
-        for stage in stages:
-            _run_stage(experiment, stage)
+        experiment = functools.cache(lambda: make_experiment(run, given.signal))
+        for stage in stages_in(run.config):
+            if run.finished(stage):
+                say(f'{stage}: finished before, skipped')
+            else:
+                _run_stage(experiment(), stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
 
 
@@ -167,21 +176,21 @@ def _say_config(config: Mapping[str, Any], given: argparse.Namespace) -> None:
 
 def _run_stage(experiment: Experiment, stage: str) -> None:
     run = experiment.run
-    if run.finished(stage):
-        say(f'{stage}: finished before, skipped')
-        return
     say(f'{stage}: {"going on" if run.record(stage) else "starting"}')
-    run.begin(stage, STAGES[stage].sections)
+    sections = STAGES[stage].sections
+    run.begin(stage, sections, files=user_files({name: run.config[name] for name in sections}))
     run.finish(stage, **STAGES[stage].run(experiment))
     experiment.pause()
 
 
 def _say_table(directory: Path, *, evaluated: bool) -> None:
     path, page = directory / 'metrics.json', directory / 'report.html'
-    if rows := read_json(path).get('rows') if evaluated or path.exists() else None:
+    if evaluated or path.exists():
+        from namm_jax.report.reading import read_metrics
         from namm_jax.report.table import render, summary_table
 
-        say(render(summary_table(rows, width())))
+        if rows := read_metrics(directory).get('rows'):
+            say(render(summary_table(rows, width())))
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 
@@ -190,7 +199,7 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     and shows it.
     """
     paths = [workdir / f'seed{seed}' / 'metrics.json' for seed in seeds]
-    metrics = [read_json(path) if path.exists() else {} for path in paths]
+    metrics = [read_json(path, dict) if path.exists() else {} for path in paths]
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
         write_json(workdir / 'metrics.json', aggregate(metrics))
         _say_table(workdir, evaluated=True)

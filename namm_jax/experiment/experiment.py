@@ -119,7 +119,9 @@ class Experiment(NamedTuple):
     def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a training stage."""
         folder = self.run.directory / stage / 'checkpoints'
-        return Checkpoints(folder, keep=self.config.train.checkpoints)
+        record, data = (self.run.record(name) or {} for name in (stage, 'data'))
+        origin = {'stage': stage, 'config': record.get('sections'), 'data': data.get('arrays')}
+        return Checkpoints(folder, keep=self.config.train.checkpoints, origin=origin)
 
 
 def make_experiment(
@@ -224,7 +226,6 @@ def train(
             mesh=experiment.mesh,
             checkpoints=checkpoints,
             log=experiment.run.log,
-            meta={'config': experiment.run.config},
             forget=functools.partial(experiment.run.drop_records, stage),
             probe=probe,
             asked_to_stop=experiment.asked_to_stop,

@@ -38,7 +38,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + '.tmp')
     with naming(path):
         try:
-            with open(temporary, 'wb') as file:
+            temporary.unlink(missing_ok=True)  # what a kill left, or a link to somebody's file
+            with open(temporary, 'xb') as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -61,28 +62,49 @@ def write_checked(path: Path, data: bytes) -> None:
 def read_checked(path: Path) -> bytes:
     """Returns a file's bytes; a UserError names one whose checksum is not that on record."""
     data = path.read_bytes()
-    got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name)
-    if isinstance(expected, list) and expected and got not in expected:
-        raise UserError(
-            f'{path} is damaged: got the checksum {got} over {len(data)} bytes, expected '
-            f'{expected[0]} of {CHECKSUMS} beside it; {REMEDY}'
-        )
+    got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name, [])
+    if expected and got not in expected:
+        got = f'the checksum {got} over {len(data)} bytes'
+        raise damage(path, got, f'{expected[0]} of {CHECKSUMS} beside it')
     return data
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
     path = folder / CHECKSUMS  # without it nothing is checked
-    value = _parse(path, path.read_bytes()) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise UserError(f'{path} is damaged: got {value!r:.80}, expected checksums; {REMEDY}')
+    value = _parse(path, path.read_bytes(), dict) if path.exists() else {}
+    if not all(isinstance(one, list) for one in value.values()):
+        raise damage(path, repr(value), 'file names with lists of checksums')
     return value
 
 
-def _parse(path: Path, data: bytes) -> Any:
+def array_checksums(folder: Path) -> dict[str, int]:
+    """Returns file name -> checksum of a folder's arrays; what is JSON may tell the time."""
+    found = _checksums(folder).items()
+    return {name: crcs[0] for name, crcs in found if crcs and not name.endswith('.json')}
+
+
+def sync(root: Path) -> None:
+    """Puts a file, or a folder and all in it, on the disk, so that a power loss leaves it whole."""
+    for path in sorted([root, *root.rglob('*')], key=Path.is_dir):
+        with naming(path):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+def damage(path: Path, got: str, expected: str) -> UserError:
+    """Returns the error of a file that does not hold what it should."""
+    return UserError(f'{path} is damaged: got {got:.300}, expected {expected}; {REMEDY}')
+
+
+def _parse(path: Path, data: bytes, kind: type) -> Any:
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{path} is damaged: got {error}, expected JSON; {REMEDY}') from error
+        raise damage(path, str(error), 'JSON') from error
+    if not isinstance(value, kind):
+        raise damage(path, f'{value!r:.80}', f'a {kind.__name__}')
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,10 +112,10 @@ def write_json(path: Path, value: Any) -> None:
     write_checked(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
-def read_json(path: Path) -> Any:
-    """Returns the value in a JSON file; a UserError names one that is missing or damaged."""
+def read_json(path: Path, kind: type = object) -> Any:
+    """Returns the value, of this kind, in a JSON file; a UserError names a damaged one, or none."""
     try:
-        return _parse(path, read_checked(path))
+        return _parse(path, read_checked(path), kind)
     except FileNotFoundError:
         raise UserError(f'{path} is missing; is this a run folder?') from None
 

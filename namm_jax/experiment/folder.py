@@ -19,12 +19,14 @@ from typing import Any
 from namm_jax._checks import choose
 from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 from namm_jax.experiment.files import (
-    REMEDY,
     UserError,
+    array_checksums,
+    damage,
     finite,
     local,
     naming,
     read_json,
+    sync,
     write_json,
 )
 from namm_jax.experiment.processes import from_first
@@ -52,11 +54,13 @@ class Folder:
         """
         self.directory, path = directory, directory / 'discard.json'
         path = path if path.exists() else directory / 'config.json'
-        state = read_json(path)
-        if not (isinstance(state, dict) and isinstance(state.get('config'), dict)):
-            raise UserError(f'{path} is damaged: expected an experiment and its config; {REMEDY}')
-        self.experiment, self._gone = state.get('experiment'), state.get('stages', ())
-        fields = flatten(state['config'])
+        match {'stages': []} | read_json(path, dict):
+            case {'experiment': str(name), 'config': dict(config), 'stages': [*stages]} if all(
+                isinstance(stage, str) for stage in stages
+            ):
+                self.experiment, self._gone, fields = name, stages, flatten(config)
+            case state:
+                raise damage(path, repr(state), 'an experiment and its config')
         if experiment not in ('', self.experiment):
             raise UserError(
                 f'got the experiment {experiment}, but {directory} holds {self.experiment}; give '
@@ -64,17 +68,38 @@ class Folder:
             )
         if base is None:
             problem = fields.get('data.problem')
-            base = schema(problem).to_dict() if problem in PROBLEMS else {}
+            base = schema(problem).to_dict() if problem in list(PROBLEMS) else {}
         if strange := sorted(fields.keys() - flatten(base).keys()):
             raise UserError(
                 f'{directory} is of another version of this program: got {strange[:5]}, which this '
                 'one does not know; go on with the version in provenance.json, or train again'
             )
-        self.config = override(base, fields)
+        self.config, defaults = override(base, fields), flatten(override(base, {}))
+        for name, value in fields.items():
+            kind = type(defaults[name])
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise damage(path, f'{name} = {value!r:.80}', f'a value such as {defaults[name]!r}')
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """Returns the stage's record, None if it has not begun."""
-        return None if stage in self._gone else self._read(f'stages/{stage}.json', None)
+        """Returns the stage's record, None if it has not begun; a UserError names its folder if the
+        arrays in it are not those that the stage has made.
+        """
+        path = self._file(stage)
+        if stage in self._gone or not path.exists():
+            return None
+        record = read_json(path, dict)
+        facts = {'files': {}} | record
+        kinds = {'finished': bool, 'sections': dict, 'files': dict}
+        if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+            raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
+        folder = self.directory / stage
+        got = array_checksums(folder)
+        if record['finished'] and record.get('arrays', got) != got:
+            raise UserError(
+                f'{folder} holds other arrays than stage {stage} has made: got the checksums '
+                f'{got}, expected {record["arrays"]}; restore it from a copy, or --redo={stage}'
+            )
+        return record
 
     def finished(self, stage: str) -> bool:
         """Returns whether the stage has finished."""
@@ -85,7 +110,7 @@ class Folder:
 
     def _read(self, name: str, default: Any) -> Any:
         path = self.directory / name
-        return read_json(path) if path.exists() else default
+        return read_json(path, type(default)) if path.exists() else default
 
 
 class Run(Folder, contextlib.AbstractContextManager):
@@ -104,7 +129,7 @@ class Run(Folder, contextlib.AbstractContextManager):
         depends: Callable[[Config], Mapping[str, tuple[str, ...]]],
         overrides: Config | None = None,
         redo: Iterable[str] = (),
-        check: Callable[[Config], None] = lambda config: None,
+        check: Callable[[Config, Mapping[str, Any]], None] = lambda config, records: None,
     ) -> None:
         """Opens the folder, creating it if needed; a UserError says why it cannot be.
 
@@ -115,12 +140,16 @@ class Run(Folder, contextlib.AbstractContextManager):
             depends: config -> every stage in its order -> the stages it builds on directly.
             overrides: dotted field -> value: what the command line changes of a saved config.
             redo: stages to discard, with all that was built on them.
-            check: raises unless the resolved config is a good one.
+            check: raises unless the resolved config is a good one, given the records of the stages
+                that stay.
         """
         self.directory = local(directory)
         if self.directory.exists() and not self.directory.is_dir():
             raise UserError(f'{directory} is a file, expected a folder; choose another --workdir')
         self.directory.mkdir(parents=True, exist_ok=True)
+        for path in (*self.directory.glob('*'), *self.directory.glob('*/*')):
+            if path.is_symlink():  # what is written to it would land in somebody's file
+                raise UserError(f'{path} is a symbolic link, which no run makes; delete the link')
         self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
         self.log, self.drop_records = self._records.append, self._records.drop
         try:
@@ -140,21 +169,22 @@ class Run(Folder, contextlib.AbstractContextManager):
             self.close()
             raise
 
-    def _open(self, base: Config, redo: Iterable[str], check: Callable[[Config], None]) -> None:
+    def _open(self, base: Config, redo: Iterable[str], check: Callable[..., None]) -> None:
         """Resolves what goes and what stays, checks it, then writes: first what is to go."""
         old, new = flatten(base), flatten(self.config)
         changes = {name for name in new if new[name] != old[name]}
         sections = {name.split('.')[0] for name in changes - SELECTING}
         again = {name.split('.')[0] for name in changes & SELECTING}
-        gone = {*redo, *sections.intersection(FREE_SECTIONS, self._depends)}
+        gone = {*redo, *sections.intersection(FREE_SECTIONS, self._depends), *self._gone}
         for stage in gone:
             choose('stage', stage, self._depends)
         for stage, needs in self._depends.items():
             gone |= {stage} if gone.intersection(needs) else set()
-        gone |= {*self._gone}
         records = {s: r for s in self._depends if s not in gone and (r := self.record(s))}
         refuse_changes(self.config, base, records)
-        check(self.config)
+        for stage in again & records.keys():
+            records[stage] |= {'finished': False}
+        check(self.config, records)
         metrics, openings = self._read('metrics.json', {}), self._read('provenance.json', [])
         begun = lambda s: self._file(s).exists() or (self.directory / s).exists()
         names = dict.fromkeys([*filter(begun, self._depends), *self._gone])
@@ -164,7 +194,7 @@ class Run(Folder, contextlib.AbstractContextManager):
         if self.discarded:
             self._records.read()  # raises where it is damaged, while nothing is lost
         for stage in again & records.keys():
-            write_json(self._file(stage), records[stage] | {'finished': False})
+            write_json(self._file(stage), records[stage])
         if self.discarded:  # all is on record before any goes: the next opening completes it
             write_json(self.directory / 'discard.json', state | {'stages': self.discarded})
         for stage in reversed(self.discarded):
@@ -189,24 +219,12 @@ class Run(Folder, contextlib.AbstractContextManager):
 
     __exit__ = close
 
-    def check_needs(self, stages: list[str]) -> None:
-        """Raises a UserError if a stage builds on one that has neither finished nor a place in the
-        list before it.
-        """
-        for i, stage in enumerate(stages):
-            others = [need for need in self._depends[stage] if need not in stages[:i]]
-            if missing := [need for need in others if not self.finished(need)]:
-                raise UserError(
-                    f'stage {stage} builds on {missing}, not finished; name them too: '
-                    f'--stages={missing[0]},...'
-                )
-
-    def begin(self, stage: str, sections: Iterable[str]) -> None:
+    def begin(self, stage: str, sections: Iterable[str], **facts: Any) -> None:
         """Puts on record the sections of the config that the stage reads, its ancestors' added, and
-        makes its folder, unless a stopped run left it.
+        facts; makes its folder, unless a stopped run left it.
         """
-        self.check_needs([stage])
         needs = self._depends[stage]
+        check_needs([stage], self._depends, {need: self.record(need) or {} for need in needs})
         folder = self.directory / stage
         if self.record(stage) is None:
             if folder.exists():  # a kill leaves no such thing: the record comes first
@@ -218,11 +236,14 @@ class Run(Folder, contextlib.AbstractContextManager):
             for need in needs:
                 read |= self.record(need)['sections']
             self._file(stage).parent.mkdir(exist_ok=True)
-            write_json(self._file(stage), {'finished': False, 'sections': read})
+            write_json(self._file(stage), {'finished': False, 'sections': read} | facts)
         folder.mkdir(exist_ok=True)
 
     def finish(self, stage: str, **facts: Any) -> None:
-        """Puts on record that a begun stage has finished, with facts such as `training_seconds`."""
+        """Puts on record that a begun stage has finished, with facts, once its files are safe."""
+        for path in (self.directory / stage, *self.directory.glob('metrics.jsonl')):
+            sync(path)
+        facts |= {'arrays': array_checksums(self.directory / stage)}
         write_json(self._file(stage), self.record(stage) | finite(facts) | {'finished': True})
 
     def merge_metrics(self, values: Mapping[str, Any]) -> None:
@@ -261,6 +282,19 @@ class SharedRun(contextlib.AbstractContextManager):
             run.close()
 
 
+def check_needs(stages: list[str], depends: Config, records: Config) -> None:
+    """Raises a UserError if a stage builds on one that has neither finished nor a place in the list
+    before it.
+    """
+    for i, stage in enumerate(stages):
+        others = [need for need in depends[stage] if need not in stages[:i]]
+        if missing := [need for need in others if not records.get(need, {}).get('finished')]:
+            raise UserError(
+                f'stage {stage} builds on {missing}, not finished; name them too: '
+                f'--stages={missing[0]},...'
+            )
+
+
 def aggregate(values: list[Any]) -> Any:
     """Returns trees as one, with the `{'mean', 'std', 'n'}` of the numbers in each place."""
     if isinstance(values[0], Mapping):
@@ -278,16 +312,23 @@ def aggregate(values: list[Any]) -> Any:
 
 def _lock(path: Path) -> io.TextIOWrapper:
     """Returns the open lock file; the kernel frees the lock when it is closed, however that is."""
-    file = open(path, 'a+')
+    no_link = lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    file = open(path, 'a+', errors='replace', opener=no_link)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with file:
             file.seek(0)
             raise UserError(
-                f'{path.parent} is in use by another process ({file.read().strip()}); wait until '
-                'it has ended, or choose another --workdir'
+                f'{path.parent} is in use by another process ({file.read(200).strip()}); wait '
+                'until it has ended, or choose another --workdir'
             ) from None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f'{path}: got {error.strerror}, expected a disk that locks files (flock); choose a '
+            '--workdir on a local one, and copy it afterwards'
+        ) from error
     start = time.strftime('%Y-%m-%dT%H:%M:%S%z')
     with naming(path):
         file.truncate(0)

@@ -4,7 +4,6 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +118,6 @@ def fit(
     mesh: Mesh,
     checkpoints: Checkpoints,
     log: Callable[[dict[str, Any]], None],
-    meta: Mapping[str, Any] = MappingProxyType({}),
     forget: Callable[[int], None] = lambda step: None,
     probe: Callable[[Params], dict[str, float]] | None = None,
     asked_to_stop: Callable[[], int] = lambda: 0,
@@ -131,7 +129,6 @@ def fit(
         held_out: batches on which the loss of the averaged parameters is measured.
         key: a PRNG key; initialisation, steps and validation each have a stream of their own.
         log: takes one record, `{'stage', 'step', 'seconds', <named terms>}`.
-        meta: JSON types to keep in every checkpoint, such as the config.
         forget: called with the step that training goes on from; later records are to be dropped.
         probe: `averaged parameters -> named numbers`, measured with the clock stopped.
         asked_to_stop: returns the number of a signal that asks training to stop, else 0.
@@ -167,7 +164,7 @@ def fit(
             history = _rows(history)
             _check_finite(plan.name, step - len(history), history, checkpoints)
             if step < stop:
-                checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
+                checkpoints.save(step, state, {'seconds': seconds, 'history': history})
                 raise Stopped(asked_to_stop())
             record = _mean('train', history)
             if plan.validated(step):
@@ -179,7 +176,7 @@ def fit(
             bar.update(step, {name.removeprefix('train/'): value for name, value in record.items()})
             history = []
             if plan.validated(step):
-                checkpoints.save(step, state, {**meta, 'seconds': seconds, 'history': history})
+                checkpoints.save(step, state, {'seconds': seconds, 'history': history})
     return Fitted(state, seconds)
 
 

@@ -185,7 +185,7 @@ def _guidance(experiment: Experiment) -> Around:
         best = min(medians, key=lambda scale: np.nan_to_num(medians[scale], nan=np.inf))
         result = {'scale': best, 'median_distances': medians}
         from_first(lambda: write_json(path, result))
-    return around(read_json(path)['scale'])
+    return around(read_json(path, dict)['scale'])
 
 
 def _projection(experiment: Experiment) -> Around:
@@ -228,7 +228,8 @@ def drawn(
         x, seconds = timed(experiment, draw(), keys)
         from_first(lambda: write_json(clock, {'seconds_per_sample': seconds}))
         experiment.save(path, x)
-    return experiment.packed(dataset.read_fields(path)), read_json(clock)['seconds_per_sample']
+    seconds = read_json(clock, dict)['seconds_per_sample']
+    return experiment.packed(dataset.read_fields(path)), seconds
 
 
 def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:

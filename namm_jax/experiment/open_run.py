@@ -32,6 +32,7 @@ from namm_jax.experiment.experiment import (
 )
 from namm_jax.experiment.files import UserError, local
 from namm_jax.experiment.folder import Folder
+from namm_jax.experiment.problem import check_files
 from namm_jax.inverse.given import given
 from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
@@ -54,7 +55,9 @@ class OpenRun:
     def __init__(self, folder: Path) -> None:
         """Reads the config of a folder; the rest is read when it is first asked for."""
         mesh = make_mesh(jax.local_devices()[:1])
-        self._experiment = make_experiment(Folder(folder), mesh=mesh)
+        run = Folder(folder)
+        check_files(run.record)
+        self._experiment = make_experiment(run, mesh=mesh)
         self.config = self._experiment.config
         self.problem = self._experiment.problem
 

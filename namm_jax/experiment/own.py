@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 import types
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,21 +21,23 @@ from jaxtyping import Float
 from namm_jax._checks import nearest
 from namm_jax.experiment.dataset import as_fields, read_array, read_fields
 from namm_jax.experiment.files import UserError
+from namm_jax.experiment.progress import say
 
 FORMS = 'package.module:function or path/to/file.py:function'
 IMAGES = ('.png', '.jpg', '.jpeg')
+LARGEST = 2**24  # pixels of an image
 LEVELS = {'L': 255, 'RGB': 255, 'I;16': 65535, 'I': 65535}  # image mode -> the value of white
 
 
-def load_function(spec: str, base: str | os.PathLike[str] = '.') -> Callable[..., Any]:
-    """Returns the function that a string names.
+def load_function(spec: str, *, quiet: bool = False) -> Callable[..., Any]:
+    """Returns the function that a string names; says what it executes for it.
 
     A file is executed once for as long as it does not change, so that the same string gives the
     same function; it may import what lies beside it.
 
     Args:
         spec: `package.module:function` or `path/to/file.py:function`.
-        base: the folder from which a relative path starts.
+        quiet: whether to say nothing.
 
     Raises:
         UserError: if there is no such file, module or function, or its import fails.
@@ -42,8 +45,10 @@ def load_function(spec: str, base: str | os.PathLike[str] = '.') -> Callable[...
     place, _, name = spec.rpartition(':')
     if not place or not name.isidentifier():
         raise UserError(f'got {spec!r} for a function, expected {FORMS}')
-    is_file = place.endswith('.py') or os.sep in place
-    module = _module_of_file(place, base) if is_file else _module_of_name(place)
+    path = _file(place)
+    if path and not quiet:
+        _tell(path)
+    module = _executed(path, path.stat().st_mtime_ns) if path else _module_of_name(place)
     if not hasattr(module, name):
         names = [name for name, value in vars(module).items() if callable(value)]
         own = [n for n in names if getattr(vars(module)[n], '__module__', '') == module.__name__]
@@ -59,6 +64,7 @@ def load_function(spec: str, base: str | os.PathLike[str] = '.') -> Callable[...
 
 
 def _module_of_name(place: str) -> types.ModuleType:
+    _tell(place)
     try:
         return importlib.import_module(place)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -68,15 +74,47 @@ def _module_of_name(place: str) -> types.ModuleType:
         ) from error
 
 
-def _module_of_file(place: str, base: str | os.PathLike[str]) -> types.ModuleType:
-    path = (Path(base) / os.path.expanduser(place)).resolve()
+@functools.cache
+def _tell(place: Path | str) -> None:
+    say(f'executing {place}, which the config names')
+
+
+def _file(place: str) -> Path | None:
+    """Returns the file that is named, None where it is a module; a UserError if there is none."""
+    if not place.endswith('.py') and os.sep not in place:
+        return None
+    path = Path(os.path.expanduser(place)).resolve()
     if path.suffix != '.py' or not path.is_file():
         what = 'a file of another kind' if path.is_file() else 'no such file'
-        start = Path(base).resolve()
         raise UserError(
-            f'{path}: got {what}, expected a Python file, *.py; a relative path starts from {start}'
+            f'{path}: got {what}, expected a Python file, *.py; a relative path starts from '
+            f'{Path.cwd()}'
         )
-    return _executed(path, path.stat().st_mtime_ns)
+    return path
+
+
+def checksum(field: str, value: str) -> int:
+    """Returns the CRC-32 of what a field of a config names: a user's data, by `data.path`, or the
+    source of a function or class, which is imported if it is in a module.
+    """
+    place = value.rpartition(':')[0]
+    if field == 'data.path':
+        paths = sum(_data_files(Path(os.path.expanduser(value))), [])
+    else:
+        paths = [_file(place) or Path(getattr(_module_of_name(place), '__file__', None) or '')]
+    crc = 0
+    for path in filter(Path.is_file, paths):
+        crc = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), crc))
+    return crc
+
+
+def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the arrays, and the images, that a path names, in the order of their names."""
+    if not path.is_dir():
+        return [path], []
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
+    of = lambda suffixes: [file for file in files if file.suffix.lower() in suffixes]
+    return of(['.npy']), of(IMAGES)
 
 
 @functools.lru_cache(maxsize=16)
@@ -124,9 +162,7 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
         )
     if not path.is_dir():
         return read_fields(path)
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
-    arrays = [file for file in files if file.suffix.lower() == '.npy']
-    images = [file for file in files if file.suffix.lower() in IMAGES]
+    arrays, images = _data_files(path)
     if bool(arrays) == bool(images):
         raise UserError(
             f'{path}: got {len(arrays)} .npy files and {len(images)} images ({", ".join(IMAGES)}), '
@@ -158,7 +194,11 @@ def _read_image(path: Path) -> Float[np.ndarray, 'n h w c']:
     from PIL import Image  # matplotlib brings it; needed here alone
 
     try:
-        with Image.open(path) as file:
+        # A decoder of every format would run Ghostscript for what is not what it is called.
+        quiet = warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning)
+        with quiet, Image.open(path, formats=('PNG', 'JPEG')) as file:
+            if file.width * file.height > LARGEST:
+                raise ValueError(f'{file.width}x{file.height} pixels, expected at most {LARGEST}')
             image = _opaque(file)
             pixels = np.asarray(image).astype(np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -3,7 +3,9 @@ A user's own arrays are a problem, too, whose sizes and units are read from thei
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +14,10 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from namm_jax.experiment.cli import STAGES
+from namm_jax.experiment.config import flatten
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.own import checksum, load_function, read_user_data
 from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
@@ -33,12 +37,35 @@ def make_problem(config: ConfigDict) -> Problem:
     return cls(**values)
 
 
+def user_files(sections: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the fields of these sections that name a user's function or data, and checksums."""
+    names = lambda name, value: name == 'data.path' or re.fullmatch(r'.+:[^\W\d]\w*', value)
+    texts = {name: text for name, text in flatten(sections).items() if isinstance(text, str)}
+    return {name: checksum(name, text) for name, text in texts.items() if names(name, text)}
+
+
+def check_files(record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
+    """Raises a UserError if a user's function, or data still to be read, has changed since a stage
+    with a record has read it.
+    """
+    for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
+        saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
+        for name in saved.keys() - ({'data.path'} if record.get('finished') else set()):
+            value = fields.get(name, '')
+            if (got := checksum(name, value)) != saved[name]:
+                raise UserError(
+                    f'{value} has changed since stage {stage} read it for {name}: got the '
+                    f'checksum {got}, expected {saved[name]}; put it back (a relative path starts '
+                    f'from {Path.cwd()}), or discard the stage with --redo={stage}'
+                )
+
+
 def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Array]:
     """Returns the fields of global indices `(n,)` as files hold them: generated ones by the key
     `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
-        return functools.partial(_fields_of_files, config)
+        return functools.partial(_fields_of_files, config, functools.cache(read_user_data))
     root = jax.random.key(config.data.seed)
 
     @jax.jit
@@ -49,9 +76,11 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     return lambda indices: fields(jnp.asarray(indices))
 
 
-def _fields_of_files(config: ConfigDict, indices: np.ndarray) -> np.ndarray:
+def _fields_of_files(
+    config: ConfigDict, read: Callable[[str], np.ndarray], indices: np.ndarray
+) -> np.ndarray:
     data = config.data
-    x = read_user_data(data.path)
+    x = read(data.path)
     if len(x) < (n := data.train + data.validation + data.test):
         raise UserError(
             f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '

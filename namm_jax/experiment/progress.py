@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -31,6 +33,34 @@ def width() -> float:
     return math.inf if _wide else console.width if console.is_terminal else LOG
 
 
+class Lossy:
+    """A text stream, of which what cannot be written is dropped: the reader of a log has gone, its
+    disk is full, the terminal was closed.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._stream, name)
+        return functools.partial(self._try, found) if name in ('write', 'flush') else found
+
+    def _try(self, method: Callable[..., Any], *text: str) -> Any:
+        try:
+            return method(*text)
+        except OSError:  # what is in its buffer would fail once more as Python exits: status 120
+            with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def lossy() -> Iterator[None]:
+    """Drops what cannot be written to standard error, whoever writes it."""
+    # Where it is closed, the null device takes its number: no other file may.
+    with contextlib.redirect_stderr(Lossy(sys.stderr or open(os.devnull, 'w'))):
+        yield
+
+
 def silence() -> None:
     """Makes this process say no more: of several, one speaks."""
     global _silent
@@ -44,11 +74,10 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Writes a line for the user, silent or not: an error. A reader that has gone is none."""
+    """Writes a line for the user, silent or not: an error."""
     if 'utf' not in (sys.stderr.encoding or 'utf').lower():
         text = text.translate(ASCII)
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def short(terms: Mapping[str, float], room: int = LOG) -> str:

@@ -4,7 +4,9 @@ given measurements, with the models of a finished run.
 
 import argparse
 import functools
+import io
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,11 @@ from namm_jax.experiment.dataset import read_array, read_fields
 from namm_jax.experiment.devices import make_mesh
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.experiment import make_experiment
-from namm_jax.experiment.files import UserError, finite
+from namm_jax.experiment.files import UserError, finite, naming, write_bytes
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
-from namm_jax.experiment.problem import make_problem, measured
+from namm_jax.experiment.problem import check_files, make_problem, measured
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.inverse.likelihood import likelihood
@@ -61,15 +63,32 @@ def solve(given: argparse.Namespace) -> None:
     out = Path(given.out)
     y = read_array(Path(given.measurement))
     folder = Folder(Path(given.workdir), experiment=given.name)
-    if not out.parent.is_dir():
-        raise UserError(f'--out: got {out}, but there is no folder {out.parent}; make it first')
+    _check_out(out, folder.directory, given.overwrite)
     configure_jax()
+    check_files(folder.record)
     config = measured(config_of(folder.config, given), folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
     x, facts = _posterior(experiment, y)
     x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)
-    np.save(out, x, allow_pickle=False)
+    file = io.BytesIO()
+    np.save(file, x, allow_pickle=False)
+    write_bytes(out, file.getbuffer())
     tell(json.dumps(facts))
+
+
+def _check_out(out: Path, run: Path, overwrite: bool) -> None:
+    """Raises an error, before anything is drawn, unless the samples can be written there."""
+    place, run = out.resolve(), run.resolve()
+    if run in place.parents and (place.parent != run or place.suffix != '.npy'):
+        fault = f'a name that the run {run} has or may take', 'another one'
+    elif out.is_dir() or not out.parent.is_dir():
+        fault = ('a folder', 'a file') if out.is_dir() else ('no folder for it', 'one that exists')
+    elif out.exists() and not overwrite:
+        fault = 'a file that is there', 'a new one; choose another, or say --overwrite'
+    else:
+        with naming(out):
+            return tempfile.TemporaryFile(dir=out.parent).close()
+    raise UserError(f'--out: got {out}, {fault[0]}, expected {fault[1]}')
 
 
 def config_of(run: Mapping[str, Any], given: argparse.Namespace) -> ConfigDict:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], program: str = 'python -m namm_jax.report') -
         write_bytes(
             out, page({label: (result, draw(result)) for label, result in results.items()}).encode()
         )
-    except UserError as error:
+    except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:

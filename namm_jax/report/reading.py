@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from namm_jax.experiment.files import CHECKSUMS, UserError, read_checked, read_json
+from namm_jax.experiment.files import CHECKSUMS, UserError, damage, read_checked, read_json
 from namm_jax.experiment.records import Records
+from namm_jax.report.table import assimilation_table, summary_table
 
 ARRAYS = Path('evaluate', 'arrays.npz')  # what the figures need, in the run folder
 
@@ -89,10 +90,16 @@ def read_run(folder: Path) -> Results:
         UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with
             the command.
     """
-    saved = read_json(folder / 'config.json')
+    path = folder / 'config.json'
+    saved = _with(path, read_json(path), 'experiment config')
+    _with(path, saved['config'], 'seed data report')
+    path = folder / 'provenance.json'
+    openings = read_json(path, list)
+    for opening in openings or [None]:
+        _with(path, opening, 'git host python versions command')
     paths = (path for path in sorted((folder / 'stages').glob('*.json')) if path.name != CHECKSUMS)
-    stages = {path.stem: read_json(path) for path in paths}
-    finished = [stage for stage, record in stages.items() if record['finished']]
+    stages = {path.stem: read_json(path, dict) for path in paths}
+    finished = [stage for stage, record in stages.items() if record.get('finished') is True]
     file, _, preset = saved['experiment'].partition(':')
     command = f'python launch/main.py --config=configs/{file}.py:{preset} --workdir={folder}'
     if 'evaluate' not in finished:
@@ -100,17 +107,45 @@ def read_run(folder: Path) -> Results:
             f'{folder}: stage evaluate has not finished (finished: '
             f'{", ".join(finished) or "none"}), expected a finished run; finish it with {command}'
         )
+    arrays = _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate')
+    records = Records(folder)
+    if not records.read():
+        raise damage(records.path, 'no record', 'those of the training that the report draws')
     return Results(
         saved['experiment'],
         saved['config'],
-        read_json(folder / 'preset.json') if (folder / 'preset.json').exists() else {},
-        read_json(folder / 'provenance.json'),
+        read_json(folder / 'preset.json', dict) if (folder / 'preset.json').exists() else {},
+        openings,
         stages,
-        read_json(folder / 'metrics.json'),
-        Records(folder).read(),
-        _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate'),
+        _with(folder / 'metrics.json', read_metrics(folder), 'rows robustness'),
+        records.read(),
+        arrays,
         read_posteriors(folder),
     )
+
+
+def _with(path: Path, value: Any, names: str) -> dict[str, Any]:
+    """Returns a dict that has these names; raises a UserError that names the file if it has not."""
+    if not isinstance(value, dict) or not {*names.split()} <= value.keys():
+        raise damage(path, repr(value), f'a dict with {names}')
+    return value
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Returns `metrics.json`.
+
+    Raises:
+        UserError: if it is missing or damaged, or holds what no table can show.
+    """
+    path = folder / 'metrics.json'
+    metrics = read_json(path, dict)
+    try:
+        summary_table(metrics.get('rows', {}))
+        for entries in metrics.get('assimilation', {}).values():
+            assimilation_table(entries)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise damage(path, repr(error), 'rows of numbers, as a run writes them') from error
+    return metrics
 
 
 def read_posteriors(folder: Path) -> dict[str, dict[str, np.ndarray]]:
