@@ -236,7 +236,7 @@ def test_two_checkpoints_that_have_changed_places_are_found_out(folder):
 @pytest.mark.parametrize(
     ('other', 'told'),
     [
-        ({'stage': 'mdm'}, 'stage = mdm, expected dm'),
+        ({'stage': 'mdm'}, "stage = 'mdm', expected 'dm'"),
         ({'config': {'seed': 1, 'dm': {'steps': 3}}}, 'config.seed = 1, expected 0'),
         ({'data': {'train.npy': 8}}, 'data.train.npy = 8, expected 7'),
     ],

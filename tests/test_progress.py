@@ -104,7 +104,13 @@ def test_a_terminal_of_ascii_alone_gets_no_other_character(monkeypatch):
 
 def test_a_reader_that_has_gone_is_no_error():
     """As of `2>&1 | tee log`, where a signal ends tee first."""
-    program = "from namm_jax.experiment.progress import say; say('a'); say('b'); print('done')"
+    program = """
+from namm_jax.experiment.progress import lossy, say
+with lossy():
+    say('a')
+    say('b')
+print('done')
+"""
     process = subprocess.Popen(
         [sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
