@@ -196,7 +196,7 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
             ),
             'dm: got samples',
         ),
-        (lambda: figures.distance_histograms({}), 'distances: got no rows'),
+        (lambda: figures.distance_histograms({}), 'distances: got none'),
         (lambda: figures.distance_against_training_seconds({}), 'curves: got none'),
         (
             lambda: figures.loss_curves([{'stage': 'dm', 'distance_mean': 1.0}]),

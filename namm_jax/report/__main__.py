@@ -31,22 +31,16 @@ def main(arguments: Sequence[str], program: str = 'python -m namm_jax.report') -
         out = given.out or (given.runs[0] if len(given.runs) == 1 else Path()) / 'report.html'
         results = {label: read_run(folder) for label, folder in find_runs(given.runs).items()}
         if not out.parent.is_dir():
-            raise UserError(
-                f'--out: got {out}, but {out.parent} is no folder, expected one that exists; make '
-                'it first'
-            )
+            raise UserError(f'--out: got {out}, but {out.parent} is no folder; make it first')
         from namm_jax.report.page import page
         from namm_jax.report.pictures import draw
 
         write_bytes(
             out, page({label: (result, draw(result)) for label, result in results.items()}).encode()
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     print(out)
     return 0
 

@@ -32,9 +32,7 @@ def robustness_curves(
         ValueError: if there are no curves.
     """
     if not curves:
-        raise ValueError(
-            'curves: got none, expected at least one; pass {"f": mirror.robustness(...)}'
-        )
+        raise ValueError('curves: got none, expected {"f": mirror.robustness(...)}')
     figure, bands, top = Figure(figsize=(WIDTH, 4.0), layout='constrained'), [], 0.0
     left, right = figure.subplots(1, 2)
     for index, (name, curve) in enumerate(curves.items()):

@@ -69,9 +69,7 @@ def samples_with_residuals(
     """
     rows = {name: _first(name, *rows[name], channel, count) for name in in_order(list(rows))}
     if not rows:
-        raise ValueError(
-            'rows: got none, expected at least one; pass {"data": (samples, residual maps)}'
-        )
+        raise ValueError('rows: got none, expected {"data": (samples, residual maps)}')
     samples, residuals = zip(*rows.values(), strict=True)
     norms = linear_scale(samples[0], centred=centred), logarithmic_scale(residuals)
     columns = max(map(len, samples))
@@ -123,9 +121,7 @@ def distance_histograms(
         ValueError: if there are no rows.
     """
     if not distances:
-        raise ValueError(
-            'distances: got no rows, expected at least one; pass {"data": constraint.distance(x)}'
-        )
+        raise ValueError('distances: got none, expected {"data": constraint.distance(x)}')
     rows = {name: np.asarray(distances[name], float) for name in in_order(list(distances))}
     placed = {name: values[np.isfinite(values) & (values > 0)] for name, values in rows.items()}
     bins = np.geomspace(*positive_limits(np.concatenate(list(placed.values()))), 61)
@@ -165,9 +161,7 @@ def distance_against_training_seconds(
         ValueError: if there are no curves.
     """
     if not curves:
-        raise ValueError(
-            'curves: got none, expected at least one; pass {"dm": (seconds, mean, std)}'
-        )
+        raise ValueError('curves: got none, expected {"dm": (seconds, mean, std)}')
     arrays = {
         name: [np.asarray(part, float) for part in curves[name]] for name in in_order(list(curves))
     }
@@ -208,10 +202,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         if any(key.startswith(('train/', 'heldout/')) for key in record):
             stages.setdefault(record['stage'], []).append(record)
     if not stages:
-        raise ValueError(
-            f'records: got {len(records)} without a loss term, expected keys train/<term> or '
-            'heldout/<term>'
-        )
+        raise ValueError('records: got no loss term, expected keys train/<term>, heldout/<term>')
     columns = min(2, len(stages))
     lines = -(-len(stages) // columns)
     figure = Figure(figsize=(WIDTH, 3.6 * lines + 0.2), layout='constrained')

@@ -69,11 +69,8 @@ def trajectory_frames(
     if len(
         {len(part) for part in (states, estimates, residuals, distances, levels)}
     ) > 1 or not len(states):
-        raise ValueError(
-            f'got {len(states)} states, {len(estimates)} estimates, {len(residuals)} residual '
-            f'maps, {len(distances)} distances and {len(levels)} levels, expected one of each at '
-            'every time'
-        )
+        sizes = [*map(len, (states, estimates, residuals, distances, levels))]
+        raise ValueError(f'got {sizes} states, estimates, ..., levels, expected as many of each')
     images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
     placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
     # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see

@@ -73,9 +73,8 @@ def posteriors(
     """
     if not rows:
         raise ValueError('rows: got none, expected at least one sampler with its posterior')
-    count = max(
-        1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1]))
-    )  # wide images: fewer, and larger
+    # Of wide images fewer, and larger.
+    count = max(1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1])))
     columns = 3 + count
     scales = {
         'field': (linear_scale(truth, centred=centred), colours),

@@ -45,11 +45,8 @@ class Results(NamedTuple):
 
     def of(self, what: str) -> dict[str, np.ndarray]:
         """Returns the arrays of one kind, by row or part."""
-        return {
-            name.split('/', 1)[1]: array
-            for name, array in self.arrays.items()
-            if name.startswith(f'{what}/')
-        }
+        kinds = ((*name.split('/', 1), array) for name, array in self.arrays.items())
+        return {part: array for kind, part, array in kinds if kind == what}
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
@@ -63,23 +60,16 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found = {}
     for folder in folders:
-        seeds = sorted(
-            folder.glob('seed*/config.json'), key=lambda path: (len(path.parts[-2]), path)
-        )
+        by_number = lambda path: (len(path.parts[-2]), path)
+        seeds = sorted(folder.glob('seed*/config.json'), key=by_number)
         if (folder / 'config.json').exists():
             found[str(folder)] = folder
         elif seeds:
             found |= {str(path.parent): path.parent for path in seeds}
         else:
-            what = (
-                'a folder without config.json or seed<k>/config.json'
-                if folder.is_dir()
-                else 'no such folder'
-            )
-            raise UserError(
-                f'{folder}: got {what}, expected a run folder, such as runs/burgers-quick; check '
-                'the path'
-            )
+            no_run = 'a folder without config.json or seed<k>/config.json'
+            got = no_run if folder.is_dir() else 'no such folder'
+            raise UserError(f'{folder}: got {got}, expected a run folder, as runs/burgers-quick')
     return found
 
 
