@@ -200,7 +200,7 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
         (lambda: figures.distance_against_training_seconds({}), 'curves: got none'),
         (
             lambda: figures.loss_curves([{'stage': 'dm', 'distance_mean': 1.0}]),
-            'records: got 1 without',
+            'records: got no loss term',
         ),
     ],
 )

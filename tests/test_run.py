@@ -391,7 +391,7 @@ def test_arrays_of_another_run_are_refused_until_their_stage_is_done_again(finis
     for name in ('train.npy', 'crc32.json'):
         shutil.copy(tmp_path / 'other' / 'data' / name, finished / 'data' / name)
     for read in (lambda: open_run(finished), lambda: Folder(finished, CONFIG).record('data')):
-        with pytest.raises(UserError, match='run/data holds other arrays .* --redo=data'):
+        with pytest.raises(UserError, match='run/data/crc32.json has other arrays .* --redo=data'):
             read()
     open_run(finished, redo=['data']).close()
 

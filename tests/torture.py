@@ -298,7 +298,7 @@ def damaged(case: Case) -> Seen:
         put(copy / where, path)
         return Seen(f'not read again: {where.parts[0]}', str(where))
     # The checkpoint is named, not its file; of arrays, their folder.
-    named = (path.name.split('.')[0], 'checkpoints', 'damaged', 'holds other arrays')
+    named = (path.name.split('.')[0], 'checkpoints', 'damaged', 'has other arrays')
     if status != 2 or 'Traceback' in said or not any(name in said for name in named):
         raise Defect(f'status {status} after {case.kind} of {where}: {said[-500:]}')
     shutil.rmtree(case.folder)

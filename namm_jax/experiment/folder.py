@@ -19,6 +19,7 @@ from typing import Any
 from namm_jax._checks import choose
 from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
 from namm_jax.experiment.files import (
+    CHECKSUMS,
     UserError,
     array_checksums,
     damage,
@@ -88,16 +89,18 @@ class Folder:
         if stage in self._gone or not path.exists():
             return None
         record = read_json(path, dict)
-        facts = {'files': {}} | record
-        kinds = {'finished': bool, 'sections': dict, 'files': dict}
+        facts = {'files': {}, 'arrays': {}} | record
+        kinds = {'finished': bool} | dict.fromkeys(('sections', 'files', 'arrays'), dict)
         if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
             raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
         folder = self.directory / stage
         got = array_checksums(folder)
-        if record['finished'] and record.get('arrays', got) != got:
+        saved = record.get('arrays', got)
+        if record['finished'] and saved != got:
+            changes = sorted({name for name, _ in got.items() ^ saved.items()})
             raise UserError(
-                f'{folder} holds other arrays than stage {stage} has made: got the checksums '
-                f'{got}, expected {record["arrays"]}; restore it from a copy, or --redo={stage}'
+                f'{folder / CHECKSUMS} has other arrays than stage {stage} made: {changes[:3]} '
+                f'differ; restore the folder from a copy, or --redo={stage}'
             )
         return record
 
