@@ -73,8 +73,9 @@ def run(given: argparse.Namespace) -> None:
     except Diverged as error:
         complain(f'error: {error}')
         raise SystemExit(1) from error
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+        if jax.process_count() == 1 or not lost:
             raise
         again = 'error: another process has gone; start all of them again, and the run goes on'
         complain(f'{again}: {str(error).splitlines()[0]}')
