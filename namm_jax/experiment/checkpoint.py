@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 from namm_jax.experiment.config import flatten
 from namm_jax.experiment.devices import whole
 from namm_jax.experiment.files import UserError, naming, sync, write_bytes
-from namm_jax.experiment.processes import from_first
+from namm_jax.experiment.processes import from_first, tells_of_a_loss
 
 # Orbax tells its inner life through absl's one logger. Its errors are raised as well.
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname)
@@ -139,6 +139,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         try:
             self._orbax.save(folder, args=ocp.args.PyTreeSave(state))
         except Exception as error:  # a full disk comes as a ValueError, from tensorstore
+            if tells_of_a_loss(error):
+                raise
             cause = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
             raise OSError(
                 f'{folder}: got a checkpoint that could not be written, expected room, leave to '

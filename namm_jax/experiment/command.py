@@ -74,8 +74,7 @@ def run(given: argparse.Namespace) -> None:
         complain(f'error: {error}')
         raise SystemExit(1) from error
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        lost = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
-        if jax.process_count() == 1 or not lost:
+        if not processes.tells_of_a_loss(error):
             raise
         again = 'error: another process has gone; start all of them again, and the run goes on'
         complain(f'{again}: {str(error).splitlines()[0]}')

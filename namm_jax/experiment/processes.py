@@ -100,6 +100,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def tells_of_a_loss(error: Exception) -> bool:
+    """Returns whether an error says that another process has gone, which JAX tells in two ways."""
+    told = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+    return told and jax.process_count() > 1
+
+
 def gather(value: Any) -> list[Any]:
     """Returns the values, of JSON types, of all processes, each of which calls it."""
     if jax.process_count() == 1:
