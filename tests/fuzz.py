@@ -72,7 +72,7 @@ from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
 from namm_jax.experiment.folder import Folder, Run
 from namm_jax.experiment.own import read_user_data
-from namm_jax.experiment.problem import check_files, make_problem, measured
+from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import check_stages
 
@@ -174,7 +174,7 @@ def _up_to_training(workdir: Path, given: argparse.Namespace) -> None:
     """Checks what opening a run folder checks, and all of `experiment.check` but the networks,
     which take seconds.
     """
-    resolved = override(measured(given.config).to_dict(), {})
+    resolved = override(with_own_data(given.config).to_dict(), {})
     override(resolved, given.overrides)  # what the folder's next command does
     assert flatten(resolved).keys() == flatten(given.preset.to_dict()).keys()
     for stages in (given.redo, given.stages):

@@ -11,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from namm_jax._arrays import Constraint
-from namm_jax.experiment.counter import source_map, turned
+from namm_jax.experiment.counter import source_map, turn
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
 from namm_jax.problems.counting import classical_count
 from namm_jax.problems.galaxy_images import Galaxies
@@ -283,5 +283,5 @@ def test_training_images_are_turned_into_all_their_mirror_images():
     expected = {flip.tobytes() for flip in flips} | {
         flip.swapaxes(1, 2).tobytes() for flip in flips
     }
-    found = np.asarray(turned(jax.random.key(0), jnp.asarray(image.repeat(200, 0))), float)
+    found = np.asarray(turn(jax.random.key(0), jnp.asarray(image.repeat(200, 0))), float)
     assert {one.tobytes() for one in found} == expected and len(expected) == 8

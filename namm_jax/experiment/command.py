@@ -19,7 +19,7 @@ from namm_jax.experiment.experiment import Experiment, check, make_experiment
 from namm_jax.experiment.files import local, read_json, write_json
 from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
-from namm_jax.experiment.problem import check_files, measured, user_files
+from namm_jax.experiment.problem import check_files, user_files, with_own_data
 from namm_jax.experiment.processes import Place
 from namm_jax.experiment.progress import complain, say, silence, widen, width
 from namm_jax.experiment.provenance import provenance
@@ -136,7 +136,7 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         if not left:
             return  # and nothing of a user's is executed
         check_files(records.get)
-        config = measured(ConfigDict(config), records.get('data'))
+        config = with_own_data(ConfigDict(config), records.get('data'))
         check(config, given.preset)
         for stage in stages:
             STAGES[stage].check(config)

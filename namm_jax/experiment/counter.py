@@ -47,7 +47,7 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
         both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
-        both = turned(key, both) if train else both
+        both = turn(key, both) if train else both
         x, sources = both[..., :-1], both[..., -1:]
         apply = lambda name: nets[name].apply({'params': params[name]}, x, sources, method='loss')
         terms = {name: apply(name).mean() for name in nets}
@@ -69,7 +69,7 @@ def source_map(centres: Array, points: int) -> Array:
     return empty.at[image, centres[:, :, 0, 0], centres[:, :, 1, 0]].add(1, mode='drop')
 
 
-def turned(key: Key, x: Array) -> Array:
+def turn(key: Key, x: Array) -> Array:
     """Returns square images `(b, h, h, c)`, each turned into one of its 8 mirror images, drawn at
     random.
     """

@@ -47,7 +47,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     }
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
-        arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = shown(experiment, x[:SHOWN])
+        arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = views(experiment, x[:SHOWN])
     maps = {'f': mirror_parameters(experiment)}
     if build.learns_map(experiment.config):
         maps['f_finetuned'] = finetuned_parameters(experiment)
@@ -62,7 +62,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     return {}
 
 
-def shown(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def views(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
     them, `(n, h', w')`.
     """

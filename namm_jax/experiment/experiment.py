@@ -40,7 +40,7 @@ from namm_jax.experiment.drawing import make_draw
 from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.folder import SharedRun
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
-from namm_jax.experiment.problem import make_problem, measured
+from namm_jax.experiment.problem import make_problem, with_own_data
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.problems.base import Problem
@@ -128,7 +128,7 @@ def make_experiment(
     run: Any, asked_to_stop: Callable[[], int] = lambda: 0, mesh: Mesh | None = None
 ) -> Experiment:
     """Returns the experiment of a run folder, a `Run` or to be read alone a `Folder`."""
-    config = measured(ConfigDict(run.config), run.record('data'))
+    config = with_own_data(ConfigDict(run.config), run.record('data'))
     mesh = mesh or make_mesh(first_devices(config.train.devices))
     mirror = build.user_mirror(config)
     return Experiment(config, run, mesh, make_problem(config), mirror, asked_to_stop)

@@ -217,7 +217,7 @@ def sampler(
     return functools.partial(draw, score_parameters(experiment, model))
 
 
-def drawn(
+def load_or_draw(
     experiment: Experiment, path: Path, draw: Callable[[], Callable[[Key], Array]], keys: Key
 ) -> tuple[np.ndarray, float]:
     """Returns samples by keys and the seconds that one takes, from disk if they are there; `draw`
@@ -225,14 +225,14 @@ def drawn(
     """
     clock = path.with_suffix('.json')
     if not from_first(path.exists):
-        x, seconds = timed(experiment, draw(), keys)
+        x, seconds = time_each(experiment, draw(), keys)
         from_first(lambda: write_json(clock, {'seconds_per_sample': seconds}))
         experiment.save(path, x)
     seconds = read_json(clock, dict)['seconds_per_sample']
     return experiment.packed(dataset.read_fields(path)), seconds
 
 
-def timed(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
+def time_each(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
     """Returns a function of all inputs `(n, ...)`, and its seconds a sample: the median but for the
     first batch, which compiles, of at least three.
     """

@@ -93,7 +93,7 @@ def _order(config: ConfigDict, n: int) -> np.ndarray:
     return np.random.default_rng(config.data.seed).permutation(n)
 
 
-def measured(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
+def with_own_data(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns the config with the shape, number and units of a user's own samples, as the finished
     stage `data` has them on its record (`own`), else as they are in their files: all but those of
     `data.validation` and `data.test` are for training where `data.train` is 0; mean and scale, one

@@ -30,7 +30,7 @@ from namm_jax.experiment.files import UserError, finite, naming, write_bytes
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
-from namm_jax.experiment.problem import check_files, make_problem, measured
+from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.inverse.likelihood import likelihood
@@ -66,7 +66,7 @@ def solve(given: argparse.Namespace) -> None:
     _check_out(out, folder.directory, given.overwrite)
     configure_jax()
     check_files(folder.record)
-    config = measured(config_of(folder.config, given), folder.record('data'))
+    config = with_own_data(config_of(folder.config, given), folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
     x, facts = _posterior(experiment, y)
     x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)

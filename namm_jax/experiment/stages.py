@@ -18,9 +18,17 @@ from namm_jax.experiment.assimilate import assimilate
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
-from namm_jax.experiment.evaluate import SHOWN, evaluate, shown
+from namm_jax.experiment.evaluate import SHOWN, evaluate, views
 from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
-from namm_jax.experiment.methods import ACTS, METHODS, drawn, rows_of, sampler, timed, way_of
+from namm_jax.experiment.methods import (
+    ACTS,
+    METHODS,
+    load_or_draw,
+    rows_of,
+    sampler,
+    time_each,
+    way_of,
+)
 from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of
 from namm_jax.experiment.processes import from_first
@@ -98,7 +106,7 @@ def _draw_data(experiment: Experiment) -> None:
     from namm_jax.report import figures
 
     path = experiment.run.directory / 'figures' / 'data.png'
-    panels = {'data': shown(experiment, experiment.split('test')[:SHOWN])}
+    panels = {'data': views(experiment, experiment.split('test')[:SHOWN])}
     style = experiment.problem.view._asdict()
 
     def draw() -> None:
@@ -214,7 +222,7 @@ def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
     path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
     draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
     keys = experiment.keys('finetune', 0, config.finetune.samples)
-    z, seconds = drawn(experiment, path, draw, keys)
+    z, seconds = load_or_draw(experiment, path, draw, keys)
     return z, seconds * len(z)
 
 
@@ -235,11 +243,11 @@ def sample(experiment: Experiment) -> Facts:
                 experiment, row.prior, config.sample, ACTS[row.act](experiment)
             )
             file = {'mdm': 'mirror'}.get(name, name)
-            models[name] = drawn(experiment, folder / f'{file}.npy', draw, keys)
+            models[name] = load_or_draw(experiment, folder / f'{file}.npy', draw, keys)
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
-            x, mapping = timed(experiment, way_of(experiment, row), z)
+            x, mapping = time_each(experiment, way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
             seconds[name] = drawing + mapping
