@@ -187,7 +187,10 @@ def test_a_signal_saves_where_the_reader_of_the_log_has_gone(tiny_run, tmp_path,
     program = [sys.executable, '-c', PROGRAM, f'{folder}/metrics.jsonl', '1', str(int(number))]
     command = [str(ROOT / 'launch/main.py'), '--config=configs/burgers.py:tiny', '--stages=mirror']
     reader, ours = os.pipe()
-    process = subprocess.Popen([*program, *command, f'--workdir={folder}'], stderr=ours)
+    heard = lambda: signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
+    process = subprocess.Popen(
+        [*program, *command, f'--workdir={folder}'], stderr=ours, preexec_fn=heard
+    )
     os.close(ours)
     os.read(reader, 1)
     os.close(reader)
