@@ -184,13 +184,12 @@ def test_signal_saves_first(tiny_run, tmp_path, number):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_where_the_reader_of_the_log_has_gone(tiny_run, tmp_path, number):
     folder = begun(tiny_run, tmp_path / 'run', 'data')
-    program = [sys.executable, '-c', PROGRAM, f'{folder}/metrics.jsonl', '1', str(int(number))]
+    # Under nohup the signal would be ignored.
+    text = f'import signal; signal.signal({number:d}, signal.SIG_DFL)\n{PROGRAM}'
+    program = [sys.executable, '-c', text, f'{folder}/metrics.jsonl', '1', str(int(number))]
     command = [str(ROOT / 'launch/main.py'), '--config=configs/burgers.py:tiny', '--stages=mirror']
     reader, ours = os.pipe()
-    heard = lambda: signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
-    process = subprocess.Popen(
-        [*program, *command, f'--workdir={folder}'], stderr=ours, preexec_fn=heard
-    )
+    process = subprocess.Popen([*program, *command, f'--workdir={folder}'], stderr=ours)
     os.close(ours)
     os.read(reader, 1)
     os.close(reader)
