@@ -30,7 +30,7 @@ def load(path):
     return module
 
 
-CONFIGS = {path.stem: load(path) for path in sorted((ROOT / 'configs').glob('*.py'))}
+CONFIGS = {path.stem: load(path) for path in sorted((ROOT / 'configs').glob('[!_]*.py'))}
 EVERY = [(name, preset) for name, config in CONFIGS.items() for preset in config.PRESETS]
 DEAR = {  # large networks take a second each to trace, and those of one constraint stand for all
     (name, preset)

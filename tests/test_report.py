@@ -275,6 +275,7 @@ def test_a_narrow_table_goes_without_the_least_columns(width):
 
 
 def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
+    assert render(summary_table({})).splitlines()[1].startswith('row')
     text = render(
         summary_table(
             {'data': {'n': 5}, 'dm': {'distance': {'median': {'mean': 0.5, 'std': 0.1, 'n': 3}}}}

@@ -115,7 +115,7 @@ def _table(
     width: float,
     caption: str | None = None,
 ) -> Table:
-    texts = dict(zip(columns, zip(*rows.values(), strict=True), strict=True))
+    texts = {name: [row[i] for row in rows.values()] for i, name in enumerate(columns)}
     lines = lambda *texts: (line for text in texts for line in text.split('\n'))
     size = {name: 1 + max(map(len, lines(name, *of))) for name, of in texts.items()}
     for name in LEAST:
