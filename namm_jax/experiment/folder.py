@@ -97,7 +97,8 @@ class Folder:
         got = array_checksums(folder)
         saved = record.get('arrays', got)
         if record['finished'] and saved != got:
-            changes = sorted({name for name, _ in got.items() ^ saved.items()})
+            names = sorted(got.keys() | saved.keys())
+            changes = [name for name in names if got.get(name) != saved.get(name)]
             raise UserError(
                 f'{folder / CHECKSUMS} has other arrays than stage {stage} made: {changes[:3]} '
                 f'differ; restore the folder from a copy, or --redo={stage}'
