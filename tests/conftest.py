@@ -33,6 +33,10 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_disable_most_optimizations', True)
+if not hasattr(jax, 'enable_x64'):  # before JAX 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
 
 # Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot
 # read `typing.Self`, so the modules whose classes return themselves go without; so do layout and

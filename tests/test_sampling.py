@@ -221,13 +221,13 @@ def test_a_trajectory_ends_at_the_sample_to_the_bit(name):
         samplers.make_sampler(name, steps=6, mean=1.0, std=0.5),
         diffusion.gaussian_denoiser(1.0, 0.5),
     )
+    # The XLA of earlier versions rounds the two programs differently.
+    same = jnp.array_equal if jax.__version_info__ >= (0, 10) else jnp.allclose
     keys = samplers.sample_keys(jax.random.key(0), 3)
     states, estimates = jax.jit(lambda keys: sampler.trajectory(keys, denoiser, (2,)))(keys)
     assert states.shape == estimates.shape == (6, 3, 2)
-    assert jnp.array_equal(estimates[-1], draw(sampler, denoiser, 3, (2,)))
-    assert jnp.array_equal(
-        states[-1], draw(sampler._replace(denoise_last=False), denoiser, 3, (2,))
-    )
+    assert same(estimates[-1], draw(sampler, denoiser, 3, (2,)))
+    assert same(states[-1], draw(sampler._replace(denoise_last=False), denoiser, 3, (2,)))
     alpha, sigma = (part(sampler.grid)[:, None, None] for part in sampler.schedule)
     u = (states - 1) / 0.5  # of variance alpha^2 + sigma^2, data and noise
     close(estimates, 1 + 0.5 * alpha * u / (alpha**2 + sigma**2), atol=1e-4)
