@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.progress import complain, lossy, say
+from namm_jax.experiment.progress import complain, lossy, say, send_nowhere
 
 # Those of `experiment.stages`, in their order.
 STAGES = 'data counter mirror tune mdm finetune dm sample assimilate evaluate report'.split()
@@ -100,7 +100,7 @@ def tell(text: object) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:  # Python writes once more as it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        send_nowhere(sys.stdout)
 
 
 class _Parser(argparse.ArgumentParser):

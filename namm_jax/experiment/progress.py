@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = 120  # columns of a line where there is no terminal
+BAR = 12  # columns of the bar
 ASCII = str.maketrans('─²', '-2')
 
 _silent = False
@@ -49,8 +50,14 @@ class Lossy:
         try:
             return method(*text)
         except OSError:  # what is in its buffer would fail once more as Python exits: status 120
-            with contextlib.suppress(OSError), open(os.devnull, 'w') as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+            with contextlib.suppress(OSError):
+                send_nowhere(self._stream)
+
+
+def send_nowhere(stream: Any) -> None:
+    """Drops what a text stream still holds, and what is written to it from now on."""
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -102,7 +109,7 @@ class Bar:
     def __post_init__(self) -> None:
         """Starts the clock."""
         self._begun = self._written = time.monotonic()
-        columns = ['{task.description}', BarColumn(12), '{task.completed}/{task.total}']
+        columns = ['{task.description}', BarColumn(BAR), '{task.completed}/{task.total}']
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), '{task.fields[note]}']
         console = Console(stderr=True)
         self._live = Progress(*columns, console=console)
@@ -111,7 +118,7 @@ class Bar:
         )
         self._terminal = console.is_terminal and not console.is_dumb_terminal and not _silent
         # Of a line: the title, the bar, two numbers, two times, and the spaces between them.
-        others = len(self.title) + 12 + 2 * len(str(self.total)) + 1 + 2 * len('0:00:00') + 5
+        others = len(self.title) + BAR + 2 * len(str(self.total)) + 1 + 2 * len('0:00:00') + 5
         self._room = console.width - others
 
     def __enter__(self) -> Self:

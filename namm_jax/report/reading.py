@@ -98,9 +98,9 @@ def read_run(folder: Path) -> Results:
             f'{", ".join(finished) or "none"}), expected a finished run; finish it with {command}'
         )
     arrays = _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate')
-    records = Records(folder)
-    if not records.read():
-        raise damage(records.path, 'no record', 'those of the training that the report draws')
+    kept = Records(folder)
+    if not (records := kept.read()):
+        raise damage(kept.path, 'no record', 'those of the training that the report draws')
     return Results(
         saved['experiment'],
         saved['config'],
@@ -108,7 +108,7 @@ def read_run(folder: Path) -> Results:
         openings,
         stages,
         _with(folder / 'metrics.json', read_metrics(folder), 'rows robustness'),
-        records.read(),
+        records,
         arrays,
         read_posteriors(folder),
     )
