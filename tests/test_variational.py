@@ -103,6 +103,14 @@ def test_quadratics_reach_their_minimum():
     assert float(info['gradient_norm'].max()) < 0.02
 
 
+def test_the_search_runs_in_float64():
+    with jax.enable_x64(True):
+        bowl = Partial(lambda y, u: jnp.sum((u - y) ** 2, 1), jnp.arange(6.0).reshape(2, 3))
+        u, _ = minimise(bowl, jnp.zeros((2, 3)), iterations=20)
+        assert u.dtype == jnp.float64
+        np.testing.assert_allclose(u, np.arange(6).reshape(2, 3), atol=1e-12)
+
+
 def test_a_curved_valley_and_a_wall_of_nan():
     """The valley's floor leads to (1, 1); two samples meet a wall before, and one starts behind
     it.

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from namm_jax._arrays import Constraint, Params
 from namm_jax._checks import check_rule, choose
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build, dataset, flops
 from namm_jax.experiment.assimilate import assimilate
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
 from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
+from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.methods import (
     ACTS,
     METHODS,
@@ -123,7 +124,7 @@ def mirror(experiment: Experiment) -> Facts:
     task = build.mirror_task(config, steps_of(config, 'mirror'), rule, experiment.unit)
     x, held_out = _splits(experiment)
     fitted = train(experiment, 'mirror', task, {'x': x}, {'x': held_out}, config.mirror)
-    return {'training_seconds': fitted.seconds}
+    return _costs(fitted)
 
 
 def _splits(experiment: Experiment) -> list[np.ndarray]:
@@ -151,7 +152,7 @@ def _train_diffusion(
 
     task = build.denoising_task(config, steps_of(config, stage), mean, std)
     fitted = train(experiment, stage, task, {'x': x}, {'x': held_out}, config.score, probe)
-    return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
+    return _costs(fitted) | {'mean': mean, 'std': std}
 
 
 def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
@@ -205,7 +206,7 @@ def finetune(experiment: Experiment) -> Facts:
         section,
         probe=lambda average: _spread(distances(constraint, average)),
     )
-    return {'training_seconds': fitted.seconds + drawing, 'drawing_seconds': drawing}
+    return _costs(fitted, *drawing) | {'drawing_seconds': drawing[0]}
 
 
 def _moments(experiment: Experiment) -> Any:
@@ -216,14 +217,23 @@ def _moments(experiment: Experiment) -> Any:
     return moments_of(restore(experiment, 'mirror', target)['opt_state'])
 
 
-def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
-    """Returns the mirror samples to finetune on, and the seconds it took to draw them."""
+def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, tuple[float, int]]:
+    """Returns the mirror samples to finetune on, and what drawing them costs, as of `_costs`."""
     config = experiment.config
     path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
-    draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
+    draw = functools.cache(functools.partial(sampler, experiment, 'mdm', config.train.sample))
     keys = experiment.keys('finetune', 0, config.finetune.samples)
     z, seconds = load_or_draw(experiment, path, draw, keys)
-    return z, seconds * len(z)
+    operations = flops.count(jax.make_jaxpr(draw())(keys[:1]))
+    return z, (seconds * len(z), operations * len(z))
+
+
+def _costs(fitted: Fitted, seconds: float = 0.0, operations: float = 0.0) -> Facts:
+    """Returns what a stage's training costs, and what came before it."""
+    return {
+        'training_seconds': fitted.seconds + seconds,
+        'training_flops': fitted.flops + operations,
+    }
 
 
 def sample(experiment: Experiment) -> Facts:

@@ -181,6 +181,12 @@ class Problem:
         """Returns fields whose spectrum along `spatial_axes` has no seams between states."""
         return x
 
+    def features(self, x: Fields) -> Float[Array, 'b k']:
+        """Returns further numbers of each field by which a two-sample test may tell it from data,
+        beside `metrics.summaries` and principal components; none as a rule.
+        """
+        return jnp.zeros((len(x), 0))
+
     def image(self, x: Fields) -> Float[Array, 'b H W']:
         """Returns images of fields to look at."""
         return x[..., 0]

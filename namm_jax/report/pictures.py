@@ -65,7 +65,8 @@ def draw(results: Results) -> dict[str, Picture]:
         'training_time': 'Constraint distance against training time. At the end: '
         + _ends(curves_of_training),
         'robustness': 'Distance and reconstruction error of f against noise. '
-        + _at_sigma_max(robustness, maps),
+        + _at_sigma_max(robustness, maps)
+        + _line(robustness),
         'losses': (
             'Terms of the loss against the training step, one panel a stage; held-out terms dashed.'
         ),
@@ -141,6 +142,18 @@ def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:
     at = lambda curve: three_digits(curve['distance_mean'][nearest])
     values = [f'{name} {at(curve)}' for name, curve in maps.items()]
     return f'Mean distance at sigma {three_digits(float(sigma[nearest]))}: {", ".join(values)}.'
+
+
+def _line(robustness: dict) -> str:
+    """Returns what g is to a straight line, and what the noise is to mirror points."""
+    g = robustness.get('g')
+    if not g:
+        return ''
+    ratio = three_digits(robustness['sigma_max'] / g['std'])
+    return (
+        f' g(x) is {three_digits(g["slope"])} x + {three_digits(g["offset"])} (R² {g["r2"]:.3f}); '
+        f'the largest noise of training is {ratio} of the standard deviation of z.'
+    )
 
 
 def _list(values: dict[str, float]) -> str:
