@@ -217,14 +217,14 @@ def _moments(experiment: Experiment) -> Any:
     return moments_of(restore(experiment, 'mirror', target)['opt_state'])
 
 
-def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, tuple[float, int]]:
+def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, tuple[float, float]]:
     """Returns the mirror samples to finetune on, and what drawing them costs, as of `_costs`."""
     config = experiment.config
     path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
     draw = functools.cache(functools.partial(sampler, experiment, 'mdm', config.train.sample))
     keys = experiment.keys('finetune', 0, config.finetune.samples)
     z, seconds = load_or_draw(experiment, path, draw, keys)
-    operations = flops.count(jax.make_jaxpr(draw())(keys[:1]))
+    operations = float(flops.count(jax.make_jaxpr(draw())(keys[:1])))
     return z, (seconds * len(z), operations * len(z))
 
 
