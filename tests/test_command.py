@@ -335,6 +335,7 @@ def test_a_workdir_that_is_a_file(launch, capsys, tmp_path, more):
     assert f'{tmp_path}/file' in errors[-1] and errors[-1].startswith('error: ')
 
 
+@pytest.mark.slow
 def test_an_environment_that_a_run_cannot_have(tmp_path):
     gone = ('HOME', 'JAX_COMPILATION_CACHE_DIR')
     kept = {name: value for name, value in os.environ.items() if name not in gone}

@@ -155,6 +155,7 @@ def test_a_sample_does_not_know_of_the_others(fields):
     np.testing.assert_allclose(swapped, together[::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     """Without advection all is linear: the best fit is the posterior's mean, perturbed ones are its
     samples.
