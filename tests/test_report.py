@@ -14,7 +14,14 @@ from namm_jax.experiment.records import Records
 from namm_jax.report import figures
 from namm_jax.report.__main__ import main
 from namm_jax.report.reading import read_run
-from namm_jax.report.table import in_order, render, row_name, summary_table, three_digits
+from namm_jax.report.table import (
+    headline,
+    in_order,
+    render,
+    row_name,
+    summary_table,
+    three_digits,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -266,6 +273,18 @@ def test_a_narrow_table_goes_without_the_least_columns(width):
     values = dict(line.split(maxsplit=1) for line in wide[3:])
     for row, of_row in (line.split(maxsplit=1) for line in narrow[3:]):
         assert all(text in values[row].split() for text in of_row.split())
+
+
+def test_the_headline_says_which_is_closer_and_what_the_distance_is():
+    rows = {'dm': metrics(1.0), 'mdm_finetuned': metrics(0.25)}
+    assert headline(rows, 'error of a sum') == (
+        "Samples of the mirror model are 4.00 times closer to the rule than the diffusion model's, "
+        'by the median distance: error of a sum. Lower is better.'
+    )
+    assert '4.00 times farther from' in headline(
+        {'dm': rows['mdm_finetuned'], 'mdm_finetuned': rows['dm']}
+    )
+    assert headline({'dm': metrics(1.0)}) == headline({}) == ''
 
 
 def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():

@@ -67,6 +67,7 @@ class Problem:
         unit: the distance where the data take noise of one standard deviation: weights in a loss
             are per that unit.
         view: how fields are shown.
+        distance_words: what the distance is, for people, by the name of the rule.
         generated: whether `fields` makes them; else they are a user's, and so is the rule.
         rollout: first states `(b, ...) -> fields`, where there is a solver; else None.
         first_states: fields `-> (b, ...)`, alike.
@@ -83,6 +84,7 @@ class Problem:
     scale: float | tuple[float, ...] = 1.0
     unit: float = 1.0
     view: ClassVar[View] = View()
+    distance_words: ClassVar[Mapping[str, str]] = {}
     generated: ClassVar[bool] = True
     rollout: Callable[[Array], Fields] | None = None
     first_states: Callable[[Fields], Array] | None = None

@@ -74,6 +74,7 @@ class Burgers(Trajectories):
     periodic = (True, False)
     spatial_axes = (1,)
     view = View(('u', '|residual|'), ('space', 'time'))
+    distance_words = {'burgers': 'mean absolute residual of one solver step'}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -177,17 +177,30 @@ def _against_floor(metric: Mapping[str, Any]) -> str:
     return value if std == '-' else f'{value} ± {std}'
 
 
+def _median(rows: Mapping[str, Mapping[str, Any]], row: str) -> float | None:
+    return _number(rows.get(row, {}).get('distance', {}).get('median'))
+
+
 def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Returns what the table comes down to: the median distance of the finetuned samples over that
     of the diffusion model; None where one of the two is absent.
     """
-    finetuned, dm = (
-        _number(rows.get(row, {}).get('distance', {}).get('median'))
-        for row in ('mdm_finetuned', 'dm')
-    )
+    finetuned, dm = (_median(rows, row) for row in ('mdm_finetuned', 'dm'))
     if finetuned is None or not dm:
         return None
     return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
+
+
+def headline(rows: Mapping[str, Mapping[str, Any]], distance: str = "the rule's own") -> str:
+    """Returns the same in words, with what the distance is; empty where a row is absent."""
+    dm, ours = (_median(rows, row) for row in ('dm', 'mdm_finetuned'))
+    if not dm or not ours:
+        return ''
+    factor, way = (dm / ours, 'closer to') if ours < dm else (ours / dm, 'farther from')
+    return (
+        f'Samples of the mirror model are {three_digits(factor)} times {way} the rule than the '
+        f"diffusion model's, by the median distance: {distance}. Lower is better."
+    )
 
 
 def render(table: Table) -> str:
