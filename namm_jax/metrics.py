@@ -13,6 +13,7 @@ remain. Other shapes raise a ValueError.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -361,6 +362,18 @@ def posterior_statistics(truth: Truths, samples: Samples, valid: Valid | None = 
     """Returns `{'rmse', 'crps', 'spread_skill'}`; raises a ValueError as they do."""
     statistics = {'rmse': rmse, 'crps': crps, 'spread_skill': spread_skill}
     return {name: statistic(truth, samples, valid) for name, statistic in statistics.items()}
+
+
+def jackknife(statistics: Callable[..., Metrics], *arrays: Array) -> Metrics:
+    """Returns the standard errors of `statistics(*arrays)`, arrays `(n, ...)` of n >= 2
+    measurements: `sqrt((n - 1) / n sum_i (s_i - mean s)^2)`, with s_i those without measurement i.
+
+    Reference: Efron & Stein, "The jackknife estimate of variance", Ann. Stat. 9 (1981).
+    """
+    n = len(arrays[0])
+    without = [statistics(*(jnp.delete(array, i, axis=0) for array in arrays)) for i in range(n)]
+    spread = lambda *values: jnp.std(jnp.stack(values)) * (n - 1) ** 0.5
+    return jax.tree.map(spread, *without)
 
 
 def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:

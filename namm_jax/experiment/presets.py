@@ -60,7 +60,7 @@ TINY = (
     | section('sample', sampler='heun', steps=4, n=16, batch_size=16, projection_iterations=8)
     | section('sample', rows=('dm', 'dm_projected', 'mdm', 'mdm_finetuned'))
     | section('evaluate', resamples=4, noise_levels=3, noise_fields=16)
-    | section('assimilate', measurements=2, long_measurements=1, samples=2)
+    | section('assimilate', measurements=2, samples=2)
     | section('assimilate', steps=3, few_steps=3, langevin_steps=2, iterations=2)
     | section('train', devices=1, parts=1, log_every=4, validate_every=4)
     | section('train', probes=2, probe_samples=8)

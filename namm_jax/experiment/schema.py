@@ -188,7 +188,6 @@ FIELDS = {
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),
     'assimilate.measurements': _field(8, 'test fields that are measured', least=1),
-    'assimilate.long_measurements': _field(2, 'of these, for `steps` steps and 4D-Var', least=1),
     'assimilate.samples': _field(16, 'of each posterior', least=2),
     'assimilate.steps': _field(1000, 'of DPS and its kin', least=1),
     'assimilate.few_steps': _field(50, 'network calls of the other samplers', least=1),
