@@ -97,7 +97,7 @@ def _distance_words(config: Mapping[str, Any]) -> str:
 
 def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Returns what the page says of a run."""
-    rows = results.metrics['rows']
+    rows = results.metrics.get('rows', {})
     posteriors = {
         operator: [
             (row, assimilation_cells(entry))
@@ -119,6 +119,9 @@ def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict
     facts |= {package: version or 'unknown' for package, version in last['versions'].items()}
     return {
         'label': label,
+        'unfinished': results.unfinished,
+        'progress': results.progress
+        and Picture(results.progress, 'png', 'Data, and samples so far.'),
         'title': f'{name}, preset {preset}, seed {results.config["seed"]}',
         'experiment': results.experiment,
         'headline': headline(rows, _distance_words(results.config)),
