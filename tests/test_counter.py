@@ -213,7 +213,7 @@ def test_a_plain_function_counts():
     constraint = PROBLEM.constraint(counter=lambda x: x.sum((1, 2, 3)))
     assert constraint.distance(constant(0.25, 0.0)).tolist() == [14, 2]
     x = constant(0.25)
-    np.testing.assert_allclose(PROBLEM.residual_map(constraint, x), jnp.ones((1, 8, 8)), rtol=1e-6)
+    assert PROBLEM.residual_map(constraint, x).shape == (1, 0, 0)  # it has none
 
 
 def blobs(*peaks):

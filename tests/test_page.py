@@ -135,7 +135,10 @@ def test_several_runs_stand_side_by_side(results):
         len(parsed.every('table')) == 3 and len(parsed.every('tbody')) == 2
     )  # one table of results, two of versions
     assert len(parsed.every('figure')) == len(parsed.every('img')) == 2 * len(SECTIONS)
-    assert text.count('<code>mdm_finetuned</code>') == 2 and text.count('mdm_finetuned / dm: ') == 2
+    assert (
+        text.count('<code>mdm_finetuned</code>') == 2
+        and text.count('Samples of the mirror model are') == 2
+    )
 
 
 def test_what_comes_from_outside_is_escaped(results):
@@ -206,13 +209,20 @@ def test_folders_that_are_no_runs_are_refused(refused, tmp_path):
     assert 'no such folder' in refused(tmp_path / 'none')
 
 
-def test_unfinished_run_is_named_with_the_command(refused, tiny_run, tmp_path):
-    for name in ('config.json', 'provenance.json', 'metrics.json', 'stages/data.json'):
+def test_unfinished_run_has_a_page_of_what_there_is_and_the_command(refused, tiny_run, tmp_path):
+    for name in ('config.json', 'provenance.json', 'stages/data.json', 'figures/progress.png'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(tiny_run / name, tmp_path / name)
-    message = refused(tmp_path)
-    assert 'stage evaluate has not finished (finished: data)' in message
-    assert f'python launch/main.py --config=configs/burgers.py:tiny --workdir={tmp_path}' in message
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / 'report.html').read_text()
+    assert 'This run is not finished.' in page and 'finished: data;' in page
+    assert f'python launch/main.py --config=configs/burgers.py:tiny --workdir={tmp_path}' in page
+    progress = base64.b64encode((tiny_run / 'figures' / 'progress.png').read_bytes()).decode()
+    assert progress in page and page.count('<img') == 1 and 'The result' not in page
+    shutil.copy(tiny_run / 'metrics.jsonl', tmp_path)
+    shutil.copy(tiny_run / 'metrics.json', tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / 'report.html').read_text().count('<img') == 3  # losses, distances of probes
     shutil.copy(tiny_run / 'stages' / 'evaluate.json', tmp_path / 'stages')
     assert f'{ARRAYS} is missing' in refused(tmp_path)
     (tmp_path / ARRAYS).parent.mkdir()

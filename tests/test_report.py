@@ -8,13 +8,16 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from namm_jax.experiment.files import UserError, write_json
 from namm_jax.experiment.records import Records
 from namm_jax.report import figures
 from namm_jax.report.__main__ import main
+from namm_jax.report.panels import ROWS
 from namm_jax.report.reading import read_run
 from namm_jax.report.table import (
+    ROW_NAMES,
     headline,
     in_order,
     render,
@@ -264,6 +267,32 @@ def test_table_orders_rows_fits_the_screen_and_gives_the_ratio():
     assert lines[-1].endswith('mdm_finetuned / dm: 1.00e-4')
 
 
+def test_a_rule_without_residual_maps_shows_distances_and_zeros_say_so():
+    samples, none = RNG.uniform(size=(3, 8, 8, 1)), np.zeros((3, 0, 0))
+    distances = {'data': np.array([0.0, 0.25, 4.0])}
+    figure = figures.samples_with_residuals({'data': (samples, none)}, distances=distances)
+    titles = [ax.get_title() for ax in figure.axes if ax.images]
+    assert titles == ['distance 0', 'distance 0.250', 'distance 4.00']
+    zero, one = np.zeros((2, 4, 4)), np.stack([np.zeros((4, 4)), np.ones((4, 4))])
+    for maps, count in ((zero, 2), (one, 1)):
+        figure = figures.samples_with_residuals({'data': (samples[:2], maps)})
+        assert (
+            sum(text.get_text() == 'exactly 0' for ax in figure.axes for text in ax.texts) == count
+        )
+
+
+def test_a_row_has_one_colour_in_all_figures():
+    rows = ['data', 'dm', 'mdm_finetuned', 'mdm']
+    histograms = figures.distance_histograms({row: np.array([0.1, 0.2]) for row in rows})
+    curves = {row: (np.arange(2.0), np.ones(2), np.ones(2)) for row in ('mdm', 'dm')}
+    lines = figures.distance_against_training_seconds(curves).axes[0].get_lines()
+    found = {row_name(row): ROWS[row] for row in rows}
+    assert {line.get_label(): line.get_color() for line in lines}.items() <= found.items()
+    bars = [ax.patches[0].get_facecolor()[:3] for ax in histograms.axes]
+    assert bars == [to_rgb(ROWS[row]) for row in in_order(rows)]
+    assert set(ROWS) == set(ROW_NAMES) and len(set(ROWS.values())) == len(ROWS)
+
+
 @pytest.mark.parametrize('width', [80, 100])
 def test_a_narrow_table_goes_without_the_least_columns(width):
     rows = {name: metrics(1e-4) for name in ('data', 'dm_projected_sampling', 'mdm_finetuned')}
@@ -366,7 +395,10 @@ def results(tmp_path):
 @pytest.mark.parametrize('value', [[], 3, 'a', {}, {'rows': 3}, {'config': 3}, [3], [{}]])
 def test_json_of_another_shape_is_named(results, name, value):
     write_json(results / name, value)
-    with pytest.raises(UserError, match=name if 'evaluate' not in name else 'evaluate'):
+    if name == 'stages/evaluate.json' and isinstance(value, dict):
+        assert 'finished: nothing' in read_run(results).unfinished
+        return
+    with pytest.raises(UserError, match=name):
         read_run(results)
 
 

@@ -70,7 +70,7 @@ class Galaxies(Problem):
     name = 'galaxies'
     rule_name = 'count'
     operator = 'downsampling'
-    view = View(('brightness', '|d count / dx|'), colours='gray')
+    view = View(('brightness', '|residual|'), colours='gray')
     distance_words = {'count': 'error of the number of sources that the network counts'}
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from namm_jax.experiment.files import write_bytes
 from namm_jax.report.panels import (
     LINES,
+    ROWS,
     WIDTH,
     banded_curve,
     colour_ticks,
@@ -48,13 +49,14 @@ def samples_with_residuals(
     count: int = 6,
 ) -> Figure:
     """Returns samples of every row, each above the map of its residual, in colours that compare
-    across rows.
+    across rows; of a rule without such maps, each below its distance.
 
     All samples share one linear scale, that of the first row, which is the data where they are
     given; all residual maps one logarithmic scale of at most 6 decades.
 
     Args:
-        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`, of any sign).
+        rows: row key -> (samples `(n, h, w, c)`, residual maps `(n, h', w')`, of any sign, or
+            `(n, 0, 0)`).
         distances: row key -> constraint distances `(m,)`, whose mean is put into the row's title.
         names: row key -> title, in the place of `row_name`.
         units: labels of the two colour bars.
@@ -73,27 +75,26 @@ def samples_with_residuals(
     samples, residuals = zip(*rows.values(), strict=True)
     norms = linear_scale(samples[0], centred=centred), logarithmic_scale(residuals)
     columns = max(map(len, samples))
-    heights = [
-        strip_height(images, columns) + strip_height(maps, columns) + 0.55
-        for images, maps in rows.values()
-    ]
+    strips = 2 if residuals[0].size else 1
+    height = lambda row: sum(strip_height(images, columns) for images in row[:strips])
+    heights = [height(row) + 0.55 for row in rows.values()]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.75), layout='constrained')
     head, *parts = figure.subfigures(len(rows) + 1, 1, height_ratios=[0.75, *heights]).ravel()
     for part, (name, (images, maps)) in zip(parts, rows.items(), strict=True):
         mean = _mean(distances[name]) if distances and name in distances else ''
         part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
-        axes = part.subplots(2, columns, squeeze=False)
-        shown = (
-            image_strip(axes[0], images, norms[0], colours),
-            image_strip(axes[1], maps, norms[1], 'magma'),
-        )
-        for label, line in zip(('sample', 'residual'), axes, strict=True):
+        axes = part.subplots(strips, columns, squeeze=False)
+        looks = zip(axes, (images, maps), norms, (colours, 'magma'), strict=False)
+        shown = [image_strip(*look) for look in looks]
+        for label, line in zip(('sample', 'residual'), axes, strict=False):
             line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
-        for ax in axes[1]:
+        for ax in axes[-1]:
             ax.set_xlabel(axis_names[1], fontsize=9)
-    for bar, image, label in zip(
-        head.subplots(1, 2, width_ratios=[1, 1]), shown, units, strict=True
-    ):
+        if strips == 1 and distances and name in distances:
+            for ax, distance in zip(axes[0], distances[name], strict=False):
+                ax.set_title(f'distance {three_digits(distance)}', fontsize=9)
+    bars = head.subplots(1, strips, squeeze=False)[0]
+    for bar, image, label in zip(bars, shown, units, strict=False):
         ticks = colour_ticks(image.norm)
         head.colorbar(
             image, cax=bar, orientation='horizontal', label=label, extend='both', **ticks
@@ -128,7 +129,9 @@ def distance_histograms(
     figure = Figure(figsize=(WIDTH, 0.85 * len(rows) + 0.7), layout='constrained')
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for index, (ax, (name, values)) in enumerate(zip(axes, rows.items(), strict=True)):
-        ax.hist(placed[name], bins=bins, color=LINES[index % len(LINES)], alpha=0.75)
+        ax.hist(
+            placed[name], bins=bins, color=ROWS.get(name, LINES[index % len(LINES)]), alpha=0.75
+        )
         median = np.median(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
         if median > 0:
             ax.axvline(median, color='black', linewidth=1.5)
@@ -172,7 +175,8 @@ def distance_against_training_seconds(
     ax = figure.subplots()
     bands = []
     for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
-        bands.append(banded_curve(ax, seconds / length, mean, std, index, _title(name, names)))
+        curve = seconds / length, mean, std, index, _title(name, names)
+        bands.append(banded_curve(ax, *curve, colour=ROWS.get(name)))
     ax.set(
         yscale='log',
         ylim=positive_limits(np.concatenate(bands)),

@@ -54,7 +54,7 @@ def trajectory_frames(
     Args:
         states: `z_t` at k times, `(k, h, w, c)`.
         estimates: `f(E[z_0 given z_t])`, `(k, h, w, c)`.
-        residuals: their residual maps, of any sign, `(k, h', w')`.
+        residuals: their residual maps, of any sign, `(k, h', w')`, or `(k, 0, 0)`.
         distances: their constraint distances, `(k,)`.
         levels: noise levels, falling, `(k,)`, in the units of mirror space.
         units, axis_names, colours, centred, channel: as of `figures.samples_with_residuals`.
@@ -83,13 +83,14 @@ def trajectory_frames(
         images[2] <= 0, norms[2].vmin, images[2]
     )  # a logarithm takes 0 for missing
     strips = list(zip(images, norms, (colours, colours, 'magma'), strict=True))
+    strips = strips[: 3 if residuals.size else 2]
     figure, shown, marker = _stage(strips, placed, levels, units, axis_names)
     canvas, frames = FigureCanvasAgg(figure), []
     figure.set_dpi(dpi)
     canvas.draw()
     figure.set_layout_engine('none')  # a layout of its own would make each frame jump
     for now in range(len(states)):
-        for image, series in zip(shown, images, strict=True):
+        for image, (series, *_) in zip(shown, strips, strict=True):
             image.set_data(series[now])
         marker.set_data(levels[now : now + 1], placed[now : now + 1])
         title = f'frame {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
@@ -138,7 +139,7 @@ def _stage(
     units: tuple[str, str],
     axis_names: tuple[str, str],
 ) -> tuple[Figure, list[AxesImage], Any]:
-    """Returns the figure of the first frame, its three images, and the marker on the curve of the
+    """Returns the figure of the first frame, its images, and the marker on the curve of the
     distance.
 
     A strip is a series of images, its colour scale and its colour map.
@@ -150,7 +151,7 @@ def _stage(
     labels = ('(z_t − mean) / std', *units)
     shown = []
     for ax, (series, norm, colours), title, label in zip(
-        above.subplots(1, 3), strips, titles, labels, strict=True
+        above.subplots(1, len(strips)), strips, titles, labels, strict=False
     ):
         shown.append(image_strip([ax], series[:1], norm, colours))
         ax.set_title(title, fontsize=11)

@@ -30,7 +30,8 @@ SECTIONS = {
     'samples': (
         'Samples and their residuals',
         'All samples share one colour scale, and all residual maps another, which is logarithmic. '
-        'The residual of true data is round-off: the floor.',
+        'The distance of true data is the floor. A rule without a residual map has the distance '
+        'of each sample above it.',
     ),
     'distances': (
         'Constraint distances',

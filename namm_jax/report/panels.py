@@ -18,6 +18,11 @@ WIDTH = 9.0  # inches of every figure; 990 pixels at the default resolution
 # Okabe and Ito's palette without its yellow: told apart by colour-blind readers and in grey
 LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 MARKERS = 'osD^vPX'
+# A row of the table has one colour in all figures.
+ROWS = {'data': '#000000', 'dm': '#0072B2', 'dm_guided': '#56B4E9', 'dm_restored': '#332288'}
+ROWS |= {'dm_projected': '#88CCEE', 'dm_restored_sampling': '#44AA99', 'mdm': '#D55E00'}
+ROWS |= {'dm_projected_sampling': '#117733', 'dm_mapped': '#999933', 'mdm_polished': '#E69F00'}
+ROWS |= {'dm_mapped_finetuned': '#AA4499', 'mdm_finetuned': '#CC3311'}
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'
 _NO_TERMS = (
@@ -75,6 +80,8 @@ def image_strip(
         ax.set_visible(True)
         # a logarithm takes 0 for missing; it is the best value there is, and gets the colour of the
         # scale's lower end
+        if isinstance(norm, LogNorm) and not image.any():
+            ax.text(0.5, 0.5, 'exactly 0', color='white', ha='center', transform=ax.transAxes)
         image = np.where(image <= 0, norm.vmin, image) if isinstance(norm, LogNorm) else image
         shown = ax.imshow(image, norm=norm, cmap=colour_map, interpolation='nearest')
     return shown
@@ -124,14 +131,15 @@ def banded_curve(
     std: Float[np.ndarray, ' k'],
     index: int,
     label: str,
+    colour: str | None = None,
 ) -> Float[np.ndarray, ' m']:
     """Draws a positive mean `(k,)` with a band of one standard deviation to each side, for a
-    logarithmic axis; `index` chooses colour and marker.
+    logarithmic axis; `index` chooses the marker, and the colour unless it is given.
 
     What is not positive and finite is a gap. Returns the ends of the band; the lower one is at
     least a tenth of the mean: at 0 it would leave the axis.
     """
-    style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
+    style = {'color': colour or LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
     mean, std = (
         np.where(np.isfinite(mean) & (mean > 0), mean, np.nan),
         np.where(np.isfinite(std), std, 0),

@@ -85,7 +85,8 @@ def posteriors(
             'magma',
         ),
     }
-    height = max(strip_height(truth[None], columns), strip_height(residual[None], columns)) + 0.7
+    images = [truth, residual] if residual.size else [truth]
+    height = max(strip_height(image[None], columns) for image in images) + 0.7
     figure = Figure(figsize=(WIDTH, height * (len(rows) + 1) + 0.9), layout='constrained')
     heights = [height, 0.9, *[height] * len(rows)]
     head, bars, *parts = figure.subfigures(len(rows) + 2, 1, height_ratios=heights).ravel()
@@ -101,7 +102,9 @@ def posteriors(
         panels += [('residual of sample 1', 'residual', row.residual)]
         _strip(part, (names or {}).get(name, name), panels, scales, columns, axis_names)
     labels = {'field': units[0], 'std': f'std of {units[0]}', 'residual': units[1]}
-    for ax, (kind, label) in zip(bars.subplots(1, 3), labels.items(), strict=True):
+    if not residual.size:
+        labels.pop('residual')
+    for ax, (kind, label) in zip(bars.subplots(1, len(labels)), labels.items(), strict=True):
         norm, colour_map = scales[kind]
         bar = {'orientation': 'horizontal', 'label': label, 'extend': 'both'} | colour_ticks(norm)
         bars.colorbar(ScalarMappable(norm, colour_map), cax=ax, **bar).minorticks_off()
@@ -119,6 +122,7 @@ def _strip(
 ) -> None:
     """Draws panels `(title, kind of scale, image)` side by side."""
     part.suptitle(title, x=0.01, ha='left', fontsize=11, weight='bold')
+    panels = [panel for panel in panels if panel[2].size]  # a rule may have no residual map
     axes: list[Axes] = list(part.subplots(1, columns, squeeze=False)[0])
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
