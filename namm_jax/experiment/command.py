@@ -128,17 +128,21 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _run(workdir: Path, given: argparse.Namespace) -> None:
     stages_in = lambda config: check_stages(given.stages, _needs(config))
+    path = workdir / 'config.json'
 
     def check_all(config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
         stages = stages_in(config)
         check_needs(stages, _needs(config), records)
         left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
-        if not left:
+        old = flatten(read_json(path, dict)['config']) if path.exists() else {}
+        new = flatten(config)
+        changes = {name.split('.')[0] for name in given.overrides if new[name] != old.get(name)}
+        if not left and not changes:
             return  # and nothing of a user's is executed
         check_files(records.get)
         config = with_own_data(ConfigDict(config), records.get('data'))
         check(config, given.preset)
-        for stage in stages:
+        for stage in changes.union(stages) & STAGES.keys():
             STAGES[stage].check(config)
 
     open_run = functools.partial(
