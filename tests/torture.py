@@ -4,6 +4,7 @@ why it cannot.
 
     python tests/torture.py --cycles=200 [--seed=0] [--kinds=kill,full,hung] [--log=torture.jsonl]
                             [--problems=burgers,count,own,total_brightness] [--stages=assimilate]
+                            [--references=FOLDER]
 
 Each cycle takes a copy of a finished run of the preset `tiny` of one of the problems, with stages
 that run on request, discards a random stage with all that was built on it, and while it is done
@@ -28,6 +29,7 @@ their number, at most 1.
 
 import argparse
 import collections
+import functools
 import json
 import math
 import os
@@ -73,7 +75,9 @@ FIELDS = {  # stage -> an integer that it reads
     'report': 'report.dpi',
 }
 
-FEW = {'assimilate': ['--config.assimilate.sampler=mirror_few_steps']}  # so that it takes seconds
+# Less of what takes long and is of one kind.
+FEW = ["--config.sample.rows=('dm','mdm_finetuned')", '--config.report.dpi=30']
+FEW += ['--config.assimilate.sampler=mirror_few_steps']
 
 
 class Defect(Exception):
@@ -225,26 +229,20 @@ def swapped(case: Case) -> Path | None:
 
 
 def estranged(case: Case) -> Path | None:
-    """Puts checkpoints, or a finished stage's arrays, of another seed's run in the place of its."""
-    record = lambda stage: case.folder / 'stages' / f'{stage}.json'
-    finished = lambda stage: read_json(record(stage))['finished']
-    begun = [stage for stage in case.run.stages if record(stage).exists()]
-    parts = [Path(stage, 'checkpoints') for stage in begun]
-    parts += [Path(stage) for stage in begun if finished(stage) and _arrays(case.folder / stage)]
+    """Puts checkpoints, or the arrays of a folder, of another seed's run in the place of its."""
+    other = case.run.other
+    found = [*other.glob('*/checkpoints/*.json'), *other.rglob('*.np[yz]')]
+    parts = {path.parent.relative_to(other) for path in found}
     if not (parts := [part for part in parts if (case.folder / part).exists()]):
         return None
-    part = case.rng.choice(parts)
+    part = case.rng.choice(sorted(parts))
     if part.name == 'checkpoints':
         shutil.rmtree(case.folder / part)
-        shutil.copytree(case.run.other / part, case.folder / part)
-    for path in _arrays(case.run.other / part):
+        shutil.copytree(other / part, case.folder / part)
+    for path in (other / part).glob('*.np[yz]'):
         shutil.copy(path, case.folder / part)
         shutil.copy(path.with_name('crc32.json'), case.folder / part)
     return case.folder / part
-
-
-def _arrays(folder: Path) -> list[Path]:
-    return sorted(folder.glob('*.np[yz]'))
 
 
 def _content(path: Path) -> dict[str, bytes]:
@@ -405,7 +403,10 @@ def differences(folder: Path, reference: Path) -> dict[str, float]:
 
 
 def make_reference(parent: Path, problem: str, requested: list[str]) -> Reference:
-    """Runs a problem, and once more with other seeds."""
+    """Runs a problem, and once more with other seeds, unless they are there."""
+    run = Reference(parent / problem, [], [], parent / f'{problem}-other', 0.0)
+    if (path := parent / f'{problem}.json').exists():
+        return run._replace(**json.loads(path.read_text()))
     arguments = [f'--config=configs/{problem}.py:tiny']
     if problem == 'own':
         rows = np.random.default_rng(0).integers(16, size=(192, 16))
@@ -413,16 +414,18 @@ def make_reference(parent: Path, problem: str, requested: list[str]) -> Referenc
         arguments += [f'--config.data.path={parent}/x.npy']
         rule = f'{ROOT}/docs/own_rule.py:rows_sum_to_one'
         arguments += [f'--config.constraint.distance={rule}']
-    run = Reference(parent / problem, arguments, [], parent / f'{problem}-other', 0.0)
+    run = run._replace(arguments=arguments)
     do = lambda *words: subprocess.run(run.command(*words), check=True, capture_output=True)
-    do(run.folder)
-    for stage in requested:
-        do(run.folder, f'--stages={stage}', *FEW.get(stage, []))
-    begun = time.monotonic()  # it finds its programs compiled
-    do(run.other, '--config.seed=1', '--config.data.seed=1')
+    do(run.folder, *FEW)
+    begun = time.monotonic()  # the second finds its programs compiled
+    do(run.other, *FEW, '--config.seed=1', '--config.data.seed=1')
     seconds = time.monotonic() - begun
+    for stage in requested:
+        do(run.folder, f'--stages={stage}')
+        do(run.other, f'--stages={stage}')
     stages = [name for name in cli.STAGES if (run.folder / 'stages' / f'{name}.json').exists()]
-    return run._replace(stages=stages, seconds=seconds)
+    path.write_text(json.dumps(dict(arguments=arguments, stages=stages, seconds=seconds)))
+    return make_reference(parent, problem, requested)
 
 
 def main() -> int:
@@ -440,13 +443,18 @@ def main() -> int:
     parser.add_argument(
         '--log', type=Path, help='a JSON object a cycle is appended to it; those there are done'
     )
+    parser.add_argument(
+        '--references', type=Path, help='folder that keeps the runs that are never broken'
+    )
     given = parser.parse_args()
     kinds, problems = given.kinds.split(','), given.problems.split(',')
     records, revision = read(given.log), provenance()['git']
-    os.environ |= {'JAX_PLATFORMS': 'cpu'}
+    # Every program is kept: a cycle is mostly starts.
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     with tempfile.TemporaryDirectory() as parent:
-        requested = [name for name in given.stages.split(',') if name]
-        runs = [make_reference(Path(parent), problem, requested) for problem in problems]
+        place = given.references or Path(parent)
+        requested = list(filter(None, given.stages.split(',')))
+        run = functools.cache(lambda problem: make_reference(place, problem, requested))
         for number in range(len(records), given.cycles):
             if provenance()['git'] != revision:
                 sys.exit(
@@ -455,7 +463,7 @@ def main() -> int:
                 )
             rng = random.Random(f'{given.seed}-{number}')
             turn, kind = divmod(number, len(kinds))
-            record = cycle(runs[turn % len(runs)], rng, kinds[kind])
+            record = cycle(run(problems[turn % len(problems)]), rng, kinds[kind])
             records.append(record)
             if given.log:
                 with open(given.log, 'a') as file:
