@@ -345,9 +345,16 @@ def test_a_refused_opening_leaves_nothing(tmp_path, monkeypatch):
     for name in ('runs/deep/run', 'empty', 'empty/run'):
         with pytest.raises(UserError, match='bad'):
             open_run(tmp_path / name, check=check)
+    (tmp_path / 'file').touch()
+    for name in ('file', 'file/run'):
+        with pytest.raises(UserError, match='is a file, or in one, expected a folder'):
+            open_run(tmp_path / name)
+    with pytest.raises(OSError, match='name too long'):
+        open_run(tmp_path / 'runs' / ('a' * 300))
     monkeypatch.setattr(fcntl, 'flock', lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_run(tmp_path / 'other')
+    (tmp_path / 'file').unlink()
     assert [path.name for path in tmp_path.rglob('*')] == ['empty']
 
 

@@ -78,6 +78,7 @@ FIELDS = {  # stage -> an integer that it reads
 # Less of what takes long and is of one kind.
 FEW = ["--config.sample.rows=('dm','mdm_finetuned')", '--config.report.dpi=30']
 FEW += ['--config.assimilate.sampler=mirror_few_steps']
+PATIENCE = 1200  # seconds, of a machine that others use, too
 
 
 class Defect(Exception):
@@ -126,9 +127,7 @@ class Case(NamedTuple):
 
     def end(self, *more: str, folder: Path | None = None) -> tuple[int, str]:
         """Runs it; returns its exit status and what it said."""
-        process = self.start(*more, folder=folder)
-        said = process.communicate(timeout=600)[1]
-        return process.returncode, said
+        return ending(self.start(*more, folder=folder))
 
     def broken_off(self, number: int, *more: str) -> tuple[int, str]:
         """Starts the run and sends it a signal at a random moment."""
@@ -137,8 +136,19 @@ class Case(NamedTuple):
             said = process.communicate(timeout=self.rng.uniform(0.5, self.seconds))[1]
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-            said = process.communicate(timeout=120)[1]
+            return ending(process)
         return process.returncode, said
+
+
+def ending(process: subprocess.Popen) -> tuple[int, str]:
+    """Waits for a process that has to end; returns its exit status and what it said."""
+    try:
+        said = process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise Defect(f'still there after {PATIENCE} s: {process.args}') from None
+    return process.returncode, said or ''
 
 
 class Seen(NamedTuple):
@@ -168,11 +178,13 @@ def unread(case: Case) -> Seen:
     process = case.start(case.redo)
     os.read(process.stderr.fileno(), 1)  # it has begun to say something
     process.stderr.close()
-    try:
-        process.wait(timeout=case.rng.uniform(0.5, case.seconds) if number else 600)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-    return _stopped(process.wait(timeout=120), '', number)
+    process.stderr = None
+    if number:
+        try:
+            process.wait(timeout=case.rng.uniform(0.5, case.seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    return _stopped(*ending(process), number)
 
 
 def overridden(case: Case) -> Seen:

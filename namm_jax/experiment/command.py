@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.experiment import Experiment, check, make_experiment
-from namm_jax.experiment.files import local, read_json, write_json
+from namm_jax.experiment.files import UserError, local, read_json, write_json
 from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
 from namm_jax.experiment.problem import check_files, user_files, with_own_data
@@ -56,6 +56,10 @@ def run(given: argparse.Namespace) -> None:
     if place or given.distributed:
         _join(given, place)
     parent = local(given.workdir or f'runs/{given.name.replace(":", "-")}')
+    if given.seeds and (parent / 'config.json').exists():
+        raise UserError(
+            f'{parent} is a run, whose table --seeds replaces; choose another --workdir'
+        )
     try:
         with _listening() as signal_number:
             given.signal = processes.agreed(signal_number)

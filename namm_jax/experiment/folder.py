@@ -163,20 +163,23 @@ class Run(Folder, contextlib.AbstractContextManager):
                 that stay.
         """
         self.directory = local(directory)
-        if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(f'{directory} is a file, expected a folder; choose another --workdir')
         self._held, self._records = contextlib.ExitStack(), Records(self.directory)
         self.log, self.drop_records = self._records.append, self._records.drop
         lock = self.directory / 'lock'
         new = [path for path in (lock, *lock.parents) if not path.exists()]
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                expected = 'expected a folder; choose another --workdir'
+                raise UserError(f'{directory} is a file, or in one, {expected}') from error
             for path in (*self.directory.glob('*'), *self.directory.glob('*/*')):
                 if path.is_symlink():  # what is written to it would land in somebody's file
                     raise UserError(f'{path} is a symbolic link, which no run makes; delete it')
             self._held.enter_context(_lock(lock))
             self._held.callback(self._records.close)
-            paths = [self.directory / name for name in ('config.json', 'stages', *depends(config))]
+            names = ('config.json', 'metrics.json', 'stages', *depends(config))
+            paths = [self.directory / name for name in names]
             if paths[0].exists():
                 super().__init__(self.directory, config, experiment)
             elif names := [path.name for path in paths if path.exists()]:
@@ -190,11 +193,12 @@ class Run(Folder, contextlib.AbstractContextManager):
             self._open(base, redo, check)
         except BaseException:
             self.close()
-            with contextlib.suppress(OSError):  # those with more in them stay
-                if lock in new and os.listdir(self.directory) == [lock.name]:
-                    lock.unlink()
-                for path in new[1:]:
-                    path.rmdir()
+            for path in new:
+                with contextlib.suppress(OSError):  # those with more in them stay
+                    if path != lock:
+                        path.rmdir()
+                    elif os.listdir(self.directory) == [lock.name]:
+                        lock.unlink()
             raise
 
     def _open(self, base: Config, redo: Iterable[str], check: Callable[..., None]) -> None:
