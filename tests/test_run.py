@@ -255,6 +255,10 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
         UserError, match='got the experiment periodic:tiny, but .* holds burgers:tiny'
     ):
         open_run(finished, experiment='periodic:tiny')
+    (tmp_path / 'seeds').mkdir()
+    write_json(tmp_path / 'seeds/metrics.json', {'rows': {}})  # the table of several seeds
+    with pytest.raises(UserError, match="holds .*'metrics.json'.* but no config.json"):
+        open_run(tmp_path / 'seeds')
     (tmp_path / 'home/data').mkdir(parents=True)
     with pytest.raises(UserError, match="holds .*'data'.* but no config.json"):
         open_run(tmp_path / 'home')
