@@ -4,7 +4,7 @@ why it cannot.
 
     python tests/torture.py --cycles=200 [--seed=0] [--kinds=kill,full,hung] [--log=torture.jsonl]
                             [--problems=burgers,count,own,total_brightness] [--stages=assimilate]
-                            [--references=FOLDER]
+                            [--references=FOLDER] [--summary=torture.json]
 
 Each cycle takes a copy of a finished run of the preset `tiny` of one of the problems, with stages
 that run on request, discards a random stage with all that was built on it, and while it is done
@@ -455,6 +455,7 @@ def main() -> int:
     parser.add_argument(
         '--log', type=Path, help='a JSON object a cycle is appended to it; those there are done'
     )
+    parser.add_argument('--summary', type=Path, help='JSON file of how often what was seen')
     parser.add_argument(
         '--references', type=Path, help='folder that keeps the runs that are never broken'
     )
@@ -476,12 +477,14 @@ def main() -> int:
             rng = random.Random(f'{given.seed}-{number}')
             turn, kind = divmod(number, len(kinds))
             record = cycle(run(problems[turn % len(problems)]), rng, kinds[kind])
-            records.append(record)
+            records.append({'cycle': number, 'revision': revision} | record)
             if given.log:
                 with open(given.log, 'a') as file:
-                    file.write(json.dumps({'cycle': number, 'revision': revision} | record) + '\n')
+                    file.write(json.dumps(records[-1]) + '\n')
             print(f'{number + 1}/{given.cycles}', record, flush=True)
     print(f'\n{summary(records)}')
+    if given.summary:
+        given.summary.write_text(json.dumps(counts(records), indent=2) + '\n')
     return int(any(record['defect'] for record in records))
 
 
@@ -490,6 +493,19 @@ def read(log: Path | None) -> list[dict[str, str]]:
     return (
         [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
     )
+
+
+def counts(records: list[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """Returns how many cycles there were of each problem, fault and what it led to, and of each
+    revision of the code.
+    """
+    number = lambda name_of: dict(sorted(collections.Counter(map(name_of, records)).items()))
+    return {
+        'problems': number(lambda record: record['problem']),
+        'seen': number(lambda record: f'{record["kind"]}: {record["seen"]}'),
+        'defects': number(lambda record: record['defect'] or 'none'),
+        'revisions': number(lambda record: record['revision'][:7]),
+    }
 
 
 def summary(records: list[dict[str, str]]) -> str:
