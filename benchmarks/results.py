@@ -10,7 +10,8 @@ files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name 
 a measurement operator. Of all constraints at preset quick, `front` and `summary` have a line a
 constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
 `distribution` or `seconds`; `others` the inverse problems without a table of their own.
-`ablations:CONFIG` has a line a file of it whose label begins with `ablation`. The texts are
+`ablations:CONFIG` has a line a file of it whose label begins with `ablation`; `power` is of
+`benchmarks/power.py`. The texts are
 README.md, results/README.md and the pages under docs/.
 """
 
@@ -36,12 +37,15 @@ COLUMNS = {
     'median distance': ('distance', 'median'),
     'mean': ('distance', 'mean'),
     'max': ('distance', 'max'),
-    'MMD²': ('distribution', 'mmd', 'value'),
-    'sliced W1': ('distribution', 'sliced_wasserstein', 'value'),
+    'two-sample area': ('distribution', 'two_sample', 'value'),
     'spectrum': ('distribution', 'spectrum', 'value'),
-    'calls': ('calls',),
+    'z': ('distribution', 'spectrum', 'z'),
+    'sliced W1': ('distribution', 'sliced_wasserstein', 'value'),
+    'z of W1': ('distribution', 'sliced_wasserstein', 'z'),
+    'nearest training / held-out': ('memorisation',),
     's a sample': ('seconds_per_sample',),
     'training, s': ('training_seconds',),
+    'FLOP': ('training_flops',),
 }
 
 POSTERIOR_COLUMNS = {
@@ -50,7 +54,9 @@ POSTERIOR_COLUMNS = {
     'its noise floor': ('noise_floor', 'median'),
     'misfit': ('misfit',),
     'RMSE of the mean': ('rmse',),
+    'its error': ('error', 'rmse'),
     'CRPS': ('crps',),
+    'error of CRPS': ('error', 'crps'),
     'spread / skill': ('spread_skill',),
     'calls': ('calls',),
     's a sample': ('seconds_per_sample',),
@@ -79,7 +85,10 @@ WAYS = {
     'dm_guided': 'guided',
     'dm_restored': 'restored',
     'dm_projected': 'projected',
+    'dm_restored_sampling': 'restored while sampling',
     'dm_projected_sampling': 'projected while sampling',
+    'dm_mapped': 'through f(g(x))',
+    'dm_mapped_finetuned': 'through finetuned f(g(x))',
     'mdm_finetuned': 'mirror map, finetuned',
     'mdm_polished': 'mirror map, finetuned and polished',
 }
@@ -210,10 +219,12 @@ def _lines(
     runs: list[dict[str, Any]],
 ) -> list[str]:
     """Returns the lines of a table of `names`, row key -> title, over runs, row key -> entry."""
-    lines = [f'| {first} | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
+    of = {row: [run.get(row, {}) for run in runs] for row in names}
+    cells = {name: {row: cell(of[row], path) for row in names} for name, path in columns.items()}
+    cells = {name: column for name, column in cells.items() if any(column.values())}
+    lines = [f'| {first} | ' + ' | '.join(cells) + ' |', '|---' * (len(cells) + 1) + '|']
     for row, title in names.items():
-        cells = [cell([run.get(row, {}) for run in runs], path) for path in columns.values()]
-        lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+        lines.append('| ' + ' | '.join([title, *(column[row] for column in cells.values())]) + ' |')
     return lines
 
 
@@ -241,46 +252,40 @@ def summary(folder: Path = ROOT / 'results') -> str:
         'dm_guided': 'guided',
         'dm_restored': 'restored',
         'dm_projected': 'projected',
-    }
-    names |= {
+        'dm_restored_sampling': 'restored while sampling',
         'dm_projected_sampling': 'projected while sampling',
+        'dm_mapped_finetuned': 'through f(g(x))',
         'mdm': 'MDM',
         'mdm_finetuned': 'finetuned',
+        'mdm_polished': 'polished',
     }
-    names |= {'mdm_polished': 'polished'}
-    head = ['constraint', 'true data', *names.values(), 'finetuned / DM']
-    head += ['sliced W1, finetuned / DM', 'sliced W1, DM / true data']
+    head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
+    head += ['two-sample area, finetuned']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for path in sorted(folder.glob('*-quick-seed0.json')):
         run = json.loads(path.read_text())
-        first_restore = next(
-            (row for row in run['rows'] if row.startswith('dm_restored')), 'dm_restored'
-        )
-        rows = ['data', *(first_restore if row == 'dm_restored' else row for row in names)]
-        medians = [three_digits(_median(run, row)) if row in run['rows'] else '' for row in rows]
-        data, dm, finetuned = (
-            _at(run['rows'][row], COLUMNS['sliced W1']) for row in ('data', 'dm', 'mdm_finetuned')
-        )
+        rows = _with_first_restore(run['rows'])
+        medians = [three_digits(_median(run, row)) for row in ('data',)]
+        medians += [cell([rows.get(row, {})], COLUMNS['median distance']) for row in names]
         ratio = three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm'))
-        distribution = map(three_digits, (finetuned / dm, dm / data))
-        lines.append(
-            '| '
-            + ' | '.join([path.name.split('-')[0], *medians, f'**{ratio}**', *distribution])
-            + ' |'
-        )
+        areas = [cell([rows[row]], COLUMNS['two-sample area']) for row in ('dm', 'mdm_finetuned')]
+        cells = [path.name.split('-')[0], *medians, f'**{ratio}**', *areas]
+        lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
+def _with_first_restore(rows: dict[str, Any]) -> dict[str, Any]:
+    """Returns rows, of the exact ways back onto the rule the first as `dm_restored`."""
+    restores = [
+        row for row in rows if row.startswith('dm_restored') and not row.endswith('sampling')
+    ]
+    return rows | ({'dm_restored': rows[restores[0]]} if restores else {})
+
+
 def _quick(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the rows of the first seed of each config at preset quick, its ways back onto the
-    rule as one row, the first of them.
-    """
-    found = {}
-    for config in RULES:
-        rows = json.loads((folder / f'{config}-quick-seed0.json').read_text())['rows']
-        restores = [row for row in rows if row.startswith('dm_restored')]
-        found[config] = rows | ({'dm_restored': rows[restores[0]]} if restores else {})
-    return found
+    """Returns the rows of the first seed of each config at preset quick."""
+    load = lambda config: json.loads((folder / f'{config}-quick-seed0.json').read_text())['rows']
+    return {config: _with_first_restore(load(config)) for config in RULES}
 
 
 def front(folder: Path = ROOT / 'results') -> str:
@@ -292,6 +297,7 @@ def front(folder: Path = ROOT / 'results') -> str:
     for config, rows in _quick(folder).items():
         mean = lambda row, rows=rows: _at(rows[row], COLUMNS['mean'])
         rivals = [row for row in WAYS if row.startswith('dm') and row in rows]
+        rivals = [row for row in rivals if 'mapped' not in row]
         best = min(rivals, key=mean)
         told = f'{three_digits(mean(best))}, {WAYS[best]}'
         ours = three_digits(mean('mdm_finetuned'))
@@ -301,21 +307,17 @@ def front(folder: Path = ROOT / 'results') -> str:
 
 
 def methods(what: str, folder: Path = ROOT / 'results') -> str:
-    """Returns a line a way to obey a rule and a column a config: mean distance, sliced Wasserstein
-    distance over the diffusion model's, or seconds a sample.
+    """Returns a line a way to obey a rule and a column a config: mean distance, area of the
+    two-sample test, or seconds a sample.
     """
     runs = _quick(folder)
-    paths = {'distance': 'mean', 'distribution': 'sliced W1', 'seconds': 's a sample'}
+    paths = {'distance': 'mean', 'distribution': 'two-sample area', 'seconds': 's a sample'}
     lines = ['| way | ' + ' | '.join(f'`{name}`' for name in runs) + ' |']
     lines.append('|---' * (len(runs) + 1) + '|')
     for way, title in {'dm': 'diffusion model alone', **WAYS}.items():
-        cells = []
-        for rows in runs.values():
-            value = _at(rows[way], COLUMNS[paths[what]]) if way in rows else None
-            if value is not None and what == 'distribution':
-                value /= _at(rows['dm'], COLUMNS['sliced W1'])
-            cells.append('' if value is None else three_digits(value))
-        lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+        cells = [cell([rows.get(way, {})], COLUMNS[paths[what]]) for rows in runs.values()]
+        if any(cells):
+            lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -332,6 +334,21 @@ def others(folder: Path = ROOT / 'results') -> str:
         pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
         cells = [', '.join(map(three_digits, pair)) for pair in pairs]
         lines.append('| ' + ' | '.join([title, *cells]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def power(folder: Path = ROOT / 'results') -> str:
+    """Returns a line a problem and what was done to its data: the z of each distribution metric."""
+    metrics = {'two_sample': 'two-sample area', 'spectrum': 'spectrum'}
+    metrics |= {'sliced_wasserstein': 'sliced W1', 'mmd': 'MMD²'}
+    head = ['problem', 'done to the data', *metrics.values(), 'true data, two-sample area']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for config, of in json.loads((folder / 'power.json').read_text()).items():
+        area = of.pop('true')['two_sample']
+        for what, values in of.items():
+            cells = [f'{values[name]["z"]:.1f}' for name in metrics]
+            floor = f'{area["value"]:.3f} ± {area["std"]:.3f}'
+            lines.append('| ' + ' | '.join([f'`{config}`', what, *cells, floor]) + ' |')
     return '\n'.join(lines) + '\n'
 
 
@@ -377,6 +394,7 @@ def with_tables(text: str) -> str:
     def made(name: str) -> str:
         name, _, of = name.partition(':')
         special = {'summary': lambda _: summary(), 'front': lambda _: front()}
+        special |= {'power': lambda _: power()}
         special |= {'ablations': ablations, 'methods': methods, 'others': lambda _: others()}
         if name in special:
             return special[name](of)

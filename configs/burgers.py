@@ -18,6 +18,7 @@ QUICK = (
     | section('mdm', steps=2000)
     | section('finetune', samples=512, steps=800)
     | section('dm', steps=5200)
+    | section('sample', n=512)
 )
 
 PAPER = (

@@ -14,7 +14,16 @@ from namm_jax.experiment.presets import section
 
 # Not the Gauss-Newton rows: a product with J J^T goes through all time steps and back, a projection
 # takes minutes.
-ROWS = ('dm', 'dm_guided', 'dm_restored', 'dm_projected_sampling', 'mdm', 'mdm_finetuned')
+ROWS = (
+    'dm',
+    'dm_guided',
+    'dm_restored',
+    'dm_restored_sampling',
+    'dm_mapped',
+    'dm_mapped_finetuned',
+    'mdm',
+    'mdm_finetuned',
+)
 
 QUICK = (
     presets.MUON
@@ -27,7 +36,7 @@ QUICK = (
     | section('mdm', steps=1200)
     | section('dm', steps=2900)
     # guidance takes that gradient 40 times a sample
-    | section('sample', n=128, rows=ROWS, guidance_scales=(0.0, 1.0, 3.0))
+    | section('sample', n=128, rows=ROWS, guidance_scales=(0.3, 1.0, 1.5), guidance_steps=(1,))
 )
 
 RULE = (

@@ -1,9 +1,8 @@
 """How good samples are: arrays in, scalars out.
 
 Of sets, how far samples `x (n, ...)` are from a constraint and from a reference `y (m, ...)`, in
-one layout and in data units. A distance of distributions is a function of weights `w (n,)` and
-`v (m,)` of their members: what costs (Gram matrices, sorted projections, power spectra) is computed
-once, and a bootstrap resample is another pair of weights. Samples that are not finite make it not
+one layout and in data units. A distance between finite sets of one distribution is not 0: read each
+beside its values for true samples of the same number. Samples that are not finite make it not
 finite.
 
 Of posteriors, the errors of their mean, of their distribution, and of the spread they claim, given
@@ -24,7 +23,6 @@ from jaxtyping import Array, Float
 from namm_jax._arrays import Fields, Key, Metrics
 
 Scalar: TypeAlias = Float[Array, '']
-Statistic: TypeAlias = Callable[[Float[Array, ' n'], Float[Array, ' m']], Scalar]
 Samples: TypeAlias = Float[Array, '...']  # (n, k, h, w, c)
 Truths: TypeAlias = Float[Array, '...']  # (n, h, w, c)
 Valid: TypeAlias = Array  # booleans (n, k)
@@ -59,7 +57,14 @@ def mmd(x: _X, y: _Y, *, multiples: tuple[float, ...] = _MULTIPLES) -> Scalar:
 
     Reference: Gretton et al., "A kernel two-sample test", JMLR 13 (2012), eq. 3.
     """
-    return _mmd_of_weights(x, y, multiples)(jnp.ones(len(x)), jnp.ones(len(y)))
+    x, y = _flat_pair(x, y, least=2)
+    squares = _square_distances(y, y)
+    median = jnp.nanmedian(jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares))  # of pairs
+    exponential = lambda squares, c: jnp.exp(-squares / (2 * c**2 * median))
+    kernel = lambda squares: sum(exponential(squares, c) for c in multiples) / len(multiples)
+    pairs = lambda k: (jnp.sum(k) - jnp.trace(k)) / (len(k) * (len(k) - 1))
+    across = jnp.mean(kernel(_square_distances(x, y)))
+    return pairs(kernel(_square_distances(x, x))) + pairs(kernel(squares)) - 2 * across
 
 
 @functools.partial(jax.jit, static_argnames='projections')
@@ -68,14 +73,21 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
 
     `SW_1 = mean_theta integral |F_x(s) - F_y(s)| ds`, with `F` the empirical distribution functions
     of `x . theta` and `y . theta`, and `projections >= 1` directions `theta` uniform on the unit
-    sphere. Between finite sets of one distribution it is above 0 and falls as they grow: read it
-    beside its value between two halves of the reference. Sets that differ in field shape raise a
-    ValueError.
+    sphere. Sets that differ in field shape raise a ValueError.
 
     Reference: Bonneel et al., "Sliced and Radon Wasserstein barycenters", JMIV 51 (2015).
     """
-    statistic = _sliced_wasserstein_of_weights(key, x, y, projections)
-    return statistic(jnp.ones(len(x)), jnp.ones(len(y)))
+    if projections < 1:
+        raise ValueError(f'projections: got {projections}, expected >= 1; 128 give it to about 1 %')
+    x, y = _flat_pair(x, y, least=1)
+    theta = jax.random.normal(key, (projections, x.shape[1]))
+    theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
+    both = jnp.matmul(theta, jnp.concatenate([x, y]).T, precision=_HIGHEST)  # (projections, n + m)
+    order = jnp.argsort(both, axis=1)
+    gaps = jnp.diff(jnp.take_along_axis(both, order, axis=1))
+    signed = jnp.concatenate([jnp.full(len(x), 1 / len(x)), jnp.full(len(y), -1 / len(y))])
+    difference = jnp.cumsum(signed[order], axis=1)[:, :-1]  # F_x - F_y between neighbours
+    return jnp.mean(jnp.sum(jnp.abs(difference) * gaps, axis=1))
 
 
 @functools.partial(jax.jit, static_argnames='axes')
@@ -100,116 +112,134 @@ def spectrum_distance(x: _X, y: _Y, axes: _Axes) -> Scalar:
     Powers below 1.2e-7 (single precision) of the strongest wavenumber of `y` are raised to that in
     both. Axes as of `spectrum`; fields that differ in shape raise a ValueError.
     """
-    return _spectrum_of_weights(x, y, axes)(jnp.ones(len(x)), jnp.ones(len(y)))
-
-
-def bootstrap(key: Key, statistic: Statistic, n: int, m: int, *, resamples: int = 200) -> Metrics:
-    """Returns a statistic of two sets with its 95 % interval: `{'value', 'low', 'high'}`.
-
-    A resample weights each member by how often it occurs, `w ~ Multinomial(n, 1/n)`. The resamples'
-    2.5 % and 97.5 % quantiles are shifted by `value - median`, since distances of resampled,
-    noisier sets are biased upwards. The interval says how far other samples would have moved the
-    value; for what two sets of one distribution score, compare halves of the reference.
-
-    Args:
-        key: of the resamples.
-        statistic: `(w, v) -> scalar` of the weights `(n,)` and `(m,)`, which sum to n and m.
-        n, m: sizes of the two sets; less than 1 raises a ValueError.
-        resamples: how many, at least 1; 200 fix the ends of the interval to about a tenth of its
-            width.
-
-    Reference: Efron and Tibshirani, "An introduction to the bootstrap" (1993), ch. 13.
-    """
-    if min(n, m, resamples) < 1:
-        got = f'n={n}, m={m}, resamples={resamples}'
-        raise ValueError(f'bootstrap: got {got}, expected all >= 1; pass non-empty sets')
-
-    def weights(key: Key, n: int) -> Array:
-        return jnp.bincount(jax.random.randint(key, (n,), 0, n), length=n).astype(float)
-
-    value = statistic(jnp.ones(n), jnp.ones(m))
-    keys = jax.random.split(key, (resamples, 2))
-    values = jax.lax.map(lambda pair: statistic(weights(pair[0], n), weights(pair[1], m)), keys)
-    # nan: a resample of a handful of members can be one member n times, without pairs for the MMD.
-    low, middle, high = jnp.nanquantile(values, jnp.array([0.025, 0.5, 0.975]))
-    return {'value': value, 'low': value + low - middle, 'high': value + high - middle}
-
-
-@functools.partial(jax.jit, static_argnames=('spatial_axes', 'projections', 'resamples'))
-def distribution_distances(
-    key: Key, x: _X, y: _Y, *, spatial_axes: _Axes, projections: int = 128, resamples: int = 200
-) -> dict[str, Metrics]:
-    """Returns the three distances between samples and a reference set, each by `bootstrap`.
-
-    `{'mmd', 'sliced_wasserstein', 'spectrum'}`, each `{'value', 'low', 'high'}`: squared; in data
-    units; in decades. Arguments and errors are those of the three. Memory is that of both sets and
-    of `(n + m)^2` numbers.
-    """
-    key_directions, key_resamples = jax.random.split(key)
-    statistics = {
-        'mmd': _mmd_of_weights(x, y, _MULTIPLES),
-        'sliced_wasserstein': _sliced_wasserstein_of_weights(key_directions, x, y, projections),
-        'spectrum': _spectrum_of_weights(x, y, spatial_axes),
-    }
-    # One key: the intervals are of the same resampled sets.
-    sizes = len(x), len(y)
-    interval = lambda statistic: bootstrap(key_resamples, statistic, *sizes, resamples=resamples)
-    return {name: interval(statistic) for name, statistic in statistics.items()}
-
-
-def _mmd_of_weights(x: Array, y: Array, multiples: tuple[float, ...]) -> Statistic:
-    x, y = _flat_pair(x, y, least=2)
-    squares = _square_distances(y, y)
-    median = jnp.nanmedian(jnp.where(jnp.eye(len(y), dtype=bool), jnp.nan, squares))  # of pairs
-
-    def kernel(squares: Array) -> Array:
-        return sum(jnp.exp(-squares / (2 * c**2 * median)) for c in multiples) / len(multiples)
-
-    kxx = kernel(_square_distances(x, x))
-    kyy = kernel(squares)
-    kxy = kernel(_square_distances(x, y))
-
-    # A resample repeats members, and k(x_i, x_i) = 1 would count as a pair, a bias of about
-    # 1/n + 1/m: so the diagonal is left out whatever the weights. The resamples' spread is then
-    # right where the distributions differ, and too wide (up to about sqrt(3)) where they do not.
-    def pairs(k: Array, w: Array) -> Array:
-        off_diagonal = _bilinear(w, k, w) - jnp.sum(w**2 * jnp.diagonal(k))
-        return off_diagonal / (jnp.sum(w) ** 2 - jnp.sum(w**2))
-
-    def statistic(w: Array, v: Array) -> Array:
-        across = 2 * _bilinear(w, kxy, v) / (jnp.sum(w) * jnp.sum(v))
-        return pairs(kxx, w) + pairs(kyy, v) - across
-
-    return statistic
-
-
-def _sliced_wasserstein_of_weights(key: Key, x: Array, y: Array, projections: int) -> Statistic:
-    if projections < 1:
-        raise ValueError(f'projections: got {projections}, expected >= 1; 128 give it to about 1 %')
-    x, y = _flat_pair(x, y, least=1)
-    theta = jax.random.normal(key, (projections, x.shape[1]))
-    theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
-    both = jnp.matmul(theta, jnp.concatenate([x, y]).T, precision=_HIGHEST)  # (projections, n + m)
-    order = jnp.argsort(both, axis=1)
-    gaps = jnp.diff(jnp.take_along_axis(both, order, axis=1))
-
-    def statistic(w: Array, v: Array) -> Array:
-        signed = jnp.concatenate([w / jnp.sum(w), -v / jnp.sum(v)])
-        difference = jnp.cumsum(signed[order], axis=1)[:, :-1]  # F_x - F_y between neighbours
-        return jnp.mean(jnp.sum(jnp.abs(difference) * gaps, axis=1))
-
-    return statistic
-
-
-def _spectrum_of_weights(x: Array, y: Array, axes: _Axes) -> Statistic:
     _check_pair(x, y, least=1)
-    ex, ey = _spectra(x, axes), _spectra(y, axes)
-    floor = jnp.finfo(ey.dtype).eps * jnp.max(jnp.mean(ey, axis=0))
+    ex, ey = spectrum(x, axes), spectrum(y, axes)
+    floor = jnp.finfo(ey.dtype).eps * jnp.max(ey)
+    decades = lambda e: jnp.log10(jnp.maximum(e, floor))
+    return jnp.mean(jnp.abs(decades(ex) - decades(ey)))
 
-    def decades(w: Array, e: Array) -> Array:
-        return jnp.log10(jnp.maximum(w @ e / jnp.sum(w), floor))
 
-    return lambda w, v: jnp.mean(jnp.abs(decades(w, ex) - decades(v, ey)))
+@functools.partial(jax.jit, static_argnames=('spatial_axes', 'projections'))
+def distribution_distances(
+    key: Key, x: _X, y: _Y, *, spatial_axes: _Axes, projections: int = 128
+) -> Metrics:
+    """Returns the three distances between samples and a reference set.
+
+    `{'mmd', 'sliced_wasserstein', 'spectrum'}`: squared; in data units; in decades. Arguments and
+    errors are those of the three. Memory is that of both sets and of `(n + m)^2` numbers.
+    """
+    return {
+        'mmd': mmd(x, y),
+        'sliced_wasserstein': sliced_wasserstein(key, x, y, projections=projections),
+        'spectrum': spectrum_distance(x, y, spatial_axes),
+    }
+
+
+@functools.partial(jax.jit, static_argnames='axes')
+def summaries(x: _X, axes: _Axes) -> Float[Array, 'n k']:
+    """Returns numbers of each field by which sets can be told apart, for `two_sample_area`.
+
+    The logarithms of its power spectrum, quantiles of its values, and the mean, root mean square
+    and maximum of its absolute increments along each axis. Axes as of `spectrum`.
+    """
+    power = _spectra(x, axes)
+    whole = jnp.sum(power, axis=1, keepdims=True)
+    spectra = jnp.log(power + 1e-7 * whole + jnp.finfo(x.dtype).tiny)
+    values = jnp.quantile(x.reshape(len(x), -1), jnp.linspace(0, 1, 9), axis=1).T
+    increments = []
+    for axis in axes:
+        steps = jnp.abs(jnp.diff(x, axis=axis)).reshape(len(x), -1)
+        increments += [steps.mean(1), jnp.sqrt((steps**2).mean(1)), steps.max(1)]
+    return jnp.concatenate([spectra, values, jnp.stack(increments, 1)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def principal_axes(x: _X, k: int) -> tuple[Float[Array, ' d'], Float[Array, 'd k']]:
+    """Returns the mean of fields, as vectors of d values, and the k directions, of length 1, in
+    which they vary most; fewer where n or d are less than k.
+    """
+    x = x.reshape(len(x), -1)
+    mean = jnp.mean(x, axis=0)
+    _, _, axes = jnp.linalg.svd(x - mean, full_matrices=False)
+    return mean, axes[:k].T
+
+
+@functools.partial(jax.jit, static_argnames=('folds', 'repeats', 'iterations'))
+def two_sample_area(
+    key: Key,
+    x: Float[Array, 'n k'],
+    y: Float[Array, 'm k'],
+    *,
+    folds: int = 5,
+    repeats: int = 5,
+    ridge: float = 0.03,
+    iterations: int = 12,
+) -> Metrics:
+    """Returns how well a classifier tells two sets of features apart: `{'value', 'std'}` of the
+    area under its receiver operating characteristic, 1/2 for one distribution, 1 at best.
+
+    The classifier is a logistic regression, `min_w mean log(1 + exp(-s w . phi)) + ridge/2 |w|^2`
+    with `s = +1` for x and -1 for y and `phi` the features, standardised over both sets, and 1; by
+    Newton's method. It is fitted to all folds but one, and the area is the part of the pairs of
+    that one, of a member of x and one of y, that it puts in order. The mean is over folds and
+    `repeats` partitions, the standard deviation over these. Sets of different sizes, or of fewer
+    members than twice the folds, raise a ValueError.
+
+    Reference: Lopez-Paz & Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
+    """
+    n = len(x)
+    if x.shape != y.shape or n < 2 * folds:
+        raise ValueError(
+            f'sets: got features of shape {x.shape} and {y.shape}, expected as many of both, at '
+            f'least {2 * folds}; take equal numbers'
+        )
+    both = jnp.concatenate([x, y])
+    scale = jnp.std(both, axis=0)
+    both = (both - jnp.mean(both, axis=0)) / jnp.where(scale > 0, scale, 1)
+    both = jnp.concatenate([both, jnp.ones((2 * n, 1))], axis=1)
+    sign = jnp.repeat(jnp.array([1.0, -1.0]), n)
+    product = functools.partial(jnp.matmul, precision=_HIGHEST)
+
+    def fit(weight: Array) -> Array:
+        def newton(w: Array, _: None) -> tuple[Array, None]:
+            p = jax.nn.sigmoid(-sign * product(both, w))
+            slope = -product(both.T, weight * sign * p) + ridge * w
+            curved = both * (weight * p * (1 - p))[:, None]
+            hessian = product(both.T, curved) + ridge * jnp.eye(len(w))
+            return w - jax.scipy.linalg.solve(hessian, slope, assume_a='pos'), None
+
+        start = jnp.zeros(both.shape[1])
+        return jax.lax.scan(newton, start, length=iterations)[0]
+
+    def area(pair: tuple[Array, Array]) -> Array:
+        parts, fold = pair
+        held = parts == fold
+        train = jnp.tile(~held, 2)
+        found = product(both, fit(train / jnp.sum(train)))
+        order = jnp.sign(found[:n, None] - found[n:]) / 2 + 0.5
+        pairs = held[:, None] & held
+        return jnp.sum(jnp.where(pairs, order, 0)) / jnp.sum(pairs)
+
+    part = lambda key: jax.random.permutation(key, jnp.arange(n) % folds)
+    parts = jax.vmap(part)(jax.random.split(key, repeats))
+    pairs = jnp.repeat(parts, folds, axis=0), jnp.tile(jnp.arange(folds), repeats)
+    areas = jax.lax.map(area, pairs).reshape(repeats, folds).mean(1)
+    return {'value': areas.mean(), 'std': areas.std()}
+
+
+@jax.jit
+def memorisation(x: _X, train: _Y, held_out: _Y) -> Scalar:
+    """Returns the mean distance of samples to the nearest training field over that to the nearest
+    held-out one: 1 for samples that know the distribution alone, 0 for copies.
+
+    Euclidean distances; both sets must have one number of fields, or the larger is nearer.
+    """
+
+    def nearest(reference: Array) -> Array:
+        squares = _square_distances(*_flat_pair(x, reference, least=1))
+        return jnp.mean(jnp.sqrt(jnp.min(squares, axis=1)))
+
+    return nearest(train) / nearest(held_out)
 
 
 def _spectra(x: Array, axes: _Axes) -> Array:
@@ -240,10 +270,6 @@ def _square_distances(x: Array, y: Array) -> Array:
     return jnp.maximum(squares, 0)  # round-off of a difference of equals
 
 
-def _bilinear(w: Array, k: Array, v: Array) -> Array:
-    return jnp.vdot(w, jnp.matmul(k, v, precision=_HIGHEST), precision=_HIGHEST)
-
-
 def _flat_pair(x: Array, y: Array, least: int) -> tuple[Array, Array]:
     _check_pair(x, y, least)
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
@@ -257,6 +283,17 @@ def _check_pair(x: Array, y: Array, least: int) -> None:
             f'sets: got shapes {x.shape} and {y.shape}, expected equal shapes after the first axis '
             f'and at least {least} members each; pass samples and reference in one layout'
         )
+
+
+@jax.jit
+def line(x: Array, z: Array) -> Metrics:
+    """Returns the straight line `z = slope x + offset` of least squares through all values of two
+    arrays of one shape, and the part `r2` of z's variance that it explains.
+    """
+    x_0, z_0 = x - jnp.mean(x), z - jnp.mean(z)
+    slope = jnp.vdot(x_0, z_0) / jnp.vdot(x_0, x_0)
+    rest = jnp.mean((z_0 - slope * x_0) ** 2) / jnp.mean(z_0**2)
+    return {'slope': slope, 'offset': jnp.mean(z) - slope * jnp.mean(x), 'r2': 1 - rest}
 
 
 def posterior_moments(samples: Samples, valid: Valid | None = None) -> tuple[Fields, Fields]:
@@ -325,6 +362,18 @@ def posterior_statistics(truth: Truths, samples: Samples, valid: Valid | None = 
     """Returns `{'rmse', 'crps', 'spread_skill'}`; raises a ValueError as they do."""
     statistics = {'rmse': rmse, 'crps': crps, 'spread_skill': spread_skill}
     return {name: statistic(truth, samples, valid) for name, statistic in statistics.items()}
+
+
+def jackknife(statistics: Callable[..., Metrics], *arrays: Array) -> Metrics:
+    """Returns the standard errors of `statistics(*arrays)`, arrays `(n, ...)` of n >= 2
+    measurements: `sqrt((n - 1) / n sum_i (s_i - mean s)^2)`, with s_i those without measurement i.
+
+    Reference: Efron & Stein, "The jackknife estimate of variance", Ann. Stat. 9 (1981).
+    """
+    n = len(arrays[0])
+    without = [statistics(*(jnp.delete(array, i, axis=0) for array in arrays)) for i in range(n)]
+    spread = lambda *values: jnp.std(jnp.stack(values)) * (n - 1) ** 0.5
+    return jax.tree.map(spread, *without)
 
 
 def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:

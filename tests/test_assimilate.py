@@ -250,15 +250,19 @@ def test_both_tables_are_made_of_one_list():
 
 def test_rows_of_samples_depend_on_restores_and_map():
     plain = {name: ('dm',) for name in ('dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling')}
+    restored = {name: ('dm',) for name in ('dm_restored', 'dm_restored_sampling')}
     mirrors = {
+        'dm_mapped': ('mirror', 'dm'),
+        'dm_mapped_finetuned': ('mirror', 'mdm', 'finetune', 'dm'),
         'mdm': ('mirror', 'mdm'),
         **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
     }
-    assert rows_of_samples('burgers') == plain | {'dm_restored': ('dm',)} | mirrors
+    assert rows_of_samples('burgers') == plain | restored | mirrors
     rows = rows_of_samples('total_brightness', 'simplex')
     restored = [row for row in rows if row.startswith('dm_restored_')]
+    assert 'dm_restored_sampling' in restored
     assert rows == plain | dict.fromkeys(restored, ('dm',)) | {'mdm_simplex': ('mdm',)}
-    assert len(restored) > 1 and list(rows)[2 : 2 + len(restored)] == restored
+    assert len(restored) > 2 and list(rows)[2 : 1 + len(restored)] == restored[:-1]
     counted = rows_of_samples('count')
     assert counted.pop('dm') == ('dm',) and 'dm_restored' not in counted
     assert all(stages[0] == 'counter' for stages in counted.values())

@@ -342,6 +342,7 @@ def test_seeds_in_the_folder_of_a_run(refused, tmp_path):
     assert f'{tmp_path}/run is a run' in told and 'another --workdir' in told
 
 
+@pytest.mark.slow
 def test_an_environment_that_a_run_cannot_have(tmp_path):
     gone = ('HOME', 'JAX_COMPILATION_CACHE_DIR')
     kept = {name: value for name, value in os.environ.items() if name not in gone}

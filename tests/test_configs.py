@@ -32,11 +32,8 @@ def load(path):
 
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / 'configs').glob('[!_]*.py'))}
 EVERY = [(name, preset) for name, config in CONFIGS.items() for preset in config.PRESETS]
-DEAR = {  # large networks take a second each to trace, and those of one constraint stand for all
-    (name, preset)
-    for name, preset in EVERY
-    if preset in ('paper', 'published') and name != 'burgers'
-}
+# large networks take seconds to trace
+DEAR = {(name, preset) for name, preset in EVERY if preset in ('paper', 'published')}
 BUILT = [
     pytest.param(*both, marks=[pytest.mark.slow] * (both in DEAR))
     for both in EVERY

@@ -150,6 +150,7 @@ def test_projection_onto_an_ellipse_is_the_nearest_point():
     np.testing.assert_allclose(found, distances.min(1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_projection_of_burgers_data_and_of_noisy_data():
     problem = dataclasses.replace(PROBLEM, stepper='crank_nicolson')
     constraint = problem.constraint()

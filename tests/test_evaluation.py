@@ -1,5 +1,5 @@
-"""Distances between sets of samples: closed forms, exact cases, invariances, and intervals that
-cover.
+"""Distances between sets of samples: closed forms, exact cases, invariances, and what a
+classifier must find.
 """
 
 import math
@@ -141,55 +141,77 @@ def test_spectrum_distance_compares_no_round_off():
     assert evaluation.spectrum_distance(x + 1e-7 * normal(16, *x.shape), x, (1,)) < 1e-5
 
 
-def difference_of_means(x, y):
-    return lambda w, v: w @ x / jnp.sum(w) - v @ y / jnp.sum(v)
-
-
-def test_bootstrap_interval_of_a_difference_of_means_covers_the_truth_at_its_rate():
-    def interval(key, x, y):
-        return evaluation.bootstrap(key, difference_of_means(x, y), 40, 80)
-
-    found = jax.jit(jax.vmap(interval))(
-        jax.random.split(KEY, 300), normal(21, 300, 40) + 0.5, normal(22, 300, 80)
+def test_distribution_distances_are_the_single_ones():
+    x, y = 1.5 * normal(20, 64, 8, 8, 1), normal(19, 90, 8, 8, 1)
+    found = evaluation.distribution_distances(KEY, x, y, spatial_axes=(1,), projections=32)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {
+            'mmd': float(evaluation.mmd(x, y)),
+            'sliced_wasserstein': float(evaluation.sliced_wasserstein(KEY, x, y, projections=32)),
+            'spectrum': float(evaluation.spectrum_distance(x, y, (1,))),
+        },
+        rel=1e-4,
     )
-    low, high = np.asarray(found['low']), np.asarray(found['high'])
-    assert 0.89 < np.mean((low < 0.5) & (high > 0.5)) < 0.98
-    width = np.mean(high - low)
-    assert width == pytest.approx(2 * 1.96 * math.sqrt(1 / 40 + 1 / 80), rel=0.06)
 
 
-def test_bootstrap_intervals_hold_the_value_and_shrink_with_the_root_of_the_size():
-    def widths(n):
-        x, y = (
-            normal(17, n, 8, 8, 1) + 1,
-            normal(18, n, 8, 8, 1),
-        )  # far apart: the MMD of near ones falls as 1 / n
-        found = evaluation.distribution_distances(KEY, x, y, spatial_axes=(1, 2), projections=32)
-        assert all(
-            distance['low'] < distance['value'] < distance['high'] for distance in found.values()
-        )
-        return {name: float(distance['high'] - distance['low']) for name, distance in found.items()}
-
-    few, many = widths(64), widths(576)
-    for name in few:
-        assert few[name] / many[name] == pytest.approx(3, rel=0.3), name
+def area(x, y, **options):
+    return {k: float(v) for k, v in evaluation.two_sample_area(KEY, x, y, **options).items()}
 
 
-def test_distribution_distances_are_the_single_ones_and_tell_near_from_far():
-    y = normal(19, 90, 8, 8, 1)
-    near, far = (
-        evaluation.distribution_distances(
-            KEY, scale * normal(20, 64, 8, 8, 1), y, spatial_axes=(1,), projections=32
-        )
-        for scale in (1.0, 1.5)
+@pytest.mark.parametrize('shift', [0.0, 0.5, 1.5])
+def test_area_of_two_normal_laws_is_that_of_their_best_classifier(shift):
+    x, y = normal(30, 1500, 6), normal(31, 1500, 6)
+    x[:, 2] += shift
+    best = scipy.stats.norm.cdf(shift / math.sqrt(2))  # P(x_2 > y_2)
+    found = area(x, y)
+    # a standard error, and what five useless features cost a fit
+    assert found['value'] == pytest.approx(best, abs=3 * math.sqrt(1 / (12 * 750)))
+    assert 0 < found['std'] < 0.02
+
+
+def test_area_sees_neither_units_nor_constants_and_is_one_for_sets_apart():
+    x, y = normal(32, 60, 4), normal(33, 60, 4) + 1
+    units = np.array([1e-3, 1.0, 1e4, 7.0], np.float32)
+    same = np.ones((60, 1), np.float32)
+    moved = [np.concatenate([units * part + 3 * units, same], 1) for part in (x, y)]
+    assert area(*moved)['value'] == pytest.approx(area(x, y)['value'], abs=2e-3)
+    assert area(x, y + 20)['value'] == 1
+    assert math.isnan(area(np.where(np.arange(60)[:, None] == 3, np.nan, x), y)['value'])
+
+
+def test_principal_axes_are_those_of_the_covariance():
+    rotation = np.linalg.qr(normal(34, 6, 6))[0]
+    x = normal(35, 4000, 6) * np.array([5, 3, 1, 0.1, 0.1, 0.1]) @ rotation.T + 2
+    mean, axes = evaluation.principal_axes(x.reshape(-1, 3, 2, 1), 2)
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-4)
+    np.testing.assert_allclose(np.abs(np.sum(axes * rotation[:, :2], 0)), 1, atol=2e-3)
+    assert axes.shape == (6, 2)
+
+
+def test_summaries_tell_spectrum_values_and_increments_by_hand():
+    x = np.tile(3 * wave(32, 5)[:, None, None], (2, 1, 4, 1))
+    found = np.asarray(evaluation.summaries(x, (1,)))
+    powers, values, increments = np.split(found[0], [17, 26])
+    assert powers.argmax() == 5 and np.exp(powers[5]) == pytest.approx(4.5, rel=1e-5)
+    assert values[[0, 4, 8]] == pytest.approx([x.min(), 0, x.max()], abs=1e-5)
+    steps = np.abs(np.diff(x[0, :, 0, 0]))
+    root = math.sqrt(np.mean(steps**2))
+    assert increments == pytest.approx([steps.mean(), root, steps.max()], rel=1e-4)
+
+
+def test_memorisation_is_zero_for_copies_and_one_for_the_law():
+    train, held_out, x = normal(36, 3, 300, 5)
+    assert evaluation.memorisation(train[:100], train, held_out) < 1e-3
+    assert evaluation.memorisation(x, train, held_out) == pytest.approx(1, abs=0.05)
+
+
+def test_line_through_points_on_a_line_and_beside_it():
+    x, noise = normal(37, 2, 4000)
+    found = evaluation.line(x, 1.8 * x + 0.04)
+    assert [float(found[k]) for k in ('slope', 'offset', 'r2')] == pytest.approx(
+        [1.8, 0.04, 1], abs=1e-5
     )
-    assert set(near) == {'mmd', 'sliced_wasserstein', 'spectrum'}
-    for name, distance in far.items():
-        assert set(distance) == {'value', 'low', 'high'}
-        assert distance['low'] > near[name]['high'], name
-    assert far['mmd']['value'] == pytest.approx(
-        float(evaluation.mmd(1.5 * normal(20, 64, 8, 8, 1), y)), rel=1e-4
-    )
+    assert evaluation.line(x, x + noise)['r2'] == pytest.approx(0.5, abs=0.03)
 
 
 FIELDS = jnp.zeros((3, 8, 8, 1))
@@ -212,7 +234,8 @@ FIELDS = jnp.zeros((3, 8, 8, 1))
             lambda: evaluation.spectrum_distance(FIELDS, FIELDS[..., 0], (1,)),
             'expected equal shapes',
         ),
-        (lambda: evaluation.bootstrap(KEY, lambda w, v: 0.0, 0, 3), 'got n=0, m=3'),
+        (lambda: evaluation.two_sample_area(KEY, FIELDS[..., 0, 0], FIELDS[:2, :, 0, 0]), 'equal'),
+        (lambda: evaluation.two_sample_area(KEY, *FIELDS[:2, ..., 0]), 'at least 10'),
     ],
 )
 def test_mistakes_are_named(call, message):

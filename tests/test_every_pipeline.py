@@ -37,6 +37,8 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
         'dm_guided',
         'dm_projected',
         'dm_projected_sampling',
+        'dm_mapped',
+        'dm_mapped_finetuned',
         'mdm_finetuned',
         'mdm_polished',
     } <= set(rows)

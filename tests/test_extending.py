@@ -56,6 +56,7 @@ def test_every_stage_works_for_the_problem(shown, launch):
     assert {path.name for path in (shown / 'run' / 'assimilate').iterdir()} >= {'first_states'}
 
 
+@pytest.mark.slow
 def test_a_network_and_a_sampler_of_ones_own_in_a_program(shown):
     sys.path.insert(0, str(shown))
     try:

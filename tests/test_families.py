@@ -10,7 +10,9 @@ from namm_jax.experiment import build
 from namm_jax.experiment.problem import make_problem
 
 
-@pytest.mark.parametrize('name', ['burgers', 'divergence', 'periodic'])
+@pytest.mark.parametrize(
+    'name', ['burgers', pytest.param('divergence', marks=pytest.mark.slow), 'periodic']
+)
 def test_the_law_of_data_repeats_after_a_cell_and_no_part_of_it_and_networks_are_told_so(name):
     config = importlib.import_module(f'configs.{name}').get_config('tiny')
     if name == 'divergence':

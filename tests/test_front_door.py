@@ -69,6 +69,7 @@ def test_the_front_door_opens_without_work():
     assert out.stdout.split() == [str(len(dir(nj))), 'False']
 
 
+@pytest.mark.slow
 def test_a_fit_map_is_a_pytree_and_projects_by_both_maps():
     problem, x = burgers()
     mirror, _ = fitted()
@@ -227,6 +228,7 @@ def train_own(x, distance, steps=50, seed=0):
 
 
 @pytest.mark.parametrize('factor', [2.0**20, 2.0**-20])
+@pytest.mark.slow
 def test_the_unit_of_data_and_rule_does_not_matter(factor):
     x = own_data()
     _, mirror = train_own(x, rows_sum_to_zero)

@@ -23,7 +23,7 @@ QUIET = pytest.mark.filterwarnings(
 @QUIET
 @pytest.mark.parametrize('name', fuzz.FUZZERS)
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,

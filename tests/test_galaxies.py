@@ -42,6 +42,7 @@ def visible_peaks(images):
     return ((images > neighbours) & (images > 1)).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_the_counts_are_uniform_and_those_of_the_slots_taken(sample):
     sources, counts, _, fields, again = sample
     np.testing.assert_array_equal(counts, again)
@@ -156,6 +157,7 @@ def test_sources_add_up_and_empty_slots_add_nothing():
     np.testing.assert_allclose(render(one, points=10)[0, 3, 5], 4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_image_depends_on_its_key_alone_and_without_noise_and_sources_is_zero():
     sample = jax.jit(QUIET.fields_with_counts)
     keys = jax.random.split(jax.random.key(1), 32)

@@ -95,6 +95,7 @@ def test_distance_and_nearest_point_agree():
     np.testing.assert_allclose(np.abs(moved).mean(1), SETS['box'].distance(OUTSIDE), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ball_has_derivatives_at_its_centre_and_points_inwards_outside():
     centre = jnp.full((1, *SHAPE), 0.25)
     for order in (jax.jacrev, jax.jacfwd):

@@ -107,6 +107,7 @@ def begun(tiny_run, folder, *stages):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_training_in_a_folder_then_moved_ends_as_if_nothing_had_been(tiny_run, tmp_path):
     folder = begun(tiny_run, tmp_path / 'run', 'data')
     status, told = start(

@@ -39,6 +39,7 @@ def jax_key():
     return jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_a_posterior_in_one_call(run):
     operator = nj.operators.first_states(run.problem.shape, k=2)
     y = operator(jnp.asarray(run.data('test')[:1]))

@@ -114,6 +114,7 @@ def test_muon_takes_a_convolution_for_a_matrix_and_leaves_the_rest_to_another():
         np.testing.assert_array_equal(update[name], -gradient)
 
 
+@pytest.mark.slow
 def test_muon_goes_on_from_its_moments():
     """What continues from moments takes the step of what never stopped, once the schedule is
     constant.

@@ -129,6 +129,7 @@ def test_crank_nicolson_derivatives_against_finite_differences():
         chex.assert_trees_all_close(derivatives(u)[1], differences, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_crank_nicolson_transpose_under_vmap_and_scan():
     with jax.enable_x64(True):
         u, v, w = jax.random.normal(jax.random.key(2), (3, 4, 9), float)
@@ -175,6 +176,7 @@ def test_trajectory_rollout_and_repeated_agree():
     chex.assert_trees_all_close(rolled[0, 1:], states)
 
 
+@pytest.mark.slow
 def test_a_rollout_has_the_derivatives_of_its_steps():
     # Reverse mode takes the steps again; the derivative is that of the chain, to round-off.
     with jax.enable_x64(True):

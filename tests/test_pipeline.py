@@ -65,12 +65,25 @@ def test_metrics_are_those_of_the_contract(tiny_run):
     assert set(metrics) == {'rows', 'robustness'} and set(metrics['rows']) == {'data', *ROWS}
     of_samples = {'distance', 'distribution', 'n'}
     for name, row in metrics['rows'].items():
-        costs = {'seconds_per_sample', 'calls', 'training_seconds'} if name in ROWS else set()
+        costs = {
+            'seconds_per_sample',
+            'calls',
+            'training_seconds',
+            'training_flops',
+            'memorisation',
+        }
+        costs = costs if name in ROWS else set()
         assert set(row) == of_samples | costs
         assert set(row['distance']) == {'mean', 'median', 'max'}
-        assert set(row['distribution']) == {'mmd', 'sliced_wasserstein', 'spectrum'}
-        for interval in row['distribution'].values():
-            assert set(interval) == {'value', 'low', 'high'} and interval['low'] <= interval['high']
+        kinds = {'mmd', 'sliced_wasserstein', 'spectrum', 'two_sample'}
+        assert set(row['distribution']) == kinds
+        for kind, metric in row['distribution'].items():
+            floor = metrics['rows']['data']['distribution'][kind]
+            if name in ROWS:
+                z = (metric['value'] - floor['value']) / floor['std']
+                assert metric['z'] == pytest.approx(z)
+            else:
+                assert metric == floor and floor['n'] == 16 and floor['sets'] == 4
         assert row['n'] == (16 if name in ROWS else 32)
         assert all(row[cost] > 0 for cost in costs)
 

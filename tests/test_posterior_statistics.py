@@ -9,6 +9,7 @@ import pytest
 
 from namm_jax.metrics import (
     crps,
+    jackknife,
     posterior_moments,
     posterior_statistics,
     rmse,
@@ -168,3 +169,9 @@ def test_errors(ensemble):
         ValueError, match=r'samples: got shape \(6, 4, 5, 2\), expected \(n, k, h, w, c\)'
     ):
         posterior_moments(samples[0])
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    x = np.random.default_rng(3).normal(size=50)
+    found = jackknife(lambda x: {'mean': x.mean()}, jnp.asarray(x))['mean']
+    assert found == pytest.approx(x.std(ddof=1) / 50**0.5, rel=1e-4)

@@ -137,6 +137,7 @@ def join(*places, seconds):
     return [subprocess.Popen(command(place), **options) for place in places]
 
 
+@pytest.mark.slow
 def test_those_that_wait_in_vain_say_so():
     at, other, held = (f'127.0.0.1:{free_port()}' for _ in range(3))
     port = int(held.rpartition(':')[2])

@@ -63,6 +63,7 @@ def test_a_program_runs_as_printed_but_for_its_sizes(index):
     assert len(PROGRAMS) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_the_programs_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,14 @@ from namm_jax.experiment.records import Records
 from namm_jax.report import figures
 from namm_jax.report.__main__ import main
 from namm_jax.report.reading import read_run
-from namm_jax.report.table import in_order, render, row_name, summary_table, three_digits
+from namm_jax.report.table import (
+    headline,
+    in_order,
+    render,
+    row_name,
+    summary_table,
+    three_digits,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -215,17 +222,19 @@ def test_table_and_report_package_leave_matplotlib_alone():
 
 
 def metrics(scale):
-    ends = {'value': 1.23456e-3 * scale, 'low': 1.13456e-3 * scale, 'high': 1.33456e-3 * scale}
+    ends = {'value': 1.23456e-3 * scale, 'z': -2.345}
     return {
         'distance': {'mean': 2.5 * scale, 'median': 2 * scale, 'max': None},
         'distribution': {
             'mmd': {**ends, 'value': -1.239e-5},
             'sliced_wasserstein': ends,
             'spectrum': ends,
+            'two_sample': {'value': 0.5, 'std': 0.0123},
         },
         'seconds_per_sample': 0.00123456,
         'calls': 1000,
         'training_seconds': 12345.4,
+        'training_flops': 123.4e12,
         'n': 10000,
     }
 
@@ -237,7 +246,7 @@ def test_table_orders_rows_fits_the_screen_and_gives_the_ratio():
     }
     rows |= {'dm': metrics(1.0), 'dm_restored_median': metrics(1.0)}
     lines = render(summary_table(rows)).splitlines()
-    assert max(map(len, lines)) <= 120 and '…' not in ''.join(lines)
+    assert max(map(len, lines)) <= 141 and '…' not in ''.join(lines)
     names = [line.split()[0] for line in lines if line.split()[0] in rows]
     assert names == [
         'data',
@@ -249,17 +258,9 @@ def test_table_orders_rows_fits_the_screen_and_gives_the_ratio():
         'mdm_log',
     ]
     dm = next(line for line in lines if line.startswith('dm ')).split()
-    assert dm[1:4] == ['2.50', '2.00', '-'] and dm[4] == '-1.24e-5'
-    assert dm[5:] == [
-        '0.00123',
-        '[0.00113,',
-        '0.00133]',
-        '0.00123',
-        '1000',
-        '0.00123',
-        '205:45',
-        '10000',
-    ]
+    assert dm[1:4] == ['2.50', '2.00', '-'] and dm[4:7] == ['0.500', '±', '0.0123']
+    assert dm[7:9] == dm[9:11] == ['0.00123', '(-2.3)'] and dm[11:13] == ['-1.24e-5', '(-2.3)']
+    assert dm[13:] == ['1000', '0.00123', '205:45', '123', '10000']
     assert lines[-1].endswith('mdm_finetuned / dm: 1.00e-4')
 
 
@@ -268,10 +269,22 @@ def test_a_narrow_table_goes_without_the_least_columns(width):
     rows = {name: metrics(1e-4) for name in ('data', 'dm_projected_sampling', 'mdm_finetuned')}
     wide, narrow = (render(summary_table(rows, most)).splitlines() for most in (120, width))
     assert max(map(len, narrow)) <= width < max(map(len, wide))
-    assert {'distance', 'mean', 'median', 'W1'} <= {*narrow[0].split(), *narrow[1].split()}
+    assert {'median', 'area', '(z)'} <= {*narrow[0].split(), *narrow[1].split()}
     values = dict(line.split(maxsplit=1) for line in wide[3:])
     for row, of_row in (line.split(maxsplit=1) for line in narrow[3:]):
         assert all(text in values[row].split() for text in of_row.split())
+
+
+def test_the_headline_says_which_is_closer_and_what_the_distance_is():
+    rows = {'dm': metrics(1.0), 'mdm_finetuned': metrics(0.25)}
+    assert headline(rows, 'error of a sum') == (
+        "Samples of the mirror model are 4.00 times closer to the rule than the diffusion model's, "
+        'by the median distance: error of a sum. Lower is better.'
+    )
+    assert '4.00 times farther from' in headline(
+        {'dm': rows['mdm_finetuned'], 'mdm_finetuned': rows['dm']}
+    )
+    assert headline({'dm': metrics(1.0)}) == headline({}) == ''
 
 
 def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
@@ -282,7 +295,7 @@ def test_table_of_an_unfinished_run_has_dashes_and_no_ratio():
         )
     )
     assert 'mdm_finetuned' not in text
-    assert text.splitlines()[-2].split() == ['data', *'---------', '5']
+    assert text.splitlines()[-2].split() == ['data', *'-----------', '5']
     assert text.splitlines()[-1].split()[:3] == ['dm', '-', '0.500']
 
 

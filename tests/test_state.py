@@ -102,7 +102,8 @@ def make_tasks():
     }
 
 
-@pytest.mark.parametrize('name', [pytest.param('mirror', marks=pytest.mark.slow), 'denoising'])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['mirror', 'denoising'])
 def test_eight_devices_take_the_steps_of_one(name, monkeypatch):
     monkeypatch.setattr(devices, 'SMALL', 0)
     assert len(jax.devices()) == 8
@@ -211,7 +212,8 @@ def test_validation_is_the_loss_without_dropout():
     assert {name: float(value) for name, value in terms.items()} == {'loss': 1.5, 'term': 3.0}
 
 
-@pytest.mark.parametrize('network', ['unet', pytest.param('resnet', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['unet', 'resnet'])
 def test_remat_changes_no_value_and_no_name(network):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     build = {

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from namm_jax.inverse.fourdvar import (
     cost,
@@ -103,6 +104,14 @@ def test_quadratics_reach_their_minimum():
     assert float(info['gradient_norm'].max()) < 0.02
 
 
+def test_the_search_runs_in_float64():
+    with jax.enable_x64(True):
+        bowl = Partial(lambda y, u: jnp.sum((u - y) ** 2, 1), jnp.arange(6.0).reshape(2, 3))
+        u, _ = minimise(bowl, jnp.zeros((2, 3)), iterations=20)
+        assert u.dtype == jnp.float64
+        np.testing.assert_allclose(u, np.arange(6).reshape(2, 3), atol=1e-12)
+
+
 def test_a_curved_valley_and_a_wall_of_nan():
     """The valley's floor leads to (1, 1); two samples meet a wall before, and one starts behind
     it.
@@ -146,6 +155,7 @@ def test_a_sample_does_not_know_of_the_others(fields):
     np.testing.assert_allclose(swapped, together[::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_heat_equation_has_the_posterior_of_linear_algebra():
     """Without advection all is linear: the best fit is the posterior's mean, perturbed ones are its
     samples.

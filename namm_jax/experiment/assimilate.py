@@ -26,7 +26,12 @@ from namm_jax.experiment.posteriors import ROWS, SAMPLERS
 from namm_jax.experiment.processes import from_first, gather_rows
 from namm_jax.experiment.progress import Bar, say, width
 from namm_jax.inverse.likelihood import likelihood
-from namm_jax.metrics import distance_statistics, posterior_moments, posterior_statistics
+from namm_jax.metrics import (
+    distance_statistics,
+    jackknife,
+    posterior_moments,
+    posterior_statistics,
+)
 
 
 def assimilate(experiment: Experiment) -> dict[str, Any]:
@@ -42,8 +47,6 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     y = operator(jnp.asarray(truth))
     y = y + section.noise_std * normal(experiment.keys('assimilate', 0, len(y)), y)
     rows = {row: SAMPLERS[ROWS[row].act] for row in posteriors.rows_of(experiment.config)}
-    limits = {'few_steps': section.measurements}  # of what takes longer, `long_measurements`
-    n = {row: limits.get(rows[row].steps, section.long_measurements) for row in rows}
     # Rows of one model share what is measured of it.
     gains = functools.cache(functools.partial(posteriors.measured_gains, experiment, operator))
     draw_of = lambda row: posteriors.draw_of(experiment, row, operator, gains)
@@ -53,15 +56,17 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
         x = posteriors.with_noise_floor(experiment, model, jnp.asarray(test[: section.samples]))
         return distance_statistics(experiment.constraint.distance(x))
 
-    with Bar('assimilate', sum(min(n[row], len(y)) for row in rows), unit='measurement') as bar:
+    with Bar('assimilate', len(rows) * len(y), unit='measurement') as bar:
         done = itertools.count(1)
         advance = lambda: bar.update(next(done))
         for row, sampler in rows.items():
-            x, of_each = truth[: n[row]], y[: n[row]]
-            samples, seconds = _samples(experiment, folder, row, draw_of, of_each, advance)
-            valid = jnp.asarray(np.isfinite(samples).all((2, 3, 4)))
-            entry = statistics_of(experiment, operator, of_each, samples)
-            entry |= posterior_statistics(jnp.asarray(x), jnp.asarray(samples), valid)
+            samples, seconds = _samples(experiment, folder, row, draw_of, y, advance)
+            valid = np.isfinite(samples).all((2, 3, 4))
+            entry = statistics_of(experiment, operator, y, samples)
+            compared = tuple(map(jnp.asarray, (truth, samples, valid)))
+            entry |= posterior_statistics(*compared)
+            if len(y) > 1:
+                entry['error'] = jackknife(posterior_statistics, *compared)
             entry['calls'] = section.get(sampler.steps, 0) + sampler.more
             entry['seconds_per_sample'] = seconds
             if sampler.noisy:

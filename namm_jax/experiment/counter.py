@@ -94,7 +94,8 @@ def train_counters(experiment: Experiment) -> dict[str, Any]:
     count = (centres[n:, :, 0, 0] >= 0).sum(1)
     error = lambda values: float(np.abs(values - count).mean())
     errors = {name: error(values) for name, values in counted(experiment, x[n:]).items()}
-    return {'training_seconds': fitted.seconds, 'mean_absolute_error': errors}
+    costs = {'training_seconds': fitted.seconds, 'training_flops': fitted.flops}
+    return costs | {'mean_absolute_error': errors}
 
 
 def _images(experiment: Experiment) -> tuple[np.ndarray, ...]:

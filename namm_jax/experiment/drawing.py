@@ -40,11 +40,11 @@ def make_draw(
     section: ConfigDict,
     mean: float,
     std: float,
-    around: Around = UNCHANGED,
     to_data: Callable[[Array], Array] = UNCHANGED,
-) -> Callable[[Params, Key], Array]:
-    """Returns the compiled `(score parameters, keys (n,)) -> samples (n, h, w, c)` of the sampler
-    of a section, for a model whose training set has this mean and standard deviation.
+) -> Callable[..., Array]:
+    """Returns the compiled `(score parameters, keys (n,), around=UNCHANGED) -> samples
+    (n, h, w, c)` of the sampler of a section, for a model whose training set has this mean and
+    standard deviation; what is `around` its denoiser compiles once a function, not once a value.
     """
     shape = make_problem(config).shape
 
@@ -54,7 +54,10 @@ def make_draw(
         return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
 
     # Mean and std are arguments, so that DM and MDM are one program in the compilation cache.
-    return lambda params, keys: draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
+    def of_model(params: Params, keys: Key, around: Around = UNCHANGED) -> Array:
+        return draw(params, keys, jnp.float32(mean), jnp.float32(std), around)
+
+    return of_model
 
 
 def in_batches(

@@ -1,6 +1,5 @@
 """The stage that fills the table, and keeps the arrays that the report draws."""
 
-import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jax.tree_util import Partial
 from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build, dataset
+from namm_jax.experiment.comparison import against, comparison, copying, floors
 from namm_jax.experiment.counter import count_statistics
 from namm_jax.experiment.drawing import in_batches, sampler_of
 from namm_jax.experiment.experiment import (
@@ -77,38 +77,40 @@ def _table(
     samples: dict[str, np.ndarray],
     distances: dict[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
-    """Returns the table of `metrics.json`; the row `data` compares two halves of the held-out
-    set.
+    """Returns the table of `metrics.json`. The distribution metrics of the row `data` are those of
+    as many true fields as a row has samples, over sets of the training data.
     """
-    held_out = samples['data']
-    halves = np.split(held_out, [len(held_out) // 2])
-    compare = functools.partial(
-        evaluation.distribution_distances,
-        experiment.key('evaluate'),
-        spatial_axes=experiment.problem.spatial_axes,
-        projections=experiment.config.evaluate.projections,
-        resamples=experiment.config.evaluate.resamples,
+    train, test = experiment.split('train'), samples['data']
+    section, validation = experiment.config.evaluate, experiment.split('validation')
+    options = dict(projections=section.projections)
+    compare = comparison(
+        experiment.problem, validation, test, experiment.key('evaluate'), **options
     )
+    n = min(len(train), *(len(samples[row]) for row in rows))
+    floor = floors(compare, train, n, sets=section.resamples, seed=experiment.config.seed)
     table = {}
     with Bar('evaluate', len(samples), unit='row') as bar:
         for row, x in samples.items():
             experiment.pause()
-            pair = (x, held_out) if row in rows else halves
-            states = (experiment.problem.seamless(jnp.asarray(part)) for part in pair)
             table[row] = {
                 'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-                'distribution': compare(*states),
+                'distribution': floor,
                 'n': len(x),
             }
+            if row in rows:
+                table[row]['distribution'] = against(floor, compare(x))
+                table[row]['memorisation'] = copying(row, x, train, test)
             if build.holds_network(experiment.config):
                 table[row]['counts'] = count_statistics(experiment, x)
             bar.update(len(table))
     costs = experiment.run.record('sample')
-    training = lambda stage: experiment.run.record(stage)['training_seconds']
+    cost = lambda name, stage: experiment.run.record(stage)[name]
     for name, row in rows.items():
         table[name]['seconds_per_sample'] = costs['seconds_per_sample'][name]
         table[name]['calls'] = costs['calls']
-        table[name]['training_seconds'] = sum(map(training, trained_by(experiment.config, row)))
+        for kind in ('training_seconds', 'training_flops'):
+            stages = trained_by(experiment.config, row)
+            table[name][kind] = sum(cost(kind, stage) for stage in stages)
     return table
 
 
@@ -129,7 +131,9 @@ def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, An
 
     constraint = experiment.constraint
     errors = {name: measure(constraint, params, x) for name, params in maps.items()}
-    return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x)} | errors
+    z = experiment.mirror.forward(maps['f'], x)
+    line = evaluation.line(experiment.unit_maps[0](x), z) | {'std': jnp.std(z)}
+    return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x), 'g': line} | errors
 
 
 def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from namm_jax._arrays import Key, Metrics, Params, Task
-from namm_jax.experiment import devices
+from namm_jax.experiment import devices, flops
 from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.training.step import TrainState, TrainStep, init_state, train_step
@@ -64,10 +64,13 @@ class Plan(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What `fit` returns: the last state, and the seconds of training that led to it."""
+    """What `fit` returns: the last state, the seconds of training that led to it, and its floating
+    point operations, as of `flops`.
+    """
 
     state: TrainState
     seconds: float
+    flops: float
 
 
 def make_train_step(
@@ -145,7 +148,8 @@ def fit(
     held_out = [jax.tree.map(lambda a: devices.put_batch(mesh, a), batch) for batch in held_out]
     frozen = devices.put(task.frozen, devices.replicated(mesh))
     shapes = jax.eval_shape(lambda *inputs: inputs, state, frozen, stream, held_out[0])
-    compiled = functools.cache(functools.partial(_compile, task, plan, mesh, shardings, shapes))
+    trace = functools.cache(functools.partial(_trace, task, plan, mesh, shardings, shapes))
+    compiled = functools.cache(lambda size: trace(size).lower().compile())
     validate = make_validation(task, mesh=mesh, shardings=shardings.ema)
 
     with Bar(plan.name, plan.steps, start=step) as bar:
@@ -177,7 +181,7 @@ def fit(
             history = []
             if plan.validated(step):
                 checkpoints.save(step, state, {'seconds': seconds, 'history': history})
-    return Fitted(state, seconds)
+    return Fitted(state, seconds, float(plan.steps * flops.count(trace(1).jaxpr)))
 
 
 def _start(
@@ -197,14 +201,14 @@ def _start(
     return state, shardings, 0.0, []
 
 
-def _compile(
+def _trace(
     task: Task, plan: Plan, mesh: Mesh, shardings: TrainState, shapes: tuple[Any, ...], steps: int
-) -> Callable[..., Any]:
-    """Returns the call that takes so many steps, compiled before the clock runs."""
+) -> Any:
+    """Returns the call that takes so many steps, traced; compiled before the clock runs."""
     options = dict(ema=plan.ema, mesh=mesh, parts=plan.parts, shardings=shardings, steps=steps)
     stack = lambda a: jax.ShapeDtypeStruct((steps,) * (steps > 1) + a.shape, a.dtype)
     *others, batch = shapes
-    return make_train_step(task, **options).lower(*others, jax.tree.map(stack, batch)).compile()
+    return make_train_step(task, **options).trace(*others, jax.tree.map(stack, batch))
 
 
 def _put(mesh: Mesh, batches: tuple[np.ndarray, ...]) -> jax.Array:

@@ -5,6 +5,7 @@ afterwards, and the mirror map's inverse f, are maps.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import problem_class
 
 Way = Callable[[Array], Array]
+LEARNED = ('finetuned', 'polish')  # maps that only a learned mirror map has
+MIRRORED = ('f', *LEARNED)  # maps that go through f
 
 
 class Method(NamedTuple):
@@ -44,7 +47,7 @@ class Method(NamedTuple):
         act: what acts on its denoiser: nothing where empty, a key of `ACTS` or, given a
             measurement, of `posteriors.SAMPLERS`.
         map: of what is drawn, none where empty: `f`, `finetuned` f, finetuned f and a `polish`,
-            `restore`, `projection`.
+            `restore`, `projection`; of draws of `dm`, f and finetuned f are behind g.
     """
 
     prior: str
@@ -63,7 +66,10 @@ METHODS = {
     'dm_guided': Method('dm', 'guidance'),
     'dm_restored': Method('dm', map='restore'),  # one for each restore of the constraint
     'dm_projected': Method('dm', map='projection'),
+    'dm_restored_sampling': Method('dm', 'restore'),
     'dm_projected_sampling': Method('dm', 'projection'),
+    'dm_mapped': Method('dm', map='f'),
+    'dm_mapped_finetuned': Method('dm', map='finetuned'),
     'mdm': Method('mdm', map='f'),
     'mdm_finetuned': Method('mdm', map='finetuned'),
     'mdm_polished': Method('mdm', map='polish'),
@@ -93,8 +99,9 @@ def selected(
     ValueError that names the field for another.
     """
     learned, rollout = build.learns_map(config), problem_class(config.data.problem).rollout
-    has = lambda row: {'dm': True, 'mdm': learned or row.map == 'f', '': rollout is not None}
-    rows = {name: row for name, row in rows.items() if has(row)[row.prior]}
+    trained = lambda row: learned or row.map not in {'dm': MIRRORED, 'mdm': LEARNED}[row.prior]
+    has = lambda row: trained(row) if row.prior else rollout is not None
+    rows = {name: row for name, row in rows.items() if has(row)}
     for name in names:
         choose(field, name, rows)
     return {name: row for name, row in rows.items() if name in (names or rows)}
@@ -110,21 +117,22 @@ def rows_of(experiment: Experiment) -> dict[str, Method]:
             for way in restores:
                 row = f'{name}_{way}' if len(restores) > 1 else name
                 rows[row] = method._replace(map=f'restore_{way}')
-        elif method.act in ACTS:
+        elif method.act in ACTS and (restores or method.act != 'restore'):
             rows[mirror if name == 'mdm' else name] = method
     return selected(config, 'sample.rows', config.sample.rows, rows)
 
 
 def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
     """Returns the stages whose training a row needs."""
-    mirror = method.prior == 'mdm'
+    finetuned = method.map in LEARNED
+    mirrored = method.map in MIRRORED
     needs = {
         # All but the plain diffusion model ask the network that the constraint holds.
         'counter': build.holds_network(config) and method != METHODS['dm'],
-        'mirror': mirror and build.learns_map(config),
-        'mdm': mirror,
-        'finetune': mirror and method.map != 'f',
-        'dm': not mirror,
+        'mirror': mirrored and build.learns_map(config),
+        'mdm': method.prior == 'mdm' or finetuned,  # f is finetuned on its samples
+        'finetune': finetuned,
+        'dm': method.prior != 'mdm',
     }
     return tuple(stage for stage, needed in needs.items() if needed)
 
@@ -132,11 +140,11 @@ def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
 def way_of(experiment: Experiment, method: Method) -> Way:
     """Returns the map to data of what a row draws."""
     mended = correction(experiment, method.map)
-    if method.prior == 'dm':
+    if method.map not in MIRRORED:
         return mended
-    params = (mirror_parameters if method.map == 'f' else finetuned_parameters)(experiment)
-    f = Partial(jax.jit(experiment.mirror.inverse), params)
-    return lambda z: mended(f(z))
+    params = (finetuned_parameters if method.map in LEARNED else mirror_parameters)(experiment)
+    g, f = map(jax.jit, experiment.mirror.bind(params))
+    return (lambda x: mended(f(g(x)))) if method.prior == 'dm' else lambda z: mended(f(z))
 
 
 def correction(experiment: Experiment, name: str) -> Way:
@@ -166,35 +174,68 @@ def _newton(experiment: Experiment, constraint: Constraint, iterations: int) -> 
     return functools.partial(gauss_newton_projection, constraint.residual, **settings)
 
 
+def _root_mean_square(constraint: Constraint, x: Array) -> Array:
+    residual = constraint.residual(x).reshape(len(x), -1)
+    return jnp.sqrt(jnp.mean(residual**2, axis=1))
+
+
+# What guidance lowers. One residual a field has no other size than its distance.
+FORMS = {'distance': lambda constraint, x: constraint.distance(x), 'residual': _root_mean_square}
+
+
 def _guidance(experiment: Experiment) -> Around:
-    """Returns guidance by the distance, at the scale of the config's that leaves the smallest
-    median distance.
+    """Returns guidance of the form, steps a call and scale, of the config's, that leave the
+    smallest median distance.
     """
     section, path = experiment.config.sample, experiment.run.directory / 'sample' / 'guidance.json'
     limit = experiment.run.record('dm')['std']  # a step is no longer than the data are wide
     constraint, standard = experiment.constraint, experiment.standard_constraint
-    guide = lambda constraint, scale, denoiser: guided(
-        denoiser, constraint.distance, scale=scale, limit=limit
-    )
-    around = lambda scale: Partial(guide, standard, jnp.float32(scale))
+
+    @functools.cache
+    def act(form: str, steps: int) -> Callable:
+        def guide(constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
+            measure = functools.partial(FORMS[form], constraint)
+            move = guided(lambda x_0, _: x_0, measure, scale=scale, limit=limit)
+            return projected(
+                denoiser,
+                lambda x_0: jax.lax.fori_loop(0, steps, lambda _, x_0: move(x_0, 0.0), x_0),
+            )
+
+        return guide
+
+    def around(form: str, steps: int, scale: float) -> Around:
+        return Partial(act(form, steps), standard, jnp.float32(scale))
+
     if not from_first(path.exists):
-        medians, keys = {}, experiment.keys('probe', 0, 32)
-        for scale in section.guidance_scales:
-            x = sampler(experiment, 'dm', section, around(scale))(keys)
-            medians[scale] = float(jnp.median(constraint.distance(x)))
-        best = min(medians, key=lambda scale: np.nan_to_num(medians[scale], nan=np.inf))
-        result = {'scale': best, 'median_distances': medians}
-        from_first(lambda: write_json(path, result))
-    return around(read_json(path, dict)['scale'])
+        keys = experiment.keys('probe', 0, 32)
+        draw = sampler(experiment, 'dm', section)
+        x = jax.ShapeDtypeStruct((1, *experiment.problem.shape), jnp.float32)
+        forms = list(FORMS)[: 1 if jax.eval_shape(standard.residual, x).size == 1 else 2]
+        trials = []
+        for form, steps in itertools.product(forms, section.guidance_steps):
+            for scale in section.guidance_scales:
+                settings = {'form': form, 'steps': steps, 'scale': scale}
+                x = draw(keys, around=around(**settings))
+                median = float(jnp.nan_to_num(jnp.median(constraint.distance(x)), nan=jnp.inf))
+                trials.append(settings | {'median_distance': median})
+        best = min(trials, key=lambda trial: trial['median_distance'])
+        from_first(lambda: write_json(path, {'best': best, 'trials': trials}))
+    best = read_json(path, dict)['best']
+    return around(best['form'], best['steps'], best['scale'])
+
+
+def _restoration(experiment: Experiment) -> Around:
+    """Returns the exact way back of each estimate."""
+    project = lambda constraint, denoiser: projected(denoiser, lambda x: constraint.restore(x)[0])
+    return Partial(project, experiment.standard_constraint)
 
 
 def _projection(experiment: Experiment) -> Around:
-    """Returns the projection of each estimate: by the first restore, else by Gauss-Newton steps."""
+    """Returns Gauss-Newton steps of each estimate."""
     iterations = experiment.config.sample.projected_sampling_iterations
-    exact = bool(getattr(experiment.constraint, 'restores', {}))
 
     def project(constraint: Constraint, denoiser: Denoiser) -> Denoiser:
-        way = constraint.restore if exact else _newton(experiment, constraint, iterations)
+        way = _newton(experiment, constraint, iterations)
         return projected(denoiser, lambda x: way(x)[0])
 
     return Partial(project, experiment.standard_constraint)
@@ -203,6 +244,7 @@ def _projection(experiment: Experiment) -> Around:
 ACTS: dict[str, Callable[[Experiment], Around]] = {
     '': lambda experiment: UNCHANGED,
     'guidance': _guidance,
+    'restore': _restoration,
     'projection': _projection,
 }
 
@@ -210,11 +252,13 @@ ACTS: dict[str, Callable[[Experiment], Around]] = {
 def sampler(
     experiment: Experiment, model: str, section: Any, around: Around = UNCHANGED
 ) -> Callable[[Key], Array]:
-    """Returns the compiled `keys -> samples` of a trained diffusion model; see `make_draw`."""
+    """Returns the compiled `keys, around=... -> samples` of a trained diffusion model; see
+    `make_draw`.
+    """
     record = experiment.run.record(model)
     to_data = experiment.unit_maps[1] if model == 'dm' else UNCHANGED
-    draw = make_draw(experiment.config, section, record['mean'], record['std'], around, to_data)
-    return functools.partial(draw, score_parameters(experiment, model))
+    draw = make_draw(experiment.config, section, record['mean'], record['std'], to_data)
+    return functools.partial(draw, score_parameters(experiment, model), around=around)
 
 
 def load_or_draw(

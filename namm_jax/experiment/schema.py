@@ -120,7 +120,7 @@ FIELDS = {
     'data.seed': _field(0, 'of the data', least=0),
     'data.train': _field(4000, 'to train on; 0: all others of your own', unit='samples', least=0),
     'data.validation': _field(1000, 'watched in training', unit='samples', least=1),
-    'data.test': _field(1000, 'that the table compares with, by halves', unit='samples', least=4),
+    'data.test': _field(1000, 'that the table compares with', unit='samples', least=4),
     'data.shard_size': _field(1000, 'in a part, while they are generated', unit='samples', least=1),
     # the set M
     'constraint.name': _field('', 'a rule of the problem, or several joined by +'),
@@ -167,11 +167,14 @@ FIELDS = {
     'sample.batch_size': _field(64, 'drawn at once', unit='samples', least=1),
     'sample.projection_tolerance': _field(1e-6, 'on the mean absolute residual', above=0),
     'sample.projection_iterations': _field(20, 'of a projection, at most', least=0),
-    'sample.projected_sampling_iterations': _field(1, 'at a step, where no exact way is', least=0),
+    'sample.projected_sampling_iterations': _field(1, 'at a step of sampling', least=0),
     'sample.polish_iterations': _field(1, 'on finetuned samples, for mdm_polished', least=0),
-    'sample.guidance_scales': _field((0.0, 0.03, 0.1, 0.3, 1.0), 'that dm_guided chooses from'),
+    'sample.guidance_scales': _field(
+        (0.0, 0.1, 0.3, 0.6, 1.0, 1.5), 'that dm_guided chooses from', least=0
+    ),
+    'sample.guidance_steps': _field((1, 4), 'a call, that dm_guided chooses from', least=1),
     # the table
-    'evaluate.resamples': _field(200, 'of the bootstrap', least=2),
+    'evaluate.resamples': _field(20, 'sets of true samples: the floor of each metric', least=2),
     'evaluate.projections': _field(128, 'of the sliced Wasserstein distance', least=1),
     'evaluate.noise_levels': _field(9, 'for f, from 0 to twice mirror.sigma_max', least=2),
     'evaluate.noise_fields': _field(128, 'test fields that f is measured on', least=1),
@@ -185,7 +188,6 @@ FIELDS = {
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),
     'assimilate.measurements': _field(8, 'test fields that are measured', least=1),
-    'assimilate.long_measurements': _field(2, 'of these, for `steps` steps and 4D-Var', least=1),
     'assimilate.samples': _field(16, 'of each posterior', least=2),
     'assimilate.steps': _field(1000, 'of DPS and its kin', least=1),
     'assimilate.few_steps': _field(50, 'network calls of the other samplers', least=1),

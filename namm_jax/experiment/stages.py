@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Params
+from namm_jax._arrays import Params
 from namm_jax._checks import check_rule, choose
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build, dataset, flops
 from namm_jax.experiment.assimilate import assimilate
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
 from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
+from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.methods import (
     ACTS,
     METHODS,
@@ -34,6 +35,7 @@ from namm_jax.experiment.problem import fields_of
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.tune import tune
+from namm_jax.mirror import add_noise
 from namm_jax.problems.base import parameters
 from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.training.optimizers import moments_of
@@ -103,17 +105,34 @@ def _checked_rule(experiment: Experiment) -> Facts:
 
 
 def _draw_data(experiment: Experiment) -> None:
-    from namm_jax.report import figures
+    _draw(experiment, 'data', {})
 
-    path = experiment.run.directory / 'figures' / 'data.png'
-    panels = {'data': views(experiment, experiment.split('test')[:SHOWN])}
+
+def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> None:
+    """Draws fields below test data and writes `figures/<name>.png`."""
+    from namm_jax.report import figures  # matplotlib takes a second to import
+
+    path = experiment.run.directory / 'figures' / f'{name}.png'
+    rows = {'data': experiment.split('test')} | rows
+    panels = {row: views(experiment, x[:SHOWN]) for row, x in rows.items()}
     style = experiment.problem.view._asdict()
+    distance = lambda x: np.asarray(experiment.constraint.distance(jnp.asarray(x[:SHOWN])))
+    distances = {row: distance(x) for row, x in rows.items()}
 
     def draw() -> None:
         path.parent.mkdir(exist_ok=True)
-        figures.save(figures.samples_with_residuals(panels, **style), path)
+        figure = figures.samples_with_residuals(panels, distances=distances, **style)
+        figures.save(figure, path)
 
     from_first(draw)
+
+
+def _probe(experiment: Experiment, what: str, x: np.ndarray) -> dict[str, float]:
+    """Draws `figures/progress.png` of samples; returns their distances' mean and spread."""
+    constraint = experiment.constraint
+    distances = in_batches(constraint.distance, x, len(x), experiment.local_mesh)
+    _draw(experiment, 'progress', {what: x})
+    return {'distance_mean': float(distances.mean()), 'distance_std': float(distances.std())}
 
 
 def mirror(experiment: Experiment) -> Facts:
@@ -122,8 +141,19 @@ def mirror(experiment: Experiment) -> Facts:
     rule = experiment.standard_constraint
     task = build.mirror_task(config, steps_of(config, 'mirror'), rule, experiment.unit)
     x, held_out = _splits(experiment)
-    fitted = train(experiment, 'mirror', task, {'x': x}, {'x': held_out}, config.mirror)
-    return {'training_seconds': fitted.seconds}
+    key, fields = experiment.key('probe'), jnp.asarray(held_out[: config.train.probe_samples])
+
+    @jax.jit
+    def noisy(params: Params) -> jax.Array:
+        z = experiment.mirror.forward(params, fields)
+        z, _ = add_noise(key, z, sigma_max=config.mirror.sigma_max, power=0.0)
+        return experiment.mirror.inverse(params, z)
+
+    def probe(params: Params) -> dict[str, float]:
+        return _probe(experiment, 'mirror: f(g(x) + noise)', np.asarray(noisy(params)))
+
+    fitted = train(experiment, 'mirror', task, {'x': x}, {'x': held_out}, config.mirror, probe)
+    return _costs(fitted)
 
 
 def _splits(experiment: Experiment) -> list[np.ndarray]:
@@ -143,19 +173,15 @@ def _train_diffusion(
     std = float(x.std())
     draw = make_draw(config, config.train.sample, mean, std)
     keys = experiment.keys('probe', 0, config.train.probe_samples)
-    constraint = experiment.constraint
 
     def probe(params: Params) -> dict[str, float]:
-        distances = lambda keys: constraint.distance(to_data(draw(params, keys)))
-        return _spread(in_batches(distances, keys, len(keys), experiment.local_mesh))
+        samples = lambda keys: to_data(draw(params, keys))
+        x = in_batches(samples, keys, len(keys), experiment.local_mesh)
+        return _probe(experiment, f'{stage}: samples', x)
 
     task = build.denoising_task(config, steps_of(config, stage), mean, std)
     fitted = train(experiment, stage, task, {'x': x}, {'x': held_out}, config.score, probe)
-    return {'training_seconds': fitted.seconds, 'mean': mean, 'std': std}
-
-
-def _spread(distances: np.ndarray | jax.Array) -> dict[str, float]:
-    return {'distance_mean': float(distances.mean()), 'distance_std': float(distances.std())}
+    return _costs(fitted) | {'mean': mean, 'std': std}
 
 
 def dm(experiment: Experiment) -> Facts:
@@ -182,11 +208,13 @@ def finetune(experiment: Experiment) -> Facts:
     held_z = z[-max(section.batch_size, len(z) // 16) :]
     draw = sampler(experiment, 'mdm', config.train.sample)
     probe_z = draw(experiment.keys('probe', 0, config.train.probe_samples))
-    constraint = experiment.constraint
 
     @jax.jit
-    def distances(constraint: Constraint, inverse: Params) -> jax.Array:
-        return constraint.distance(experiment.mirror.inverse(params | inverse, probe_z))
+    def finetuned(inverse: Params) -> jax.Array:
+        return experiment.mirror.inverse(params | inverse, probe_z)
+
+    def probe(average: Params) -> dict[str, float]:
+        return _probe(experiment, 'finetune: f of samples', np.asarray(finetuned(average)))
 
     task = build.finetune_task(
         config,
@@ -203,9 +231,9 @@ def finetune(experiment: Experiment) -> Facts:
         {'x': x, 'z': z[: len(z) - len(held_z)]},
         {'x': held_out, 'z': held_z},
         section,
-        probe=lambda average: _spread(distances(constraint, average)),
+        probe,
     )
-    return {'training_seconds': fitted.seconds + drawing, 'drawing_seconds': drawing}
+    return _costs(fitted, *drawing) | {'drawing_seconds': drawing[0]}
 
 
 def _moments(experiment: Experiment) -> Any:
@@ -216,14 +244,23 @@ def _moments(experiment: Experiment) -> Any:
     return moments_of(restore(experiment, 'mirror', target)['opt_state'])
 
 
-def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, float]:
-    """Returns the mirror samples to finetune on, and the seconds it took to draw them."""
+def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, tuple[float, float]]:
+    """Returns the mirror samples to finetune on, and what drawing them costs, as of `_costs`."""
     config = experiment.config
     path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
-    draw = functools.partial(sampler, experiment, 'mdm', config.train.sample)
+    draw = functools.cache(functools.partial(sampler, experiment, 'mdm', config.train.sample))
     keys = experiment.keys('finetune', 0, config.finetune.samples)
     z, seconds = load_or_draw(experiment, path, draw, keys)
-    return z, seconds * len(z)
+    operations = float(flops.count(jax.make_jaxpr(draw())(keys[:1])))
+    return z, (seconds * len(z), operations * len(z))
+
+
+def _costs(fitted: Fitted, seconds: float = 0.0, operations: float = 0.0) -> Facts:
+    """Returns what a stage's training costs, and what came before it."""
+    return {
+        'training_seconds': fitted.seconds + seconds,
+        'training_flops': fitted.flops + operations,
+    }
 
 
 def sample(experiment: Experiment) -> Facts:

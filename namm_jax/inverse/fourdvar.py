@@ -171,7 +171,8 @@ def _lbfgs(cost: Callable[[Array], Array], u: Array, iterations: int) -> _Search
             (search.u + step, value, gradient),
             (search.u, search.value, search.gradient),
         )
-        return _Search(*best, memory, search.iterations + 1, search.evaluations + count, lower)
+        evaluations = search.evaluations + count.astype(jnp.int32)
+        return _Search(*best, memory, search.iterations + 1, evaluations, lower)
 
     value, gradient = jax.value_and_grad(cost)(u)
     none = jnp.zeros((), jnp.int32)

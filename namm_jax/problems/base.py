@@ -67,6 +67,7 @@ class Problem:
         unit: the distance where the data take noise of one standard deviation: weights in a loss
             are per that unit.
         view: how fields are shown.
+        distance_words: what the distance is, for people, by the name of the rule.
         generated: whether `fields` makes them; else they are a user's, and so is the rule.
         rollout: first states `(b, ...) -> fields`, where there is a solver; else None.
         first_states: fields `-> (b, ...)`, alike.
@@ -83,6 +84,7 @@ class Problem:
     scale: float | tuple[float, ...] = 1.0
     unit: float = 1.0
     view: ClassVar[View] = View()
+    distance_words: ClassVar[Mapping[str, str]] = {}
     generated: ClassVar[bool] = True
     rollout: Callable[[Array], Fields] | None = None
     first_states: Callable[[Fields], Array] | None = None
@@ -180,6 +182,12 @@ class Problem:
     def seamless(self, x: Fields) -> Array:
         """Returns fields whose spectrum along `spatial_axes` has no seams between states."""
         return x
+
+    def features(self, x: Fields) -> Float[Array, 'b k']:
+        """Returns further numbers of each field by which a two-sample test may tell it from data,
+        beside `metrics.summaries` and principal components; none as a rule.
+        """
+        return jnp.zeros((len(x), 0))
 
     def image(self, x: Fields) -> Float[Array, 'b H W']:
         """Returns images of fields to look at."""

@@ -87,6 +87,7 @@ class BlackHoles(Problem):
     rule_name = 'total_brightness'
     operator = 'sparse_fourier'
     view = View(('brightness', '|x − nearest of that total|'), colours='inferno')
+    distance_words = {'total_brightness': 'error of the sum of the pixels'}
 
     def __post_init__(self) -> None:
         super().__post_init__()

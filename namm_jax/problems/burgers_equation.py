@@ -74,6 +74,7 @@ class Burgers(Trajectories):
     periodic = (True, False)
     spatial_axes = (1,)
     view = View(('u', '|residual|'), ('space', 'time'))
+    distance_words = {'burgers': 'mean absolute residual of one solver step'}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,6 +121,14 @@ class Burgers(Trajectories):
         check_keys(keys)
         u = steppers.trajectory(self.interval(), self.states)(self.starts(keys))
         return self.from_states(jnp.swapaxes(u, 0, 1))
+
+    def features(self, x: Fields) -> Float[Array, 'b k']:
+        """Returns the logarithms of the spectra of the first and last state, and the increments of
+        the first, ordered by size.
+        """
+        first, last = (self.to_states(x)[:, t] for t in (0, -1))
+        spectra = [jnp.log(jnp.abs(jnp.fft.rfft(u)) ** 2 + 1e-12) for u in (first, last)]
+        return jnp.concatenate([*spectra, jnp.sort(jnp.abs(jnp.diff(first)), axis=1)], axis=1)
 
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""

@@ -71,6 +71,7 @@ class Galaxies(Problem):
     rule_name = 'count'
     operator = 'downsampling'
     view = View(('brightness', '|d count / dx|'), colours='gray')
+    distance_words = {'count': 'error of the number of sources that the network counts'}
 
     def __post_init__(self) -> None:
         super().__post_init__()

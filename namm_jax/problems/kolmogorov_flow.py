@@ -128,6 +128,10 @@ class Kolmogorov(Trajectories):
     operator_options = {'channels_per_state': 2}
     periodic = (True, True)
     view = View(('vorticity', '|residual|'), ('x', 'y'), 'RdBu_r', centred=True)
+    distance_words = {
+        'divergence': 'mean absolute divergence of a cell',
+        'kolmogorov': 'mean absolute residual of one solver step',
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

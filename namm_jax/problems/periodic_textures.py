@@ -46,6 +46,9 @@ class Textures(Problem):
     operator = 'occluded_box'
     periodic = (True, True)
     view = View(('x', '|x − nearest texture|'), colours='cividis')
+    distance_words = {
+        'periodic': 'mean absolute difference from each tile repeated, summed over tiles'
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

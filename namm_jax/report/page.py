@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from namm_jax import problems
 from namm_jax.experiment.config import flatten
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import Results
@@ -18,9 +19,10 @@ from namm_jax.report.table import (
     COLUMNS,
     assimilation_cells,
     cells,
+    headline,
     in_order,
-    ratio_of_medians,
     row_name,
+    three_digits,
 )
 
 # picture -> heading, and what there is to see
@@ -88,9 +90,14 @@ def _source(picture: Picture, data: bytes) -> str:
     return f'data:image/{picture.kind};base64,{base64.b64encode(data).decode()}'
 
 
+def _distance_words(config: Mapping[str, Any]) -> str:
+    problem = getattr(problems, config['data']['problem'])
+    return problem.distance_words.get(config['constraint']['name'], "the rule's own")
+
+
 def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Returns what the page says of a run."""
-    rows = results.metrics['rows']
+    rows = results.metrics.get('rows', {})
     posteriors = {
         operator: [
             (row, assimilation_cells(entry))
@@ -112,9 +119,17 @@ def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict
     facts |= {package: version or 'unknown' for package, version in last['versions'].items()}
     return {
         'label': label,
+        'unfinished': results.unfinished,
+        'progress': results.progress
+        and Picture(results.progress, 'png', 'Data, and samples so far.'),
         'title': f'{name}, preset {preset}, seed {results.config["seed"]}',
         'experiment': results.experiment,
-        'ratio': ratio_of_medians(rows) or '',
+        'headline': headline(rows, _distance_words(results.config)),
+        'copies': {
+            row: three_digits(of['memorisation'])
+            for row, of in rows.items()
+            if 'memorisation' in of
+        },
         'rows': [(row, row_name(row), cells(rows[row])) for row in in_order(list(rows))],
         'posteriors': posteriors,
         'pictures': pictures,

@@ -1,9 +1,10 @@
-"""The pictures of a finished run, each with its alternative text; drawn from what is on disk."""
+"""The pictures of a run, each with its alternative text; drawn from what is on disk."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from namm_jax import problems
 from namm_jax.experiment.progress import Bar
@@ -35,50 +36,72 @@ def view_of(config: Mapping[str, Any]) -> View:
     return getattr(problems, config['data']['problem']).view
 
 
+Drawing = tuple[Callable[[], Figure], str]  # and what it shows, in words
+
+
 def draw(results: Results) -> dict[str, Picture]:
-    """Returns the pictures of a run by name, in the order in which the page shows them."""
-    dpi, look = results.config['report']['dpi'], view_of(results.config)._asdict()
-    distances, curves_of_training = results.of('distances'), training_curves(results)
+    """Returns the pictures of a run by name; those of its training if it is not evaluated."""
+    dpi = results.config['report']['dpi']
+    drawings = _of_training(results) | (_of_samples(results) if results.arrays else {})
+    pictures = {}
+    with Bar('report', len(drawings) + 1, unit='figure') as bar:
+        for name, (drawing, text) in drawings.items():
+            pictures[name] = Picture(figures.png(drawing(), dpi=dpi), 'png', text)
+            bar.update(len(pictures))
+        if results.arrays:
+            look = view_of(results.config)._asdict()
+            pictures['trajectory'] = _trajectory(results, dpi, look)
+        bar.update(len(drawings) + 1)
+    return pictures | draw_assimilation(results.config, results.posteriors)
+
+
+def _of_training(results: Results) -> dict[str, Drawing]:
+    of = training_curves(results)
+    records = results.records
+    time = lambda: figures.distance_against_training_seconds(of)
+    drawings = {}
+    if any(len(curve[1]) for curve in of.values()):
+        text = 'Constraint distance against training time. At the end: ' + _ends(of)
+        drawings['training_time'] = time, text
+    if records:
+        text = (
+            'Terms of the loss against the training step, a panel a stage; held-out terms dashed.'
+        )
+        drawings['losses'] = lambda: figures.loss_curves(records), text
+    return drawings
+
+
+def _of_samples(results: Results) -> dict[str, Drawing]:
+    look = view_of(results.config)._asdict()
+    distances = results.of('distances')
     rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
     robustness = results.metrics['robustness']
     names = {'f': 'f', 'f_finetuned': 'f, finetuned'}
     maps = {name: robustness[f] for f, name in names.items() if f in robustness}
+    levels = dict(sigma=robustness['sigma'], curves=maps, sigma_max=robustness['sigma_max'])
     mirror = results.of('mirror')
-    drawings = {
-        'samples': lambda: figures.samples_with_residuals(rows, distances=distances, **look),
-        'distances': lambda: figures.distance_histograms(distances),
-        'training_time': lambda: figures.distance_against_training_seconds(curves_of_training),
-        'robustness': lambda: curves.robustness_curves(
-            robustness['sigma'], maps, sigma_max=robustness['sigma_max']
-        ),
-        'losses': lambda: figures.loss_curves(results.records),
-        'mirror': lambda: figures.mirror_and_inverse(
-            mirror['z'], mirror['x'], **look | {'units': ('mirror space, z', 'x = f(z)')}
-        ),
-    }
-    texts = {
+    of_mirror = look | {'units': ('mirror space, z', 'x = f(z)')}
+    every = _and(map(row_name, in_order(list(rows))))
+    return {
         'samples': (
-            f'Fields of {_and(map(row_name, in_order(list(rows))))}, each above the map of its '
-            'residual.'
+            lambda: figures.samples_with_residuals(rows, distances=distances, **look),
+            f'Fields of {every}, each above the map of its residual.',
         ),
-        'distances': 'Histograms of the constraint distance. Medians: ' + _medians(distances),
-        'training_time': 'Constraint distance against training time. At the end: '
-        + _ends(curves_of_training),
-        'robustness': 'Distance and reconstruction error of f against noise. '
-        + _at_sigma_max(robustness, maps),
-        'losses': (
-            'Terms of the loss against the training step, one panel a stage; held-out terms dashed.'
+        'distances': (
+            lambda: figures.distance_histograms(distances),
+            'Histograms of the constraint distance. Medians: ' + _medians(distances),
         ),
-        'mirror': 'Samples in mirror space, each above its inverse in data space.',
+        'robustness': (
+            lambda: curves.robustness_curves(**levels),
+            'Distance and reconstruction error of f against noise. '
+            + _at_sigma_max(robustness, maps)
+            + _line(robustness),
+        ),
+        'mirror': (
+            lambda: figures.mirror_and_inverse(mirror['z'], mirror['x'], **of_mirror),
+            'Samples in mirror space, each above its inverse in data space.',
+        ),
     }
-    pictures = {}
-    with Bar('report', len(drawings) + 1, unit='figure') as bar:
-        for name, drawing in drawings.items():
-            pictures[name] = Picture(figures.png(drawing(), dpi=dpi), 'png', texts[name])
-            bar.update(len(pictures))
-        pictures['trajectory'] = _trajectory(results, dpi, look)
-        bar.update(len(pictures))
-    return pictures | draw_assimilation(results.config, results.posteriors)
 
 
 def draw_assimilation(
@@ -141,6 +164,18 @@ def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:
     at = lambda curve: three_digits(curve['distance_mean'][nearest])
     values = [f'{name} {at(curve)}' for name, curve in maps.items()]
     return f'Mean distance at sigma {three_digits(float(sigma[nearest]))}: {", ".join(values)}.'
+
+
+def _line(robustness: dict) -> str:
+    """Returns what g is to a straight line, and what the noise is to mirror points."""
+    g = robustness.get('g')
+    if not g:
+        return ''
+    ratio = three_digits(robustness['sigma_max'] / g['std'])
+    return (
+        f' g(x) is {three_digits(g["slope"])} x + {three_digits(g["offset"])} (R² {g["r2"]:.3f}); '
+        f'the largest noise of training is {ratio} of the standard deviation of z.'
+    )
 
 
 def _list(values: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""A finished run, read from its folder for the report: numbers, records and arrays."""
+"""A run, read from its folder for the report: numbers, records and arrays."""
 
 import io
 import zipfile
@@ -13,6 +13,7 @@ from namm_jax.experiment.files import CHECKSUMS, UserError, damage, read_checked
 from namm_jax.experiment.records import Records
 from namm_jax.report.table import assimilation_table, summary_table
 
+PROGRESS = Path('figures', 'progress.png')  # the newest samples of training
 ARRAYS = Path('evaluate', 'arrays.npz')  # what the figures need, in the run folder
 
 
@@ -21,6 +22,9 @@ class Results(NamedTuple):
 
     Attributes:
         experiment: config file and preset, `burgers:quick`.
+        unfinished: which stages have finished and what goes on with the rest; empty for a run
+            that has been evaluated, without which `arrays` is empty.
+        progress: the picture of its newest samples, PNG; empty where there is none.
         config: the resolved config, nested.
         preset: the preset's config; empty where the folder does not hold it.
         provenance: one entry an opening of the folder, as `experiment.provenance` writes it.
@@ -34,6 +38,8 @@ class Results(NamedTuple):
     """
 
     experiment: str
+    unfinished: str
+    progress: bytes
     config: dict[str, Any]
     preset: dict[str, Any]
     provenance: list[dict[str, Any]]
@@ -77,8 +83,7 @@ def read_run(folder: Path) -> Results:
     """Returns what the report says of the run in a folder.
 
     Raises:
-        UserError: if a file is missing or damaged, or the stage `evaluate` has not finished; with
-            the command.
+        UserError: if a file is missing or damaged; with the command.
     """
     path = folder / 'config.json'
     saved = _with(path, read_json(path), 'experiment config')
@@ -96,22 +101,23 @@ def read_run(folder: Path) -> Results:
     finished = [stage for stage, record in stages.items() if record.get('finished') is True]
     file, _, preset = saved['experiment'].partition(':')
     command = f'python launch/main.py --config=configs/{file}.py:{preset} --workdir={folder}'
-    if 'evaluate' not in finished:
-        raise UserError(
-            f'{folder}: stage evaluate has not finished (finished: '
-            f'{", ".join(finished) or "none"}), expected a finished run; finish it with {command}'
-        )
-    arrays = _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate')
+    evaluated = 'evaluate' in finished
+    arrays = _read_arrays(folder / ARRAYS, f'{command} --redo=evaluate') if evaluated else {}
+    path = folder / 'metrics.json'
+    metrics = read_metrics(folder) if evaluated or path.exists() else {}
     kept = Records(folder)
-    if not (records := kept.read()):
+    records = kept.read() if evaluated or kept.path.exists() else []
+    if evaluated and not records:
         raise damage(kept.path, 'no record', 'those of the training that the report draws')
     results = Results(
         saved['experiment'],
+        '' if evaluated else f'finished: {", ".join(finished) or "nothing"}; go on with {command}',
+        progress.read_bytes() if (progress := folder / PROGRESS).exists() else b'',
         saved['config'],
         read_json(folder / 'preset.json', dict) if (folder / 'preset.json').exists() else {},
         openings,
         stages,
-        _with(folder / 'metrics.json', read_metrics(folder), 'rows robustness'),
+        _with(path, metrics, 'rows robustness' if evaluated else ''),
         records,
         arrays,
         read_posteriors(folder),
@@ -170,9 +176,7 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
     for stage, needs in before.items():
         if stage not in results.stages:  # a closed-form map has nothing to finetune
             continue
-        offset = sum(
-            results.stages[need]['training_seconds'] for need in needs if need in results.stages
-        )
+        offset = sum(results.stages.get(need, {}).get('training_seconds', 0) for need in needs)
         offset += results.stages[stage].get('drawing_seconds', 0.0)
         points = [
             (offset + record['seconds'], record['distance_mean'], record['distance_std'])

@@ -20,7 +20,10 @@ ROW_NAMES = {
     'dm_guided': 'diffusion model, guided',
     'dm_restored': 'diffusion model, restored',
     'dm_projected': 'diffusion model, projected',
+    'dm_restored_sampling': 'diffusion model, restored while sampling',
     'dm_projected_sampling': 'diffusion model, projected while sampling',
+    'dm_mapped': 'diffusion model, through f(g(x))',
+    'dm_mapped_finetuned': 'diffusion model, through finetuned f(g(x))',
     'mdm': 'mirror diffusion model',
     'mdm_finetuned': 'mirror diffusion model, finetuned',
     'mdm_polished': 'mirror diffusion model, finetuned and polished',
@@ -30,12 +33,14 @@ COLUMNS = (
     'distance\nmean',
     'median',
     'max',
-    'MMD²',
-    'sliced W1 [95 %]',
-    'spec-\ntrum',
+    'two-sample\narea (z)',
+    'spectrum\n(z)',
+    'sliced W1\n(z)',
+    'MMD²\n(z)',
     'calls',
     's /\nsample',
     'training\n(m:ss)',
+    'training\n(TFLOP)',
     'n',
 )
 ASSIMILATION_COLUMNS = (
@@ -51,7 +56,19 @@ ASSIMILATION_COLUMNS = (
     'n',
 )
 # Of both, what a narrow terminal goes without, first to last.
-LEAST = ('MMD²', 'max', 'n', 'calls', 'spec-\ntrum', 'CRPS', 's /\nsample', 'diver-\nged')
+LEAST = (
+    'MMD²\n(z)',
+    'sliced W1\n(z)',
+    'max',
+    'n',
+    'calls',
+    'training\n(TFLOP)',
+    'distance\nmean',
+    'CRPS',
+    's /\nsample',
+    'diver-\nged',
+    'spectrum\n(z)',
+)
 
 
 def row_name(row: str) -> str:
@@ -140,31 +157,50 @@ def _table(
 def cells(row: Mapping[str, Any]) -> list[str]:
     """Returns the cells of a row under `COLUMNS`: 3 significant digits, '-' for what is absent."""
     distance, distribution = row.get('distance', {}), row.get('distribution', {})
-    wasserstein = distribution.get('sliced_wasserstein', {})
-    interval = ', '.join(three_digits(wasserstein.get(end)) for end in ('low', 'high'))
+    metrics = ('two_sample', 'spectrum', 'sliced_wasserstein', 'mmd')
     return [
         *(three_digits(distance.get(name)) for name in ('mean', 'median', 'max')),
-        three_digits(distribution.get('mmd', {}).get('value')),
-        f'{three_digits(wasserstein.get("value"))} [{interval}]' if wasserstein else '-',
-        three_digits(distribution.get('spectrum', {}).get('value')),
+        *(_against_floor(distribution.get(name, {})) for name in metrics),
         _whole(row.get('calls')),
         three_digits(row.get('seconds_per_sample')),
         _minutes(row.get('training_seconds')),
+        three_digits(_number(row.get('training_flops'), 1e-12)),
         _whole(row.get('n')),
     ]
+
+
+def _against_floor(metric: Mapping[str, Any]) -> str:
+    """Returns a distribution metric as 'value (z)', that of the row `data` as 'value ± std'."""
+    value, z, std = (three_digits(metric.get(name)) for name in ('value', 'z', 'std'))
+    if z != '-':
+        return f'{value} ({_number(metric["z"]):+.1f})'
+    return value if std == '-' else f'{value} ± {std}'
+
+
+def _median(rows: Mapping[str, Mapping[str, Any]], row: str) -> float | None:
+    return _number(rows.get(row, {}).get('distance', {}).get('median'))
 
 
 def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Returns what the table comes down to: the median distance of the finetuned samples over that
     of the diffusion model; None where one of the two is absent.
     """
-    finetuned, dm = (
-        _number(rows.get(row, {}).get('distance', {}).get('median'))
-        for row in ('mdm_finetuned', 'dm')
-    )
+    finetuned, dm = (_median(rows, row) for row in ('mdm_finetuned', 'dm'))
     if finetuned is None or not dm:
         return None
     return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
+
+
+def headline(rows: Mapping[str, Mapping[str, Any]], distance: str = "the rule's own") -> str:
+    """Returns the same in words, with what the distance is; empty where a row is absent."""
+    dm, ours = (_median(rows, row) for row in ('dm', 'mdm_finetuned'))
+    if not dm or not ours:
+        return ''
+    factor, way = (dm / ours, 'closer to') if ours < dm else (ours / dm, 'farther from')
+    return (
+        f'Samples of the mirror model are {three_digits(factor)} times {way} the rule than the '
+        f"diffusion model's, by the median distance: {distance}. Lower is better."
+    )
 
 
 def render(table: Table) -> str:
@@ -189,10 +225,10 @@ def three_digits(value: Any) -> str:
     return f'{number:.0f}' if abs(number) >= 999.5 else f'{number:#.3g}'.rstrip('.')
 
 
-def _number(value: Any) -> float | None:
+def _number(value: Any, unit: float = 1.0) -> float | None:
     if isinstance(value, Mapping):
         value = value.get('mean')
-    return float(value) if value is not None and math.isfinite(value) else None
+    return unit * value if value is not None and math.isfinite(value) else None
 
 
 def _whole(value: Any) -> str:
