@@ -279,6 +279,8 @@ def check_folder(files: Mapping[str, bytes]) -> None:
         if not isinstance(opened, ValueError):
             again = outcome(lambda: Run(folder, config, **options).close())
             assert not isinstance(again, ValueError), f'opened once, and then {again}'
+            with Run(folder, config, **options) as run:
+                outcome(lambda: run.begin('mirror', ['mirror']))
 
 
 def check_image(data: bytes) -> None:

@@ -589,6 +589,7 @@ def run_files() -> dict[str, Any]:
         'metrics.json': {'rows': {'mdm': {'distance': {'mean': 1.0}, 'n': 2}}},
         'provenance.json': [],
         'data/crc32.json': {'train.npy': [1]},
+        'mirror/crc32.json': {'origin': {'folder': 'mirror', 'config': mirror}, 'x.npy': [1]},
     }
 
 

@@ -335,6 +335,13 @@ def test_a_workdir_that_is_a_file(launch, capsys, tmp_path, more):
     assert f'{tmp_path}/file' in errors[-1] and errors[-1].startswith('error: ')
 
 
+def test_seeds_in_the_folder_of_a_run(refused, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/config.json').touch()
+    told = refused(TINY, '--seeds=0,1')
+    assert f'{tmp_path}/run is a run' in told and 'another --workdir' in told
+
+
 @pytest.mark.slow
 def test_an_environment_that_a_run_cannot_have(tmp_path):
     gone = ('HOME', 'JAX_COMPILATION_CACHE_DIR')

@@ -235,8 +235,13 @@ def test_page_that_cannot_be_written_is_named(refused, tiny_run, tmp_path, monke
     assert f'{tmp_path / "none"} is no folder' in refused(
         tiny_run, '--out', tmp_path / 'none' / 'page.html'
     )
+    (tmp_path / 'config.json').write_text('kept')
+    for out in (tmp_path, tmp_path / 'config.json'):
+        assert f'{out}, which is no page' in refused(tiny_run, '--out', out)
+    assert (tmp_path / 'config.json').read_text() == 'kept'
     monkeypatch.setattr('namm_jax.report.pictures.draw', lambda results: PICTURES)
-    assert str(tmp_path) in refused(tiny_run, '--out', tmp_path, status=1)
+    (tmp_path / 'page.html.tmp').mkdir()
+    assert str(tmp_path) in refused(tiny_run, '--out', tmp_path / 'page.html', status=1)
 
 
 BROWSER = next(

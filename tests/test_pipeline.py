@@ -191,6 +191,13 @@ def test_override_of_what_a_finished_stage_has_read_is_refused(
     assert {path.name for path in after if after[path] != before.get(path)} <= {'lock'}
 
 
+def test_an_override_is_checked_where_no_stage_is_left(run, launch, capsys):
+    before = read(run / 'config.json')
+    for field, value in (('assimilate.operator', 'nothing'), ('sharding.rules', "('a',)")):
+        assert launch(TINY, f'--workdir={run}', f'--config.{field}={value}') == 2
+        assert field in capsys.readouterr().err and read(run / 'config.json') == before
+
+
 def test_what_differs_from_the_preset_is_told_at_every_start(run, launch, capsys):
     for override in (['--config.sample.steps=5'], []):  # the second time, it is the saved config's
         assert launch(TINY, f'--workdir={run}', '--stages=data', *override) == 0

@@ -402,6 +402,28 @@ def test_json_of_another_shape_is_named(results, name, value):
         read_run(results)
 
 
+@pytest.mark.parametrize('fields', [{'command': 3}, {'command': [3]}, {'versions': 1.5}])
+def test_a_command_that_is_none_is_named(results, fields):
+    write_json(results / 'provenance.json', [OPENING | fields])
+    with pytest.raises(UserError, match='provenance.json is damaged'):
+        read_run(results)
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'record'),
+    [('a', {'seconds': 1.0}), (1.0, {}), (1.0, {'seconds': 'a'}), (None, {'seconds': 1.0})],
+)
+def test_a_clock_that_is_no_number_is_named(results, seconds, record):
+    state = {'finished': True, 'sections': {}, 'training_seconds': seconds}
+    for stage in ('mirror', 'mdm'):
+        write_json(results / f'stages/{stage}.json', state)
+    Records(results).append(
+        {'stage': 'mdm', 'step': 1, 'distance_mean': 1.0, 'distance_std': 1.0} | record
+    )
+    with pytest.raises(UserError, match='is damaged: .* expected seconds'):
+        read_run(results)
+
+
 @pytest.mark.parametrize(
     'metrics',
     [{'rows': {'mdm': 3}}, {'rows': {'mdm': {'distance': 3}}}, {'rows': {'mdm': {'n': 'a'}}}]

@@ -14,7 +14,15 @@ import pytest
 from etils import epath
 
 from namm_jax.experiment.experiment import save_array
-from namm_jax.experiment.files import UserError, finite, read_json, write_bytes, write_json
+from namm_jax.experiment.files import (
+    UserError,
+    checksums,
+    finite,
+    read_json,
+    write_bytes,
+    write_checksums,
+    write_json,
+)
 from namm_jax.experiment.folder import Folder, Run, SharedRun, aggregate
 
 DEPENDS = {
@@ -175,7 +183,7 @@ def test_begin_wants_what_it_builds_on_and_keeps_what_a_stopped_run_left(tmp_pat
         with pytest.raises(UserError, match=r"stage mirror builds on \['data'\]"):
             run.begin('mirror', ['mirror'])
         run.begin('data', ['data'])
-        assert not list((tmp_path / 'data').iterdir())
+        assert [path.name for path in (tmp_path / 'data').iterdir()] == ['crc32.json']
         (tmp_path / 'data' / 'part').touch()
     with open_run(tmp_path) as run:
         run.begin('data', ['data'])
@@ -194,7 +202,7 @@ def test_files_without_a_record_are_not_made_again_in_silence(finished):
     with open_run(finished, redo=['data']) as run:
         assert run.discarded == list(DEPENDS)
         run.begin('data', ['data'])
-        assert not list((finished / 'data').iterdir())
+        assert not (finished / 'data/result').exists()
 
 
 def contents(directory):
@@ -247,6 +255,10 @@ def test_another_experiment_or_folder_is_refused(finished, tmp_path):
         UserError, match='got the experiment periodic:tiny, but .* holds burgers:tiny'
     ):
         open_run(finished, experiment='periodic:tiny')
+    (tmp_path / 'seeds').mkdir()
+    write_json(tmp_path / 'seeds/metrics.json', {'rows': {}})  # the table of several seeds
+    with pytest.raises(UserError, match="holds .*'metrics.json'.* but no config.json"):
+        open_run(tmp_path / 'seeds')
     (tmp_path / 'home/data').mkdir(parents=True)
     with pytest.raises(UserError, match="holds .*'data'.* but no config.json"):
         open_run(tmp_path / 'home')
@@ -329,6 +341,27 @@ def test_a_refused_opening_frees_the_folder(finished):
             open_run(finished, overrides={'seed': 1})
 
 
+def test_a_refused_opening_leaves_nothing(tmp_path, monkeypatch):
+    def check(config, records):
+        raise UserError('bad')
+
+    (tmp_path / 'empty').mkdir()
+    for name in ('runs/deep/run', 'empty', 'empty/run'):
+        with pytest.raises(UserError, match='bad'):
+            open_run(tmp_path / name, check=check)
+    (tmp_path / 'file').touch()
+    for name in ('file', 'file/run'):
+        with pytest.raises(UserError, match='is a file, or in one, expected a folder'):
+            open_run(tmp_path / name)
+    with pytest.raises(OSError, match='name too long'):
+        open_run(tmp_path / 'runs' / ('a' * 300))
+    monkeypatch.setattr(fcntl, 'flock', lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_run(tmp_path / 'other')
+    (tmp_path / 'file').unlink()
+    assert [path.name for path in tmp_path.rglob('*')] == ['empty']
+
+
 @pytest.mark.parametrize('name', ['lock', 'report.html', 'mirror', 'stages', 'mirror/checkpoints'])
 def test_a_link_is_never_written_through(finished, tmp_path, name):
     target = tmp_path / 'theirs'
@@ -396,6 +429,60 @@ def test_arrays_of_another_run_are_refused_until_their_stage_is_done_again(finis
     open_run(finished, redo=['data']).close()
 
 
+def begun(directory, seed=0, names=('a',)):
+    """Stops a run in the stage mirror, after an array in its folder and in one below that."""
+    with open_run(directory, CONFIG | {'seed': seed}) as run:
+        run.begin('data', ['data'])
+        run.finish('data')
+        run.begin('mirror', ['mirror', 'seed'])
+        for name in names:
+            run.place('mirror', name)
+            save_array(directory / 'mirror' / name / '0.npy', np.full(3, seed))
+        save_array(directory / 'mirror' / 'x.npy', np.full(3, seed))
+    return directory / 'mirror'
+
+
+def resume(folder, *names):
+    with open_run(folder.parent) as run:
+        run.begin('mirror', ['mirror', 'seed'])
+        run.place('mirror', *names)
+
+
+def test_arrays_of_another_run_are_refused_by_a_stage_that_goes_on(tmp_path):
+    ours, theirs = begun(tmp_path / 'ours'), begun(tmp_path / 'theirs', seed=1)
+    resume(ours, 'a')
+    shutil.copy(theirs / 'x.npy', ours / 'y.npy')
+    with pytest.raises(UserError, match='mirror/y.npy is no file of this run.*--redo=mirror'):
+        resume(ours)
+    (ours / 'y.npy').unlink()
+    for place in ('.', 'a'):
+        shutil.copytree(ours, tmp_path / 'kept')
+        for name in ('crc32.json', *(path.name for path in (theirs / place).glob('*.npy'))):
+            shutil.copy(theirs / place / name, ours / place / name)
+        told = 'crc32.json is in the wrong place: got arrays of config.seed = 1, expected 0; .*redo'
+        with pytest.raises(UserError, match=told):
+            resume(ours, place)
+        shutil.rmtree(ours)
+        (tmp_path / 'kept').rename(ours)
+    resume(ours, 'a')
+
+
+def test_two_folders_of_a_stage_do_not_change_places(tmp_path):
+    folder = begun(tmp_path / 'run', names=('a', 'b'))
+    for old, new in (('a', 'c'), ('b', 'a'), ('c', 'b')):
+        (folder / old).rename(folder / new)
+    with pytest.raises(UserError, match="folder = 'mirror/b', expected 'mirror/a'"):
+        resume(folder, 'a')
+
+
+def test_arrays_of_a_version_without_an_origin_are_taken(tmp_path):
+    folder = begun(tmp_path / 'run')
+    found = json.loads((folder / 'crc32.json').read_text())
+    write_checksums(folder, {'x.npy': found['x.npy']})
+    resume(folder)
+    assert checksums(folder) == {'x.npy': found['x.npy']}
+
+
 def test_a_stage_is_on_the_disk_before_it_is_finished(tmp_path, monkeypatch):
     told, fsync = [], os.fsync
     path_of = lambda descriptor: os.readlink(f'/proc/self/fd/{descriptor}')
@@ -406,7 +493,9 @@ def test_a_stage_is_on_the_disk_before_it_is_finished(tmp_path, monkeypatch):
         (tmp_path / 'data' / 'a' / 'b').write_text('c')
         told.clear()
         run.finish('data')
-    assert told[:3] == [f'{tmp_path}/data/a/b', f'{tmp_path}/data', f'{tmp_path}/data/a']
+    files = [f'{tmp_path}/data/{name}' for name in ('a/b', 'crc32.json')]
+    assert sorted(told[:2]) == files
+    assert told[2:4] == [f'{tmp_path}/data', f'{tmp_path}/data/a']
     assert told[-1] == f'{tmp_path}/stages/data.json.tmp'
 
 

@@ -4,6 +4,7 @@ why it cannot.
 
     python tests/torture.py --cycles=200 [--seed=0] [--kinds=kill,full,hung] [--log=torture.jsonl]
                             [--problems=burgers,count,own,total_brightness] [--stages=assimilate]
+                            [--references=FOLDER] [--summary=torture.json]
 
 Each cycle takes a copy of a finished run of the preset `tiny` of one of the problems, with stages
 that run on request, discards a random stage with all that was built on it, and while it is done
@@ -28,6 +29,7 @@ their number, at most 1.
 
 import argparse
 import collections
+import functools
 import json
 import math
 import os
@@ -72,6 +74,11 @@ FIELDS = {  # stage -> an integer that it reads
     'evaluate': 'evaluate.resamples',
     'report': 'report.dpi',
 }
+
+# Less of what takes long and is of one kind.
+FEW = ["--config.sample.rows=('dm','mdm_finetuned')", '--config.report.dpi=30']
+FEW += ['--config.assimilate.sampler=mirror_few_steps']
+PATIENCE = 1200  # seconds, of a machine that others use, too
 
 
 class Defect(Exception):
@@ -120,9 +127,7 @@ class Case(NamedTuple):
 
     def end(self, *more: str, folder: Path | None = None) -> tuple[int, str]:
         """Runs it; returns its exit status and what it said."""
-        process = self.start(*more, folder=folder)
-        said = process.communicate(timeout=600)[1]
-        return process.returncode, said
+        return ending(self.start(*more, folder=folder))
 
     def broken_off(self, number: int, *more: str) -> tuple[int, str]:
         """Starts the run and sends it a signal at a random moment."""
@@ -131,8 +136,19 @@ class Case(NamedTuple):
             said = process.communicate(timeout=self.rng.uniform(0.5, self.seconds))[1]
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-            said = process.communicate(timeout=120)[1]
+            return ending(process)
         return process.returncode, said
+
+
+def ending(process: subprocess.Popen) -> tuple[int, str]:
+    """Waits for a process that has to end; returns its exit status and what it said."""
+    try:
+        said = process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise Defect(f'still there after {PATIENCE} s: {process.args}') from None
+    return process.returncode, said or ''
 
 
 class Seen(NamedTuple):
@@ -162,11 +178,13 @@ def unread(case: Case) -> Seen:
     process = case.start(case.redo)
     os.read(process.stderr.fileno(), 1)  # it has begun to say something
     process.stderr.close()
-    try:
-        process.wait(timeout=case.rng.uniform(0.5, case.seconds) if number else 600)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-    return _stopped(process.wait(timeout=120), '', number)
+    process.stderr = None
+    if number:
+        try:
+            process.wait(timeout=case.rng.uniform(0.5, case.seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+    return _stopped(*ending(process), number)
 
 
 def overridden(case: Case) -> Seen:
@@ -223,26 +241,20 @@ def swapped(case: Case) -> Path | None:
 
 
 def estranged(case: Case) -> Path | None:
-    """Puts checkpoints, or a finished stage's arrays, of another seed's run in the place of its."""
-    record = lambda stage: case.folder / 'stages' / f'{stage}.json'
-    finished = lambda stage: read_json(record(stage))['finished']
-    begun = [stage for stage in case.run.stages if record(stage).exists()]
-    parts = [Path(stage, 'checkpoints') for stage in begun]
-    parts += [Path(stage) for stage in begun if finished(stage) and _arrays(case.folder / stage)]
+    """Puts checkpoints, or the arrays of a folder, of another seed's run in the place of its."""
+    other = case.run.other
+    found = [*other.glob('*/checkpoints/*.json'), *other.rglob('*.np[yz]')]
+    parts = {path.parent.relative_to(other) for path in found}
     if not (parts := [part for part in parts if (case.folder / part).exists()]):
         return None
-    part = case.rng.choice(parts)
+    part = case.rng.choice(sorted(parts))
     if part.name == 'checkpoints':
         shutil.rmtree(case.folder / part)
-        shutil.copytree(case.run.other / part, case.folder / part)
-    for path in _arrays(case.run.other / part):
+        shutil.copytree(other / part, case.folder / part)
+    for path in (other / part).glob('*.np[yz]'):
         shutil.copy(path, case.folder / part)
         shutil.copy(path.with_name('crc32.json'), case.folder / part)
     return case.folder / part
-
-
-def _arrays(folder: Path) -> list[Path]:
-    return sorted(folder.glob('*.np[yz]'))
 
 
 def _content(path: Path) -> dict[str, bytes]:
@@ -403,7 +415,10 @@ def differences(folder: Path, reference: Path) -> dict[str, float]:
 
 
 def make_reference(parent: Path, problem: str, requested: list[str]) -> Reference:
-    """Runs a problem, and once more with other seeds."""
+    """Runs a problem, and once more with other seeds, unless they are there."""
+    run = Reference(parent / problem, [], [], parent / f'{problem}-other', 0.0)
+    if (path := parent / f'{problem}.json').exists():
+        return run._replace(**json.loads(path.read_text()))
     arguments = [f'--config=configs/{problem}.py:tiny']
     if problem == 'own':
         rows = np.random.default_rng(0).integers(16, size=(192, 16))
@@ -411,19 +426,18 @@ def make_reference(parent: Path, problem: str, requested: list[str]) -> Referenc
         arguments += [f'--config.data.path={parent}/x.npy']
         rule = f'{ROOT}/docs/own_rule.py:rows_sum_to_one'
         arguments += [f'--config.constraint.distance={rule}']
-    run = Reference(parent / problem, arguments, [], parent / f'{problem}-other', 0.0)
+    run = run._replace(arguments=arguments)
     do = lambda *words: subprocess.run(run.command(*words), check=True, capture_output=True)
-    for folder, more in (
-        (run.folder, []),
-        (run.other, ['--config.seed=1', '--config.data.seed=1']),
-    ):
-        begun = time.monotonic()  # the second finds its programs compiled
-        do(folder, *more)
-        seconds = time.monotonic() - begun
-        for stage in requested:
-            do(folder, f'--stages={stage}')
+    do(run.folder, *FEW)
+    begun = time.monotonic()  # the second finds its programs compiled
+    do(run.other, *FEW, '--config.seed=1', '--config.data.seed=1')
+    seconds = time.monotonic() - begun
+    for stage in requested:
+        do(run.folder, f'--stages={stage}')
+        do(run.other, f'--stages={stage}')
     stages = [name for name in cli.STAGES if (run.folder / 'stages' / f'{name}.json').exists()]
-    return run._replace(stages=stages, seconds=seconds)
+    path.write_text(json.dumps(dict(arguments=arguments, stages=stages, seconds=seconds)))
+    return make_reference(parent, problem, requested)
 
 
 def main() -> int:
@@ -441,13 +455,19 @@ def main() -> int:
     parser.add_argument(
         '--log', type=Path, help='a JSON object a cycle is appended to it; those there are done'
     )
+    parser.add_argument('--summary', type=Path, help='JSON file of how often what was seen')
+    parser.add_argument(
+        '--references', type=Path, help='folder that keeps the runs that are never broken'
+    )
     given = parser.parse_args()
     kinds, problems = given.kinds.split(','), given.problems.split(',')
     records, revision = read(given.log), provenance()['git']
-    os.environ |= {'JAX_PLATFORMS': 'cpu'}
+    # Every program is kept: a cycle is mostly starts.
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     with tempfile.TemporaryDirectory() as parent:
-        requested = [name for name in given.stages.split(',') if name]
-        runs = [make_reference(Path(parent), problem, requested) for problem in problems]
+        place = given.references or Path(parent)
+        requested = list(filter(None, given.stages.split(',')))
+        run = functools.cache(lambda problem: make_reference(place, problem, requested))
         for number in range(len(records), given.cycles):
             if provenance()['git'] != revision:
                 sys.exit(
@@ -456,13 +476,15 @@ def main() -> int:
                 )
             rng = random.Random(f'{given.seed}-{number}')
             turn, kind = divmod(number, len(kinds))
-            record = cycle(runs[turn % len(runs)], rng, kinds[kind])
-            records.append(record)
+            record = cycle(run(problems[turn % len(problems)]), rng, kinds[kind])
+            records.append({'cycle': number, 'revision': revision} | record)
             if given.log:
                 with open(given.log, 'a') as file:
-                    file.write(json.dumps({'cycle': number, 'revision': revision} | record) + '\n')
+                    file.write(json.dumps(records[-1]) + '\n')
             print(f'{number + 1}/{given.cycles}', record, flush=True)
     print(f'\n{summary(records)}')
+    if given.summary:
+        given.summary.write_text(json.dumps(counts(records), indent=2) + '\n')
     return int(any(record['defect'] for record in records))
 
 
@@ -471,6 +493,19 @@ def read(log: Path | None) -> list[dict[str, str]]:
     return (
         [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
     )
+
+
+def counts(records: list[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """Returns how many cycles there were of each problem, fault and what it led to, and of each
+    revision of the code.
+    """
+    number = lambda name_of: dict(sorted(collections.Counter(map(name_of, records)).items()))
+    return {
+        'problems': number(lambda record: record['problem']),
+        'seen': number(lambda record: f'{record["kind"]}: {record["seen"]}'),
+        'defects': number(lambda record: record['defect'] or 'none'),
+        'revisions': number(lambda record: record['revision'][:7]),
+    }
 
 
 def summary(records: list[dict[str, str]]) -> str:

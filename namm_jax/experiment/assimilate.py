@@ -40,7 +40,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     """
     section, name = experiment.config.assimilate, posteriors.operator_name(experiment.config)
     folder = experiment.run.directory / 'assimilate' / name
-    from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
+    experiment.run.place('assimilate', name)
     test, operator = experiment.split('test'), posteriors.make_operator(experiment.config)
     truth = test[: section.measurements]
     check_operator(operator, experiment.problem.shape, x=truth[:3])
@@ -100,7 +100,7 @@ def _kept(
     """Returns `make(i)` of n measurements, and the median seconds a sample; from the folder if they
     are there.
     """
-    from_first(lambda: folder.mkdir(exist_ok=True))
+    experiment.run.place('assimilate', *folder.parts[-2:])
     warm, clock, parts = False, folder / 'seconds.json', []
     seconds = read_json(clock, list) if from_first(clock.exists) else []
     paths, processes = [folder / f'{i}.npy' for i in range(n)], jax.process_count()

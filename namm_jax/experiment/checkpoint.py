@@ -24,9 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from namm_jax.experiment.config import flatten
+from namm_jax.experiment.config import flatten, refuse_stranger
 from namm_jax.experiment.devices import whole
-from namm_jax.experiment.files import UserError, naming, sync, write_bytes
+from namm_jax.experiment.files import naming, sync, write_bytes
 from namm_jax.experiment.processes import from_first, tells_of_a_loss
 
 # Orbax tells its inner life through absl's one logger. Its errors are raised as well.
@@ -197,21 +197,14 @@ class Checkpoints(contextlib.AbstractContextManager):
             body = text['body']
             if text != _sealed(body):
                 return {}, 'the checksum of its description differs'
-            saved = {'step': body['step'], **flatten(body.get('origin', self._origin))}
+            saved = flatten({'step': body['step'], **body.get('origin', self._origin)})
             got = _checksums(self.directory / str(step))
             changes = sorted(name for name, _ in got.items() ^ body['files'].items())
             body['leaves'] = {name: [form] for name, (form, _) in body['leaves'].items()}
             body['meta'] = dict(body['meta'])
         except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
             return {}, repr(error)[:300]
-        expected = {'step': step, **flatten(self._origin)}
-        for name in sorted(saved.keys() | expected.keys()):
-            if saved.get(name) != expected.get(name):
-                raise UserError(
-                    f'{self._text(step)} is in the wrong place: got a checkpoint of {name} = '
-                    f'{saved.get(name)!r:.80}, expected {expected.get(name)!r}; put back that of '
-                    'this stage, or discard the stage with --redo'
-                )
+        refuse_stranger(self._text(step), 'a checkpoint', saved, {'step': step, **self._origin})
         return body, f'got other bytes than were saved in {changes[:3]}' if changes else ''
 
     def close(self, *exception: object) -> None:

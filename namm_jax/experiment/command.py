@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from namm_jax.experiment import processes
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.experiment import Experiment, check, make_experiment
-from namm_jax.experiment.files import local, read_json, write_json
+from namm_jax.experiment.files import UserError, local, read_json, write_json
 from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
 from namm_jax.experiment.problem import check_files, user_files, with_own_data
@@ -56,6 +56,10 @@ def run(given: argparse.Namespace) -> None:
     if place or given.distributed:
         _join(given, place)
     parent = local(given.workdir or f'runs/{given.name.replace(":", "-")}')
+    if given.seeds and (parent / 'config.json').exists():
+        raise UserError(
+            f'{parent} is a run, whose table --seeds replaces; choose another --workdir'
+        )
     try:
         with _listening() as signal_number:
             given.signal = processes.agreed(signal_number)
@@ -128,17 +132,21 @@ def _needs(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _run(workdir: Path, given: argparse.Namespace) -> None:
     stages_in = lambda config: check_stages(given.stages, _needs(config))
+    path = workdir / 'config.json'
 
     def check_all(config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
         stages = stages_in(config)
         check_needs(stages, _needs(config), records)
         left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
-        if not left:
+        old = flatten(read_json(path, dict)['config']) if path.exists() else {}
+        new = flatten(config)
+        changes = {name.split('.')[0] for name in given.overrides if new[name] != old.get(name)}
+        if not left and not changes:
             return  # and nothing of a user's is executed
         check_files(records.get)
         config = with_own_data(ConfigDict(config), records.get('data'))
         check(config, given.preset)
-        for stage in stages:
+        for stage in changes.union(stages) & STAGES.keys():
             STAGES[stage].check(config)
 
     open_run = functools.partial(

@@ -4,6 +4,7 @@ import functools
 import json
 import operator
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,6 +73,20 @@ def refuse_changes(
                     f'{old!r}; leave the override out, choose another --workdir, or discard that '
                     f'stage and what was built on it with --redo={stage}'
                 )
+
+
+def refuse_stranger(
+    path: Path, what: str, got: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    """Raises a UserError unless what is in a file was made from what the file's place says."""
+    got, expected = flatten(got), flatten(expected)
+    for name in sorted(got.keys() | expected.keys()):
+        if got.get(name) != expected.get(name):
+            raise UserError(
+                f'{path} is in the wrong place: got {what} of {name} = {got.get(name)!r:.80}, '
+                f'expected {expected.get(name)!r:.80}; put back that of this stage, or discard the '
+                'stage with --redo'
+            )
 
 
 def steps_of(config: ConfigDict, stage: str) -> int:

@@ -60,14 +60,15 @@ def write_dataset(
             directory / f'{split}-{k:05d}.npz': np.arange(first, min(first + shard_size, stop))
             for k, first in enumerate(range(start, stop, shard_size))
         }
+        names = {part: json.dumps([int(indices[0]), plan]) for part, indices in parts.items()}
         for first in range(0, len(parts), count):
             together = list(parts.items())[first : first + count]
             for part, indices in together[jax.process_index() :][:1]:
                 if not (path.exists() or part.exists()):
-                    _write_part(part, fields_of(indices), indices)
+                    _write_part(part, fields_of(indices), indices, names[part])
             gather(None)  # all of them are there
             progress(int(together[-1][1][-1]) + 1, sum(sizes.values()))
-        from_first(functools.partial(_join, path, list(parts)))
+        from_first(functools.partial(_join, path, names))
         start = stop
     from_first(lambda: files.write_json(directory / 'data.json', {**plan, 'complete': True}))
 
@@ -89,8 +90,8 @@ def _complete(directory: Path, plan: Mapping[str, Any]) -> bool:
     return found.get('complete') is True
 
 
-def _write_part(path: Path, fields: Any, indices: Int[np.ndarray, ' n']) -> None:
-    """Writes an archive, for the checksum in it."""
+def _write_part(path: Path, fields: Any, indices: Int[np.ndarray, ' n'], name: str) -> None:
+    """Writes an archive, for the checksum in it, and a name that says what the part is."""
     fields = np.asarray(fields, np.float32)
     if fields.ndim != 4 or len(fields) != len(indices):
         expected = f'({len(indices)}, h, w, c); mend the data family'
@@ -103,16 +104,18 @@ def _write_part(path: Path, fields: Any, indices: Int[np.ndarray, ' n']) -> None
             'unstable: change them, or shorten its time step'
         )
     file = io.BytesIO()
-    np.savez(file, fields=fields)
+    np.savez(file, fields=fields, name=name)
     files.write_bytes(path, file.getbuffer())
 
 
-def _join(path: Path, parts: list[Path]) -> None:
+def _join(path: Path, parts: Mapping[Path, str]) -> None:
     """Makes one file of a split, and deletes its parts; two copies of it are in memory."""
     arrays, file = [], io.BytesIO()
-    for part in [] if path.exists() else parts:
+    for part, name in ({} if path.exists() else parts).items():
         try:
             with np.load(part, allow_pickle=False) as archive:
+                if str(archive['name']) != name:
+                    raise ValueError('a part of another place, or of other data')
                 arrays.append(archive['fields'])
         except Exception as error:  # damage comes as BadZipFile, KeyError, RuntimeError and more
             raise ValueError(f'{part} is damaged: got {error!r:.300}; {REMEDY}') from error

@@ -119,9 +119,8 @@ class Experiment(NamedTuple):
     def checkpoints(self, stage: str) -> Checkpoints:
         """Returns the checkpoints of a training stage."""
         folder = self.run.directory / stage / 'checkpoints'
-        record, data = (self.run.record(name) or {} for name in (stage, 'data'))
-        origin = {'stage': stage, 'config': record.get('sections'), 'data': data.get('arrays')}
-        return Checkpoints(folder, keep=self.config.train.checkpoints, origin=origin)
+        keep = self.config.train.checkpoints
+        return Checkpoints(folder, keep=keep, origin=self.run.origin(stage))
 
 
 def make_experiment(

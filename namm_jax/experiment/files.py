@@ -54,33 +54,41 @@ def write_checked(path: Path, data: bytes) -> None:
     """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it."""
     # Before the file, beside that of the old content: a kill leaves nothing that looks damaged.
     old = [zlib.crc32(path.read_bytes())] if path.exists() else []
-    checksums = _checksums(path.parent) | {path.name: [zlib.crc32(data), *old]}
-    write_bytes(path.with_name(CHECKSUMS), (json.dumps(checksums, indent=2) + '\n').encode())
+    crcs = [zlib.crc32(data), *old]
+    write_checksums(path.parent, checksums(path.parent) | {path.name: crcs})
     write_bytes(path, data)
 
 
 def read_checked(path: Path) -> bytes:
     """Returns a file's bytes; a UserError names one whose checksum is not that on record."""
     data = path.read_bytes()
-    got, expected = zlib.crc32(data), _checksums(path.parent).get(path.name, [])
+    got, expected = zlib.crc32(data), checksums(path.parent).get(path.name, [])
     if expected and got not in expected:
         got = f'the checksum {got} over {len(data)} bytes'
         raise damage(path, got, f'{expected[0]} of {CHECKSUMS} beside it')
     return data
 
 
-def _checksums(folder: Path) -> dict[str, list[int]]:
+def checksums(folder: Path) -> dict[str, Any]:
+    """Returns file name -> checksums, and `origin` -> what a stage's arrays are a function of."""
     path = folder / CHECKSUMS  # without it nothing is checked
     value = _parse(path, path.read_bytes(), dict) if path.exists() else {}
-    if not all(isinstance(one, list) for one in value.values()):
-        raise damage(path, repr(value), 'file names with lists of checksums')
+    for name, one in value.items():
+        if not isinstance(one, dict if name == 'origin' else list):
+            raise damage(path, repr(value), 'an origin, and file names with lists of checksums')
     return value
+
+
+def write_checksums(folder: Path, value: Mapping[str, Any]) -> None:
+    """Writes what `checksums` returns."""
+    write_bytes(folder / CHECKSUMS, (json.dumps(value, indent=2) + '\n').encode())
 
 
 def array_checksums(folder: Path) -> dict[str, int]:
     """Returns file name -> checksum of a folder's arrays; what is JSON may tell the time."""
-    found = _checksums(folder).items()
-    return {name: crcs[0] for name, crcs in found if crcs and not name.endswith('.json')}
+    found = checksums(folder).items()
+    arrays = {name: crcs for name, crcs in found if name.endswith(('.npy', '.npz'))}
+    return {name: crcs[0] for name, crcs in arrays.items() if crcs}
 
 
 def sync(root: Path) -> None:

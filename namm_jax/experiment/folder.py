@@ -17,17 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from namm_jax._checks import choose
-from namm_jax.experiment.config import FREE_SECTIONS, SELECTING, flatten, override, refuse_changes
+from namm_jax.experiment.config import (
+    FREE_SECTIONS,
+    SELECTING,
+    flatten,
+    override,
+    refuse_changes,
+    refuse_stranger,
+)
 from namm_jax.experiment.files import (
     CHECKSUMS,
     UserError,
     array_checksums,
+    checksums,
     damage,
     finite,
     local,
     naming,
     read_json,
     sync,
+    write_checksums,
     write_json,
 )
 from namm_jax.experiment.processes import from_first
@@ -109,6 +118,12 @@ class Folder:
         """Returns whether the stage has finished."""
         return bool((self.record(stage) or {}).get('finished'))
 
+    def origin(self, stage: str) -> dict[str, Any]:
+        """Returns what a begun stage's results are a function of, as JSON types."""
+        record, data = (self.record(name) or {} for name in (stage, 'data'))
+        made = None if stage == 'data' else data.get('arrays')
+        return {'stage': stage, 'config': record.get('sections'), 'data': made}
+
     def _file(self, stage: str) -> Path:
         return self.directory / 'stages' / f'{stage}.json'
 
@@ -148,16 +163,23 @@ class Run(Folder, contextlib.AbstractContextManager):
                 that stay.
         """
         self.directory = local(directory)
-        if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(f'{directory} is a file, expected a folder; choose another --workdir')
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in (*self.directory.glob('*'), *self.directory.glob('*/*')):
-            if path.is_symlink():  # what is written to it would land in somebody's file
-                raise UserError(f'{path} is a symbolic link, which no run makes; delete the link')
-        self._lock, self._records = _lock(self.directory / 'lock'), Records(self.directory)
+        self._held, self._records = contextlib.ExitStack(), Records(self.directory)
         self.log, self.drop_records = self._records.append, self._records.drop
+        lock = self.directory / 'lock'
+        new = [path for path in (lock, *lock.parents) if not path.exists()]
         try:
-            paths = [self.directory / name for name in ('config.json', 'stages', *depends(config))]
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                expected = 'expected a folder; choose another --workdir'
+                raise UserError(f'{directory} is a file, or in one, {expected}') from error
+            for path in (*self.directory.glob('*'), *self.directory.glob('*/*')):
+                if path.is_symlink():  # what is written to it would land in somebody's file
+                    raise UserError(f'{path} is a symbolic link, which no run makes; delete it')
+            self._held.enter_context(_lock(lock))
+            self._held.callback(self._records.close)
+            names = ('config.json', 'metrics.json', 'stages', *depends(config))
+            paths = [self.directory / name for name in names]
             if paths[0].exists():
                 super().__init__(self.directory, config, experiment)
             elif names := [path.name for path in paths if path.exists()]:
@@ -171,6 +193,12 @@ class Run(Folder, contextlib.AbstractContextManager):
             self._open(base, redo, check)
         except BaseException:
             self.close()
+            for path in new:
+                with contextlib.suppress(OSError):  # those with more in them stay
+                    if path != lock:
+                        path.rmdir()
+                    elif os.listdir(self.directory) == [lock.name]:
+                        lock.unlink()
             raise
 
     def _open(self, base: Config, redo: Iterable[str], check: Callable[..., None]) -> None:
@@ -218,14 +246,13 @@ class Run(Folder, contextlib.AbstractContextManager):
 
     def close(self, *exception: object) -> None:
         """Gives the folder up. The lock file stays: deleting it would race with the next owner."""
-        self._records.close()
-        self._lock.close()
+        self._held.close()
 
     __exit__ = close
 
     def begin(self, stage: str, sections: Iterable[str], **facts: Any) -> None:
         """Puts on record the sections of the config that the stage reads, its ancestors' added, and
-        facts; makes its folder, unless a stopped run left it.
+        facts; makes its folder, as `place` does.
         """
         needs = self._depends[stage]
         check_needs([stage], self._depends, {need: self.record(need) or {} for need in needs})
@@ -241,7 +268,26 @@ class Run(Folder, contextlib.AbstractContextManager):
                 read |= self.record(need)['sections']
             self._file(stage).parent.mkdir(exist_ok=True)
             write_json(self._file(stage), {'finished': False, 'sections': read} | facts)
-        folder.mkdir(exist_ok=True)
+        self.place(stage)
+
+    def place(self, stage: str, *names: str) -> None:
+        """Makes a folder of a begun stage, unless a stopped run left it; its checksums hold the
+        origin of its arrays. A UserError names those of another run.
+        """
+        folder = self.directory.joinpath(stage, *names)
+        folder.mkdir(parents=True, exist_ok=True)
+        origin = {'folder': '/'.join((stage, *names)), **self.origin(stage)}
+        saved = checksums(folder)
+        strange = [path for path in sorted(folder.glob('*.npy')) if path.name not in saved]
+        if not saved and not strange:
+            write_checksums(folder, {'origin': origin})
+        elif 'origin' in saved:  # not of an older version
+            refuse_stranger(folder / CHECKSUMS, 'arrays', saved['origin'], origin)
+            if strange:
+                raise UserError(
+                    f'{strange[0]} is no file of this run: {CHECKSUMS} beside it does not know it; '
+                    f'delete it, or discard the stage with --redo={stage}'
+                )
 
     def finish(self, stage: str, **facts: Any) -> None:
         """Puts on record that a begun stage has finished, with facts, once its files are safe."""

@@ -5,6 +5,7 @@ images.
 import functools
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -196,7 +197,9 @@ def _read_image(path: Path) -> Float[np.ndarray, 'n h w c']:
     try:
         # A decoder of every format would run Ghostscript for what is not what it is called.
         quiet = warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning)
-        with quiet, Image.open(path, formats=('PNG', 'JPEG')) as file:
+        # Of memory: a file gives room for what a part promises, not for what it has.
+        data = io.BytesIO(path.read_bytes())
+        with quiet, Image.open(data, formats=('PNG', 'JPEG')) as file:
             if file.width * file.height > LARGEST:
                 raise ValueError(f'{file.width}x{file.height} pixels, expected at most {LARGEST}')
             image = _opaque(file)

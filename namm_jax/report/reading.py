@@ -91,7 +91,11 @@ def read_run(folder: Path) -> Results:
     path = folder / 'provenance.json'
     openings = read_json(path, list)
     for opening in openings or [None]:
-        _with(path, opening, 'git host python versions command')
+        match _with(path, opening, 'git host python versions command'):
+            case {'versions': {}, 'command': [*words]} if all(isinstance(w, str) for w in words):
+                pass
+            case _:
+                raise damage(path, repr(opening), 'versions, a dict, and the words of a command')
     paths = (path for path in sorted((folder / 'stages').glob('*.json')) if path.name != CHECKSUMS)
     stages = {path.stem: read_json(path, dict) for path in paths}
     finished = [stage for stage, record in stages.items() if record.get('finished') is True]
@@ -105,7 +109,7 @@ def read_run(folder: Path) -> Results:
     records = kept.read() if evaluated or kept.path.exists() else []
     if evaluated and not records:
         raise damage(kept.path, 'no record', 'those of the training that the report draws')
-    return Results(
+    results = Results(
         saved['experiment'],
         '' if evaluated else f'finished: {", ".join(finished) or "nothing"}; go on with {command}',
         progress.read_bytes() if (progress := folder / PROGRESS).exists() else b'',
@@ -118,6 +122,12 @@ def read_run(folder: Path) -> Results:
         arrays,
         read_posteriors(folder),
     )
+    try:
+        training_curves(results)
+    except (KeyError, TypeError) as error:
+        expected = 'seconds and distances in stages/ and metrics.jsonl'
+        raise damage(folder, repr(error), expected) from error
+    return results
 
 
 def _with(path: Path, value: Any, names: str) -> dict[str, Any]:
