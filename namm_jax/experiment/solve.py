@@ -7,16 +7,17 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._checks import check_operator, choose
+from namm_jax._checks import POSITIVE, check_alone, check_operator, choose, refuse
 from namm_jax.experiment import build, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
@@ -52,10 +53,27 @@ def evaluate(given: argparse.Namespace) -> None:
     else:
         rule = f'the constraint {config.constraint.name} holds a trained network'
         raise UserError(f'--workdir is missing: {rule}; expected a run with a finished counter')
-    distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
+    measure = jax.jit(constraint.distance)
+    distances = in_batches(measure, x, min(len(x), 256), make_mesh())
+    if not problem.generated:
+        _check_values(f'the distance {constraint.name!r}', measure, x[:64], distances)
     statistics = finite(distance_statistics(jnp.asarray(distances)))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
     tell(json.dumps(result | {'per_sample': finite(distances)}))
+
+
+def _check_values(
+    label: str, measure: Callable[[Array], Array], x: np.ndarray, distances: np.ndarray
+) -> None:
+    """Raises a ValueError unless a rule is one number >= 0 a sample, of that sample alone; numbers
+    that are not finite are no fault of it.
+    """
+    refuse(label, distances < 0, f'{distances.min():.3g}', POSITIVE)
+    of = lambda x, where: np.nan_to_num(measure(x), posinf=0)
+    scale = x.std((0, 1, 2))
+    noise = np.random.default_rng(0).normal(size=(2, *x.shape[1:]))
+    off = np.concatenate([x, x[:1] + np.float32(np.where(scale > 0, scale, 1) * noise)])
+    check_alone(label, of, off, of(off, ''))
 
 
 def solve(given: argparse.Namespace) -> None:

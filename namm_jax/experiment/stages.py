@@ -35,7 +35,6 @@ from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.tune import tune
 from namm_jax.problems.base import parameters
-from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.training.optimizers import moments_of
 
 Facts = dict[str, Any]
@@ -87,7 +86,7 @@ def _checked_rule(experiment: Experiment) -> Facts:
     """
     x = experiment.split('train')[:64]
     key = experiment.key('evaluate')
-    found = check_rule(experiment.constraint, x, key)
+    found = check_rule(experiment.constraint, x, key, experiment.problem.units[1])
     floor = found['floor_mean']
     noisy = found['perturbed_mean']
     worst = found['floor_max']
@@ -98,8 +97,7 @@ def _checked_rule(experiment: Experiment) -> Facts:
             f'expected far less than the {noisy:.3g} of the same data with 10 % of noise; no '
             'sample will be much better than the data'
         )
-    scale = experiment.problem.units[1]
-    return found | {'unit': rule_unit(experiment.constraint, jnp.asarray(x), scale, key)}
+    return found
 
 
 def _draw_data(experiment: Experiment) -> None:
