@@ -179,8 +179,11 @@ def check_rule(
         )
     values = measure(off, where, slope=True)
     check_alone(label, measure, off, values)
+    if not 1e-30 < (unit := values.mean() / level) < 1e30:
+        got = f'{unit:.2g} where noise is one standard deviation'
+        raise FunctionError(f'{label}: got {got}, expected from 1e-30 to 1e30{hint}')
     found = {'floor_mean': floor.mean(), 'floor_max': floor.max()}
-    found |= {'perturbed_mean': perturbed.mean(), 'unit': values.mean() / level}
+    found |= {'perturbed_mean': perturbed.mean(), 'unit': unit}
     return {name: float(value) for name, value in found.items()}
 
 
@@ -211,6 +214,13 @@ def check_operator(
             expected = 'A(2 a - 3 b) = 2 A(a) - 3 A(b); give linear=False'
             raise FunctionError(f'operator: got {got}, expected {expected}')
     return y.shape[1:]
+
+
+def check_slope(label: str, operator: Callable[[Array], Any], shape: Sequence[int]) -> None:
+    """Raises a ValueError unless an operator can be traced and differentiated; nothing is run."""
+    of = lambda x: check_output(label, call(label, operator, OF_FIELDS, x), len(x), 'operator')
+    x = jax.ShapeDtypeStruct((2, *shape), np.float32)
+    call(label, jax.eval_shape, OF_FIELDS, jax.grad(lambda x: of(x).sum()), x)
 
 
 def _measure(

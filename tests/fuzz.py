@@ -248,7 +248,8 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
         shape = make_problem(ConfigDict(run)).shape
-        taken = outcome(lambda: solve.operator_of(config, y))
+        x = np.random.default_rng(0).normal(size=(3, *shape))
+        taken = outcome(lambda: solve.operator_of(config, y, x))
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)

@@ -337,10 +337,6 @@ def test_a_name_and_fields_make_a_network(name):
         (lambda: ResNet(channels=(48, 96)), r'channels: got \(48, 96\), expected one number'),
         (lambda: UNet(norm='grup'), "norm: got 'grup', expected one of group, none.*mean group"),
         (lambda: ICNN(reduction='row'), "reduction: got 'row', expected one of sum, row_sum"),
-        (
-            lambda: size_of(UNet(channels=(4, 4), fold=3), (1, 12, 9, 1)),
-            'got fields of 12x9 pixels, expected multiples of 6, which fold = 3 and 2 resolutions',
-        ),
     ],
 )
 def test_what_a_network_is_not_is_refused(build, message):

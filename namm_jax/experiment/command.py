@@ -133,9 +133,9 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         stages = stages_in(config)
         check_needs(stages, _needs(config), records)
         left = [stage for stage in stages if not records.get(stage, {}).get('finished')]
+        check_files(records.get, goes_on=bool(left), stays=True)
         if not left:
             return  # and nothing of a user's is executed
-        check_files(records.get)
         config = with_own_data(ConfigDict(config), records.get('data'))
         check(config, given.preset)
         for stage in stages:
@@ -178,8 +178,9 @@ def _run_stage(experiment: Experiment, stage: str) -> None:
     run = experiment.run
     say(f'{stage}: {"going on" if run.record(stage) else "starting"}')
     sections = STAGES[stage].sections
+    facts = STAGES[stage].ready(experiment)
     run.begin(stage, sections, files=user_files({name: run.config[name] for name in sections}))
-    run.finish(stage, **STAGES[stage].run(experiment))
+    run.finish(stage, **facts, **STAGES[stage].run(experiment))
     experiment.pause()
 
 

@@ -31,6 +31,7 @@ from namm_jax.experiment.files import UserError, finite, naming, write_bytes
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
+from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
@@ -45,7 +46,8 @@ def evaluate(given: argparse.Namespace) -> None:
     configure_jax()
     config, problem = given.config, make_problem(given.config)
     shape = problem.file_shape if all(problem.file_shape) else None
-    x = np.asarray(problem.pack(jnp.asarray(read_fields(given.samples, shape))))
+    read = functools.partial(read_fields, shape=shape) if problem.generated else read_user_data
+    x = np.asarray(problem.pack(jnp.asarray(read(given.samples))))
     if not build.holds_network(config):
         constraint = build.make_constraint(config)
     elif given.workdir:
@@ -83,7 +85,7 @@ def solve(given: argparse.Namespace) -> None:
     folder = Folder(Path(given.workdir), experiment=given.name)
     _check_out(out, folder.directory, given.overwrite)
     configure_jax()
-    check_files(folder.record)
+    check_files(folder.record, goes_on=False)
     config = with_own_data(config_of(folder.config, given), folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
     x, facts = _posterior(experiment, y)
@@ -127,15 +129,16 @@ def config_of(run: Mapping[str, Any], given: argparse.Namespace) -> ConfigDict:
     return override(ConfigDict(run), given.overrides | changes)
 
 
-def operator_of(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
-    """Returns a config's operator, and measurements as `(n, *m)`, float32, where y is several or
-    one `(*m)`; a ValueError if they do not fit, or the config has a value out of range.
+def operator_of(config: ConfigDict, y: np.ndarray, x: np.ndarray) -> tuple[Any, Any]:
+    """Returns a config's operator, one of the user's checked at fields x, and measurements as
+    `(n, *m)`, float32, where y is several or one `(*m)`; a ValueError if they do not fit, or the
+    config has a value out of range.
     """
     check_ranges(config)
-    posteriors.check_assimilation(config)
+    posteriors.check_assimilation(config, least=1)
     operator = posteriors.make_operator(config)
     if posteriors.operator_name(config) == 'own':  # a user's function may raise anything
-        check_operator(operator, operator.shape)
+        check_operator(operator, operator.shape, x)
     one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *operator.shape), np.float32))
     y = y[None] if y.ndim == one.ndim - 1 else y
     return operator, likelihood(operator, y, config.assimilate.noise_std).y
@@ -144,7 +147,7 @@ def operator_of(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
 def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns posterior samples of each measurement, one after another, and facts about them."""
     config, section = experiment.config, experiment.config.assimilate
-    operator, y = operator_of(config, y)
+    operator, y = operator_of(config, y, experiment.split('validation')[:3])
     row = choose('sampler', section.sampler, posteriors.ROWS)
     gains = functools.partial(posteriors.measured_gains, experiment, operator)
     draw = posteriors.draw_of(experiment, row, operator, gains)

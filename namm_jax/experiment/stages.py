@@ -30,7 +30,7 @@ from namm_jax.experiment.methods import (
     way_of,
 )
 from namm_jax.experiment.posteriors import check_assimilation
-from namm_jax.experiment.problem import fields_of
+from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.tune import tune
@@ -42,7 +42,8 @@ Facts = dict[str, Any]
 
 class Stage(NamedTuple):
     """A stage: what it does, the stages it builds on, the config's sections that it reads itself,
-    whether it runs only when it is named, and what raises for a bad value before any stage starts.
+    whether it runs only when it is named, what raises for a bad value before any stage starts, and
+    for what a user brings before this one is on record: its facts.
     """
 
     run: Callable[[Experiment], Facts]
@@ -50,6 +51,7 @@ class Stage(NamedTuple):
     sections: tuple[str, ...]
     on_request: bool = False
     check: Callable[[ConfigDict], None] = lambda config: None
+    ready: Callable[[Experiment], Facts] = lambda experiment: {}
 
 
 def data(experiment: Experiment) -> Facts:
@@ -69,8 +71,9 @@ def data(experiment: Experiment) -> Facts:
         _draw_data(experiment)
     if experiment.problem.generated:
         return {}
+    forget_samples()
     own = {name: config.data[name] for name in parameters(type(experiment.problem))}
-    return _checked_rule(experiment) | {'own': own | {'train': config.data.train}}
+    return {'own': own | {split: config.data[split] for split in dataset.SPLITS}}
 
 
 def counter(experiment: Experiment) -> Facts:
@@ -80,16 +83,25 @@ def counter(experiment: Experiment) -> Facts:
     return facts
 
 
-def _checked_rule(experiment: Experiment) -> Facts:
-    """Returns the distances of a user's own data under their own rule, once that is found fit for
-    training, and its unit.
+def _checked_data(experiment: Experiment) -> Facts:
+    """Returns the distances of a user's own data under their own rule, once both are found fit for
+    training, and its unit; nothing where the data are generated.
     """
-    x = experiment.split('train')[:64]
+    config, problem = experiment.config, experiment.problem
+    fields = lambda n: fields_of(config, problem)(np.arange(min(n, config.data.train)))
+    if problem.generated:
+        if not build.learns_map(config):
+            build.check_map(config, np.asarray(fields(64)))
+        return {}
+    build.check_map(config, fields(config.data.train))
+    x = fields(64)
     key = experiment.key('evaluate')
     found = check_rule(experiment.constraint, x, key, experiment.problem.units[1])
     floor = found['floor_mean']
     noisy = found['perturbed_mean']
     worst = found['floor_max']
+    sizes = [f'{config.data[split]} for {split}' for split in dataset.SPLITS]
+    say(f'{config.data.path}: {", ".join(sizes)}')
     say(f'distance: {floor:.3g} on your data (at most {worst:.3g}), {noisy:.3g} with 10 % of noise')
     if floor > 0.1 * noisy:
         say(
@@ -163,10 +175,21 @@ def dm(experiment: Experiment) -> Facts:
     return _train_diffusion(experiment, 'dm', x, held_out, to_data)
 
 
+def _checked_map(experiment: Experiment) -> Facts:
+    build.check_map(experiment.config, experiment.split('train'))
+    return {}
+
+
 def mdm(experiment: Experiment) -> Facts:
     """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
     g, f = map(jax.jit, experiment.mirror.bind(mirror_parameters(experiment)))
     z, held_out = (in_batches(g, x, 256, experiment.local_mesh) for x in _splits(experiment))
+    sigma_max, std = experiment.config.mirror.sigma_max, float(z.std())
+    if build.learns_map(experiment.config) and sigma_max > std:
+        say(
+            f'warning: mirror.sigma_max = {sigma_max:g} is more than {std:.3g}, the standard '
+            'deviation of mirror points: f is trained on little but noise; lower it, --redo=mirror'
+        )
     return _train_diffusion(experiment, 'mdm', z, held_out, f)
 
 
@@ -264,11 +287,16 @@ def report(experiment: Experiment) -> Facts:
 TRAINING = ('train', 'seed')
 MODELS = ('mdm', 'finetune', 'dm')
 STAGES = {
-    'data': Stage(data, (), ('data', 'constraint')),
+    'data': Stage(data, (), ('data', 'constraint'), ready=_checked_data),
     'counter': Stage(counter, ('data',), ('counter', *TRAINING)),
     'mirror': Stage(mirror, ('data', 'counter'), ('mirror', *TRAINING)),
     'tune': Stage(tune, ('mirror',), ('score', 'tune', *TRAINING), on_request=True),
-    'mdm': Stage(mdm, ('data', 'counter', 'mirror'), ('mirror', 'score', 'mdm', *TRAINING)),
+    'mdm': Stage(
+        mdm,
+        ('data', 'counter', 'mirror'),
+        ('mirror', 'score', 'mdm', *TRAINING),
+        ready=_checked_map,
+    ),
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, MODELS, ('sample',)),

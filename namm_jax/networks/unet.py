@@ -8,6 +8,7 @@ References: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbee
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from namm_jax._checks import choose
-from namm_jax.networks.convolution import Conv, GlobalConv, Periodic, depth_to_space, space_to_depth
+from namm_jax.networks.convolution import (
+    Conv,
+    GlobalConv,
+    Periodic,
+    depth_to_space,
+    padded,
+    space_to_depth,
+)
 
 
 def fourier_features(label: Array, features: int) -> Array:
@@ -92,7 +100,7 @@ class Attention(nn.Module):
 
 class UNet(nn.Module):
     """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not; parameters and output
-    stay float32.
+    stay float32. Sizes that cannot be halved as often are `padded` first, and cut at the end.
     """
 
     channels: tuple[int, ...] = (64, 128)  # width at each resolution, each half the one before it
@@ -114,14 +122,6 @@ class UNet(nn.Module):
         choose('norm', self.norm, NORMS)
         super().__post_init__()
 
-    def _check_shape(self, h: int, w: int) -> None:
-        factor = self.fold * 2 ** (len(self.channels) - 1)
-        if h % factor or w % factor:
-            raise ValueError(
-                f'got fields of {h}x{w} pixels, expected multiples of {factor}, which fold = '
-                f'{self.fold} and {len(self.channels)} resolutions need; use fewer channels or pad'
-            )
-
     def _block(self, h: Array, embedding: Array | None, train: bool) -> Array:
         block = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)
         return block(h, embedding)
@@ -132,8 +132,8 @@ class UNet(nn.Module):
             h = block(self, h, embedding, train)
         return h
 
-    def _with_position(self, h: Array) -> Array:
-        cell = tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
+    def _with_position(self, h: Array, cells: Sequence[int]) -> Array:
+        cell = tuple(math.lcm(n, self.fold) // self.fold for n in cells)
         features = position_features(h.shape[1:3], cell)
         features = jnp.broadcast_to(features, (len(h), *features.shape))
         return jnp.concatenate([h, features.astype(h.dtype)], -1)
@@ -151,9 +151,13 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None, *, train: bool = False) -> Array:
-        self._check_shape(*x.shape[1:3])
+        size = x.shape[1:3]
+        x, place = padded(x, self.fold * 2 ** (len(self.channels) - 1), self.periodic)
+        # Cells need not fill what is padded: the whole axis is one.
+        sizes = zip(x.shape[1:3], size, self.cell, strict=True)
+        cells = [n if n > m and p > 1 else p for n, m, p in sizes]
         embedding = None if label is None else self._embed(label)
-        h = self._with_position(space_to_depth(x, self.fold))
+        h = self._with_position(space_to_depth(x, self.fold), cells)
         h = self._global_conv(self._conv(self.channels[0])(h))
         skips = []
         for i, c in enumerate(self.channels):
@@ -176,4 +180,4 @@ class UNet(nn.Module):
         # The pixels of a block must agree: two convolutions see across its borders.
         h = nn.swish(self._conv(self.head)(jnp.concatenate([h, x], -1)))
         out = self._conv(x.shape[-1], kernel_init=nn.initializers.zeros)(h)
-        return out.astype(jnp.float32)
+        return out[place].astype(jnp.float32)
