@@ -19,6 +19,7 @@ ROWS = np.random.default_rng(0).permuted(
     np.tile(np.float32([1 / 2, 1 / 4, 1 / 8, 1 / 8, 0, 0]), (8, 4, 1)), axis=2
 )
 X = ROWS[..., None]
+STD = float(X.std())
 IMAGE = (8, 16, 1)
 
 
@@ -57,21 +58,21 @@ def loops(x):
 
 
 def test_check_measures_floor_and_noise():
-    measured = check_rule(function_rule(rows), X, KEY)
+    measured = check_rule(function_rule(rows), X, KEY, STD)
     # Noise of 0.0172 a pixel, 0.0421 a row, and sqrt(2 / pi) of that in the mean of its size.
     assert measured['floor_mean'] == measured['floor_max'] == 0
     assert measured['perturbed_mean'] == pytest.approx(0.0336, rel=0.4)
 
 
 def test_check_leaves_a_large_floor_to_its_caller():
-    measured = check_rule(function_rule(rows), X + 0.05, KEY)
+    measured = check_rule(function_rule(rows), X + 0.05, KEY, STD)
     assert measured['floor_mean'] == pytest.approx(0.3, abs=1e-5)
     assert measured['perturbed_mean'] < 2 * measured['floor_mean']
 
 
 def test_check_allows_an_inequality_with_room():
     within = function_rule(lambda x: jnp.mean(jax.nn.relu(jnp.abs(x) - 1.5), (1, 2, 3)))
-    measured = check_rule(within, X, KEY)
+    measured = check_rule(within, X, KEY, STD)
     assert measured.pop('unit') > 0
     assert measured == {'floor_mean': 0, 'floor_max': 0, 'perturbed_mean': 0}
 
@@ -79,7 +80,7 @@ def test_check_allows_an_inequality_with_room():
 def test_each_channel_is_perturbed_by_its_own_scale():
     x = np.concatenate([0.06 * fields(), 3000 * fields(seed=2)], -1)
     small = function_rule(lambda x: jnp.mean(jnp.abs(x[..., 0]), (1, 2)))
-    measured = check_rule(small, x, KEY)
+    measured = check_rule(small, x, KEY, x.std((0, 1, 2)))
     assert measured['perturbed_mean'] < 0.06 and 0.01 < measured['unit'] < 1
 
 
@@ -97,10 +98,10 @@ BAD_RULES = {
         r'got ConcretizationTypeError: .*no float\(\)',
     ),
     'item': (lambda x: rows(x) - x.mean().item(), r'got Concretization.*no float\(\)'),
-    'text': (lambda x: f'{x.mean():.3f}', 'got TypeError: .*jax.debug.print'),
+    'text': (lambda x: f'{x.mean():.3f}', 'got TypeError: .*no float.*print of numbers'),
     'int': (
         lambda x: rows(x) * (1, 2)[x.sum().astype(int)],
-        'got TracerIntegerConversionError.*jnp.take',
+        'got TracerIntegerConversionError.*leave them in arrays',
     ),
     'mask': (
         lambda x: x[x > 0.4].sum(),
@@ -161,7 +162,7 @@ def test_check_rule_refuses(name):
     with pytest.raises(
         ValueError, match=f'the distance {name!r}: .*{message}|the distance {name!r}: {message}'
     ) as refused:
-        check_rule(function_rule(function, name=name), X, KEY)
+        check_rule(function_rule(function, name=name), X, KEY, STD)
     told = str(refused.value)
     assert ('test_checks.py, line ' in told) == bool(re.search(r'got \w+(Error|Exit): ', told))
 
@@ -171,7 +172,7 @@ def test_check_needs_data_that_vary(x):
     with pytest.raises(
         ValueError, match="data for the distance 'own': got .*give it some of the training data"
     ):
-        check_rule(function_rule(rows), x, KEY)
+        check_rule(function_rule(rows), x, KEY, STD)
 
 
 def fields(shape=IMAGE, b=3, seed=1):
@@ -207,7 +208,7 @@ BAD_OPERATORS = {
     'squeezed': (lambda x: x.squeeze().sum((1, 2)), 'out of bounds|got another value'),
     'callback': (
         lambda x: jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
-        'do not support JVP.*no callback: take jax.numpy',
+        'do not support JVP.*no callback',
     ),
     'raises': (lambda: 0, 'got TypeError: .*call it on a few fields'),
 }

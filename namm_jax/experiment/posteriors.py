@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Denoiser, Key, Measure, Params, normal
-from namm_jax._checks import check_slope, check_within, choose
+from namm_jax._checks import OF_FIELDS, call, check_within, choose
 from namm_jax.denoising.guidance import measurement_guided
 from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build
@@ -233,7 +233,14 @@ def check_assimilation(config: ConfigDict, least: int = 2) -> None:
     operator = make_operator(config)
     check_within(f'[{least}, inf)', **{'assimilate.samples': config.assimilate.samples})
     if operator_name(config) == 'own':
-        check_slope('operator', load_function(config.assimilate.function), operator.shape)
+        function = load_function(config.assimilate.function)
+
+        def slope(x: Array) -> PyTree:
+            values, back = jax.vjp(lambda x: call('operator', function, OF_FIELDS, x), x)
+            return back(values)
+
+        x = jax.ShapeDtypeStruct((2, *operator.shape), np.float32)
+        call('operator', jax.eval_shape, OF_FIELDS, slope, x)
     choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
     rows_of(config)
 

@@ -8,7 +8,6 @@ References: Ronneberger, Fischer & Brox 2015, arXiv 1505.04597; Ho, Jain & Abbee
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -132,8 +131,10 @@ class UNet(nn.Module):
             h = block(self, h, embedding, train)
         return h
 
-    def _with_position(self, h: Array, cells: Sequence[int]) -> Array:
-        cell = tuple(math.lcm(n, self.fold) // self.fold for n in cells)
+    def _with_position(self, h: Array) -> Array:
+        cells = (math.lcm(p, self.fold) // self.fold for p in self.cell)
+        # Cells need not fill an axis that is padded: it is one.
+        cell = tuple(n if n % p else p for n, p in zip(h.shape[1:3], cells, strict=True))
         features = position_features(h.shape[1:3], cell)
         features = jnp.broadcast_to(features, (len(h), *features.shape))
         return jnp.concatenate([h, features.astype(h.dtype)], -1)
@@ -151,13 +152,9 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None, *, train: bool = False) -> Array:
-        size = x.shape[1:3]
         x, place = padded(x, self.fold * 2 ** (len(self.channels) - 1), self.periodic)
-        # Cells need not fill what is padded: the whole axis is one.
-        sizes = zip(x.shape[1:3], size, self.cell, strict=True)
-        cells = [n if n > m and p > 1 else p for n, m, p in sizes]
         embedding = None if label is None else self._embed(label)
-        h = self._with_position(space_to_depth(x, self.fold), cells)
+        h = self._with_position(space_to_depth(x, self.fold))
         h = self._global_conv(self._conv(self.channels[0])(h))
         skips = []
         for i, c in enumerate(self.channels):
