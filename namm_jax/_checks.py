@@ -158,7 +158,8 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key, scale: Unit) -> d
             f'data for {label}: got {len(x)} samples with standard deviation {size:.3g}, expected '
             'two or more finite samples that are not constant; give it some of the training data'
         )
-    hint = '' if 1e-9 < size < 1e9 else f'; divide your data by {size:.0e}, and the rule alike'
+    near = 10.0 ** np.rint(np.log10(size))
+    hint = '' if 1e-9 < size < 1e9 else f'; divide your data by {near:.0e}, and the rule alike'
     measure = _measure(label, constraint.distance, 'distance', hint)
     noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
     floor = measure(x, 'on the data')

@@ -84,6 +84,16 @@ def test_each_channel_is_perturbed_by_its_own_scale():
     assert measured['perturbed_mean'] < 0.06 and 0.01 < measured['unit'] < 1
 
 
+@pytest.mark.parametrize('scale', [1e-18, 1e20])
+def test_numbers_that_float32_cannot_hold_name_the_scale(scale):
+    x = np.float32(scale) * fields()
+    square = function_rule(lambda x: jnp.mean(x**2, (1, 2, 3)))
+    with pytest.raises(ValueError, match=f'; divide your data by 1e.{abs(int(np.log10(scale)))}'):
+        check_rule(square, x, KEY, x.std(dtype=float))
+    size = function_rule(lambda x: jnp.mean(jnp.abs(x), (1, 2, 3)))
+    assert 0 < check_rule(size, x, KEY, x.std(dtype=float))['unit'] < np.inf
+
+
 BAD_RULES = {
     'numpy': (
         lambda x: np.abs(x.sum((1, 2, 3)) - 4),
