@@ -267,7 +267,10 @@ def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
 
 def check_folder(files: Mapping[str, bytes]) -> None:
     """Reads a run folder, then opens it for a run and closes it, twice."""
-    checked = lambda config, records: (check_ranges(ConfigDict(config)), check_files(records.get))
+    checked = lambda config, records: (
+        check_ranges(ConfigDict(config)),
+        check_files(records.get, goes_on=True),
+    )
     with (
         sandbox(files, traced=False) as folder,
         mock.patch.object(run_folder, 'provenance', lambda seed: {}),

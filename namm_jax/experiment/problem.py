@@ -3,6 +3,7 @@ A user's own arrays are a problem, too, whose sizes and units are read from thei
 """
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,12 +54,15 @@ def check_files(
 ) -> None:
     """Raises a UserError if a user's function or data have changed since a stage with a record has
     read them. Data that it has copied may be gone; a line tells of others in their place where
-    the run does not go on, and of any change where it `stays` as it is.
+    the run does not go on, and of any change of what is there where it `stays` as it is.
     """
     for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
         saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
         for name in saved:
             value, copied = fields.get(name, ''), name == 'data.path' and record.get('finished')
+            place = value if name == 'data.path' else value.rpartition(':')[0]
+            if stays and not goes_on and not os.path.exists(os.path.expanduser(place)):
+                continue
             got = checksum(name, value)
             if got == saved[name] or (copied and not got):
                 continue

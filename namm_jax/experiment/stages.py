@@ -89,11 +89,9 @@ def _checked_data(experiment: Experiment) -> Facts:
     """
     config, problem = experiment.config, experiment.problem
     fields = lambda n: fields_of(config, problem)(np.arange(min(n, config.data.train)))
+    build.check_map(config, lambda: fields(64 if problem.generated else config.data.train))
     if problem.generated:
-        if not build.learns_map(config):
-            build.check_map(config, np.asarray(fields(64)))
         return {}
-    build.check_map(config, fields(config.data.train))
     x = fields(64)
     key = experiment.key('evaluate')
     found = check_rule(experiment.constraint, x, key, experiment.problem.units[1])
@@ -176,7 +174,7 @@ def dm(experiment: Experiment) -> Facts:
 
 
 def _checked_map(experiment: Experiment) -> Facts:
-    build.check_map(experiment.config, experiment.split('train'))
+    build.check_map(experiment.config, lambda: experiment.split('train'))
     return {}
 
 
