@@ -2,8 +2,12 @@
 
 import difflib
 import functools
-import math
+import inspect
+import re
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -12,25 +16,32 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Constraint, Fields, Key
+from namm_jax._arrays import Constraint, Fields, Key, Unit
 
 _T = TypeVar('_T')
-NOISE = 0.1  # of the data's standard deviation: what is near the data
+NOISE = 0.1, 1.0, 10.0  # in scales: an inequality may leave room for the smaller ones
 
-_OF_FIELDS = 'a function jax.jit compiles and jax.grad can differentiate; call it on a few fields'
-# What operations raise that need the numbers in an array; a compiled function does not have them.
-_NOT_JAX = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-_IN_JAX = 'write jax.numpy for numpy, jnp.where for `if` and indexing by a mask; no float(), int()'
+OF_FIELDS = 'a function jax.jit compiles and jax.grad can differentiate; call it on a few fields'
+# What is raised where a function does what JAX cannot, and what to do in its place.
+_FAULTS = {
+    'TracerBool|truth value': 'no `if`, `and`, max() of numbers: take jnp.where(condition, a, b)',
+    'TracerArray': 'no NumPy or SciPy: take jax.numpy and jax.scipy, as jnp.linalg.norm',
+    'NonConcreteBoolean': 'no indexing by a mask: take jnp.where(mask, x, 0) for x[mask]',
+    'TracerInt|Concret|__format__': 'no float(), int(), print of numbers: leave them in arrays',
+    'immutable': 'no writing into an array: take x = x.at[i].set(value) for x[i] = value',
+    "Tracer.* has no attr|'dim'|'int' object is not call|`type` arg|Tensor": 'no methods of PyTorch'
+    ': take axis for dim, reshape for view, shape for size(), jnp.clip for clamp, stop_gradient',
+    'Reverse-mode|JVP': 'no lax.while_loop, no callback: take lax.scan, lax.fori_loop from 0 to 9',
+    'out of bounds|axis': 'axes of fields (b, h, w, c), 0 to 3',
+    'Errno': "files that are there: take a path from Path(__file__).parent, the file's own folder",
+}
+_FOLDERS = Path(__file__).parent, Path(jax.__file__).parents[1], sysconfig.get_path('stdlib')
+_LIBRARIES = ('<frozen', *map(str, _FOLDERS))  # where no file of a user's is
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'
 )
-_POSITIVE = 'numbers >= 0, and 0 where the rule holds; take the absolute value or the square'
+POSITIVE = 'numbers >= 0, and 0 where the rule holds; take the absolute value or the square'
 
 
 def nearest(got: str, choices: Iterable[str]) -> str:
@@ -123,45 +134,53 @@ def check_output(label: str, values: Any, b: int, kind: str) -> Array:
     raise FunctionError(f'{label}: got {got}, {expected}; {remedy}')
 
 
-def check_rule(constraint: Constraint, x: ArrayLike, key: Key) -> dict[str, float]:
+def check_rule(constraint: Constraint, x: ArrayLike, key: Key, scale: Unit) -> dict[str, float]:
     """Returns the distance of data and of data with noise, after checking that it can be trained.
 
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
     have finite gradients near the data, not all 0 off the set: a ValueError is raised otherwise.
-    Returned are `floor_mean` and `floor_max`, the distance on the data, and `perturbed_mean`, that
-    after noise of 10 % of their standard deviation (0 where an inequality leaves that much room).
+    Returned are `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that
+    after noise of a tenth of each channel's scale; and `unit`, the latter over that tenth, with
+    noise of 1 or 10 scales where an inequality leaves room for less.
 
     Args:
         constraint: of its methods only `distance` is called; one to a reference cannot be checked.
         x: fields `(b, h, w, c)` that should obey it: a few dozen of the data, at least 2, not
             constant.
+        key: of the noise.
+        scale: of each channel, > 0: its standard deviation.
     """
     label = f'the distance {getattr(constraint, "name", type(constraint).__name__)!r}'
-    x = jnp.asarray(x, jnp.float32)
-    peak = 2.0 ** math.frexp(float(jnp.abs(x).max(initial=0)))[1]  # float32 holds squares near 1
-    std = peak * float(jnp.std(x / peak))
-    if len(x) < 2 or not 0 < std < np.inf:
+    x = np.asarray(x, np.float32)
+    size = x.std((0, 1, 2), dtype=np.float64).max()
+    if len(x) < 2 or not 0 < size < np.inf:
         raise ValueError(
-            f'data for {label}: got {len(x)} samples with standard deviation {std:.3g}, expected '
+            f'data for {label}: got {len(x)} samples with standard deviation {size:.3g}, expected '
             'two or more finite samples that are not constant; give it some of the training data'
         )
-    measure = _measure(label, constraint.distance, 'distance')
-    noise = std * jax.random.normal(key, x.shape)
-    floor, _ = measure(x, 'on the data')
-    perturbed, _ = measure(x + NOISE * noise, 'near the data')
-    for size in (NOISE, 1, 10):  # an inequality may leave room for small noise
-        off = x + size * noise
-        values, gradients = measure(off, f'at the data with noise of {size} standard deviations')
-        if values.any():
+    near = 10.0 ** np.rint(np.log10(size))
+    hint = '' if 1e-9 < size < 1e9 else f'; divide your data by {near:.0e}, and the rule alike'
+    measure = _measure(label, constraint.distance, 'distance', hint)
+    noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
+    floor = measure(x, 'on the data')
+    perturbed = measure(x + NOISE[0] * noise, 'near the data')
+    for level in NOISE:
+        off = x + level * noise
+        if measure(off, where := f'at the data with noise of {level} standard deviations').any():
             break
     else:
         raise FunctionError(
             f'{label}: got 0 for the data and for the data with noise of up to 10 standard '
-            'deviations, expected a positive number off the set; does it read its argument?'
+            f'deviations, expected a positive number off the set; does it read its argument?{hint}'
         )
-    _check_dependence(label, measure, off, values, gradients)
-    floors = {'floor_mean': floor.mean(), 'floor_max': floor.max()}
-    return {name: float(v) for name, v in (floors | {'perturbed_mean': perturbed.mean()}).items()}
+    values = measure(off, where, slope=True)
+    check_alone(label, measure, off, values)
+    if not 1e-30 < (unit := values.mean() / level) < 1e30:
+        got = f'{unit:.2g} where noise is one standard deviation'
+        raise FunctionError(f'{label}: got {got}, expected from 1e-30 to 1e30{hint}')
+    found = {'floor_mean': floor.mean(), 'floor_max': floor.max()}
+    found |= {'perturbed_mean': perturbed.mean(), 'unit': unit}
+    return {name: float(value) for name, value in found.items()}
 
 
 def check_operator(
@@ -182,10 +201,10 @@ def check_operator(
     if x.shape[1:] != tuple(shape) or len(x) < 2:
         raise ValueError(f'x: got shape {x.shape}, expected two or more fields of {tuple(shape)}')
     measure = _measure('operator', operator, 'operator')
-    y, gradients = measure(x, 'at the fields')
-    _check_dependence('operator', measure, x, y, gradients)
+    y = measure(x, 'at the fields', slope=True)
+    check_alone('operator', measure, x, y)
     if getattr(operator, 'linear', False):
-        gap = measure(2 * x[:1] - 3 * x[1:2], 'at a sum of two')[0] - 2 * y[:1] + 3 * y[1:2]
+        gap = measure(2 * x[:1] - 3 * x[1:2], 'at a sum of two') - 2 * y[:1] + 3 * y[1:2]
         if np.abs(gap).max() > 5e-3 * np.abs(y).max():
             got = 'linear=True for one that is not'
             expected = 'A(2 a - 3 b) = 2 A(a) - 3 A(b); give linear=False'
@@ -193,40 +212,47 @@ def check_operator(
     return y.shape[1:]
 
 
-def _measure(label: str, function: Callable[[Array], Any], kind: str) -> Callable[..., Any]:
-    """Returns `(x, where) -> (values, gradients)` of a function, which are checked."""
+def _measure(
+    label: str, function: Callable[[Array], Any], kind: str, hint: str = ''
+) -> Callable[..., np.ndarray]:
+    """Returns `(x, where, *, slope=False) -> values` of a function, which are checked, and its
+    gradients, which must not be all 0 where there has to be a slope.
+    """
+    output = lambda x: check_output(label, call(label, function, OF_FIELDS, x), len(x), kind)
 
     @jax.jit
     def compiled(x: Fields) -> tuple[Array, Fields]:
-        values, pull_back = jax.vjp(lambda x: check_output(label, function(x), len(x), kind), x)
+        values, pull_back = jax.vjp(output, x)
         weights = jnp.cos(jnp.arange(values.size, dtype=values.dtype))  # ones may cancel
         return values, pull_back(weights.reshape(values.shape))[0]
 
-    def measure(x: Fields, where: str) -> tuple[np.ndarray, np.ndarray]:
-        values, gradients = map(np.asarray, _translated(label, compiled, _OF_FIELDS, x))
-        least = f'{values.min():.3g} {where}'
-        refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', _FINITE)
-        refuse(label, (values < 0) & (kind == 'distance'), least, _POSITIVE)
-        refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', _FINITE)
-        return values, gradients
+    def measure(x: Fields, where: str, *, slope: bool = False) -> np.ndarray:
+        values, gradients = map(np.asarray, call(label, compiled, OF_FIELDS, x))
+        least, finite = f'{values.min():.3g} {where}', _FINITE + hint
+        refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', finite)
+        refuse(label, (values < 0) & (kind == 'distance'), least, POSITIVE)
+        refuse(label, ~np.isfinite(gradients), f'a gradient of NaN or infinity {where}', finite)
+        if slope and not gradients.any():
+            raise FunctionError(
+                f'{label}: got a gradient of 0 everywhere for values of up to '
+                f'{np.abs(values).max():.3g}, expected one that changes them; rounding, comparing, '
+                f'argmax and stop_gradient have none{hint}'
+            )
+        return values
 
     return measure
 
 
-def _check_dependence(
-    label: str, measure: Callable[..., Any], x: Fields, values: np.ndarray, gradients: np.ndarray
+def check_alone(
+    label: str, measure: Callable[..., np.ndarray], x: Fields, values: np.ndarray
 ) -> None:
-    """Raises unless the values at x depend on their samples, each on its own alone."""
-    largest = np.abs(values).max()
-    if not gradients.any():
-        raise FunctionError(
-            f'{label}: got a gradient of 0 everywhere for values of up to {largest:.3g}, expected '
-            'one that changes them; rounding, comparing, argmax and stop_gradient have none'
-        )
-    elsewhere = measure(x[::-1], 'in reversed order')[0][::-1]
-    alone = measure(x[-1:], 'for one sample alone')[0]
-    expected = 'one that depends on the sample alone; take no mean, norm or index over axis 0'
-    tolerance = 1e-3 * largest  # sums in another order differ by round-off
+    """Raises a FunctionError unless the values at x, those of `measure(x, where)`, depend each on
+    its own sample alone.
+    """
+    elsewhere = measure(x[::-1], 'in reversed order')[::-1]
+    alone = measure(x[-1:], 'for one sample alone')
+    expected = 'one that depends on the sample alone; no mean, norm, index over axis 0, no chance'
+    tolerance = 1e-3 * np.abs(values).max()  # sums in another order differ by round-off
     moved = np.abs(elsewhere - values) > tolerance
     refuse(label, moved, 'another value at another place in the batch', expected)
     refuse(label, np.abs(alone - values[-1:]) > tolerance, 'another value alone', expected)
@@ -246,21 +272,37 @@ def check_function(label: str, function: Callable[..., Any], expected: str, *lik
     """Raises a FunctionError, which says what is expected, unless a function of arrays like these
     can be traced and returns one like the first.
     """
-    got = _translated(label, functools.partial(jax.eval_shape, function), expected, *like)
+    got = call(label, functools.partial(jax.eval_shape, function), expected, *like)
     real = hasattr(got, 'dtype') and jnp.issubdtype(got.dtype, jnp.floating)
     if not real or got.shape != like[0].shape:
         raise FunctionError(f'{label}: got {got}, expected {expected}')
 
 
-def _translated(label: str, function: Callable[..., Any], expected: str, *args: Any) -> Any:
-    """Returns `function(*args)`; whatever it raises becomes an error that says what to do."""
+def call(label: str, function: Callable[..., Any], expected: str, *args: Any) -> Any:
+    """Returns `function(*args)`; whatever it raises becomes a FunctionError that says where, and
+    what to do.
+    """
     try:
         return function(*args)
     except FunctionError:
         raise
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         text = ' '.join(str(error).split('\nSee https')[0].split())
-        got = f'{type(error).__name__}: {text[:500]}'
-        if isinstance(error, _NOT_JAX):
-            got, expected = f'an operation that is not JAX ({got})', f'{expected}; {_IN_JAX}'
-        raise FunctionError(f'{label}: got {got}, expected {expected}') from error
+        got = f'{type(error).__name__}: {text}'
+        if fault := next((text for sign, text in _FAULTS.items() if re.search(sign, got)), ''):
+            got, expected = f'{got[:100]} ...', f'what JAX can compile and differentiate: {fault}'
+        place = _place(error, function)
+        raise FunctionError(f'{label}: {place}got {got[:500]}, expected {expected}') from error
+
+
+def _place(error: BaseException, function: Callable[..., Any]) -> str:
+    """Returns the last line of a user's own that an error has passed, else where the function
+    begins: `FILE, line 3, x[0] = 1: `; empty where neither is known.
+    """
+    for one in filter(None, (error, error.__cause__)):  # a cause has the lines of a transposition
+        for frame in reversed(traceback.extract_tb(one.__traceback__)):
+            if not frame.filename.startswith(_LIBRARIES):
+                return f'{frame.filename}, line {frame.lineno}, `{frame.line}`: '
+    code = getattr(inspect.unwrap(getattr(function, 'func', function)), '__code__', None)
+    known = code and not code.co_filename.startswith(_LIBRARIES)
+    return f'{code.co_filename}, line {code.co_firstlineno}: ' if known else ''

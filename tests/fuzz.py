@@ -248,7 +248,8 @@ def check_measurement(case: tuple[bytes, list[str]]) -> None:
         if isinstance(config, ValueError) or isinstance(y, ValueError):
             return
         shape = make_problem(ConfigDict(run)).shape
-        taken = outcome(lambda: solve.operator_of(config, y))
+        x = np.random.default_rng(0).normal(size=(3, *shape))
+        taken = outcome(lambda: solve.operator_of(config, y, x))
         if not isinstance(taken, ValueError):
             operator, y = taken
             assert y.dtype == np.float32 and np.isfinite(y).all() and len(y)
@@ -266,7 +267,10 @@ def _config_of(run: Mapping[str, Any], arguments: list[str]) -> ConfigDict:
 
 def check_folder(files: Mapping[str, bytes]) -> None:
     """Reads a run folder, then opens it for a run and closes it, twice."""
-    checked = lambda config, records: (check_ranges(ConfigDict(config)), check_files(records.get))
+    checked = lambda config, records: (
+        check_ranges(ConfigDict(config)),
+        check_files(records.get, goes_on=True),
+    )
     with (
         sandbox(files, traced=False) as folder,
         mock.patch.object(run_folder, 'provenance', lambda seed: {}),

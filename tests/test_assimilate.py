@@ -17,7 +17,7 @@ import pytest
 
 from namm_jax import problems
 from namm_jax.denoising.samplers import VARIANCES, make_sampler
-from namm_jax.experiment import build, methods, solve
+from namm_jax.experiment import build, methods, posteriors, solve, stages
 from namm_jax.experiment.cli import main
 from namm_jax.experiment.experiment import make_experiment
 from namm_jax.experiment.files import UserError, read_json
@@ -129,6 +129,22 @@ def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
     )  # as they were
 
 
+def test_solve_takes_one_number_a_measurement_and_draws_one_sample(folder, capsys):
+    (folder / 'own.py').write_text('def total(x):\n    return x.mean((1, 2, 3))\n')
+    own = ['--operator=own', f'--config.assimilate.function={folder}/own.py:total']
+    assert solving(folder, np.float32([0.4, 0.5]), *own, '--num_samples=1') == 0
+    assert json.loads(capsys.readouterr().out)['measurements'] == 2
+    assert np.load(folder / 'posterior.npy').shape == (2, 16, 16, 1)
+
+
+def test_many_samples_are_drawn_in_chunks(monkeypatch):
+    monkeypatch.setattr(posteriors, 'CHUNK', 3)
+    sizes = []
+    draw = posteriors._in_chunks(lambda keys, y: sizes.append(len(keys)) or keys + y)
+    np.testing.assert_array_equal(draw(np.arange(8), np.ones(8)), np.arange(1, 9))
+    assert sizes == [3, 3, 2]
+
+
 @pytest.mark.parametrize(
     ('y', 'more', 'told'),
     [
@@ -197,6 +213,15 @@ def test_samples_do_not_depend_on_the_number_of_devices(launch, folder, sampler)
         check=True,
     )
     np.testing.assert_allclose(np.load(path), one, atol=1e-4)
+
+
+def test_noise_beyond_the_spread_of_mirror_points_is_told(tiny_run, monkeypatch, capsys):
+    experiment = make_experiment(Folder(tiny_run))
+    monkeypatch.setattr(stages, '_train_diffusion', lambda *arguments: {})
+    for sigma_max, told in ((0.01, False), (99.0, True)):
+        experiment.config.mirror.sigma_max = sigma_max
+        assert stages.mdm(experiment) == {}
+        assert ('mirror.sigma_max = 99 is more than' in capsys.readouterr().err) == told
 
 
 def test_the_noise_floor_of_data_is_that_of_the_last_step(tiny_run):

@@ -78,6 +78,7 @@ def refused(launch, capsys, tmp_path):
         ),
         ([TINY, '--config.score.parameterisation=edn'], ["got 'edn'", 'did you mean edm']),
         ([TINY, '--seeds=0,one'], ['--seeds: got 0,one', 'expected integers >= 0']),
+        ([TINY, '--seeds=0,1,0'], ['--seeds: got 0,1,0, expected each seed once']),
         ([TINY, '--workdr=x'], ['--workdr', 'did you mean --workdir']),
         ([TINY, 'extra'], ["'extra']", 'expected one experiment']),
         ([], ['got no experiment', '--config=FILE.py']),
@@ -99,12 +100,19 @@ def test_misspelling(refused, arguments, parts):
         ('train.devices=3', 'got batch size 8 for 3 devices'),
         ('mirror.batch_size=256', 'data.train: got 128, expected at least 256, the largest batch'),
         ('score.reduction=meen', 'did you mean mean'),
-        ('mirror.fold=3', 'got fields of 16x16 pixels, expected multiples of 3'),
+        ('mirror.map=simplex', 'got simplex for burgers, whose fields have no total'),
         ('data.dt=0', 'data.dt: got 0.0'),
     ],
 )
 def test_bad_value_fails_before_the_first_stage(refused, override, parts):
     assert parts in refused(TINY, f'--config.{override}')
+
+
+def test_a_box_that_the_data_leave_is_refused_before_they_are_on_record(refused):
+    message = refused(TINY, '--config.mirror.map=box', '--stages=data')
+    assert re.search(
+        r'got box for data from 0\.\d+ to 1\.\d+, expected numbers from 0 to 1', message
+    )
 
 
 def test_the_counters_optimizer_is_checked_before_the_first_stage(refused):

@@ -250,7 +250,6 @@ def test_sizes_that_do_not_fit_are_refused():
             {'score.batch_size': 5000},
             'data.train: got 4000, expected at least 5000, the largest batch',
         ),
-        ({'data.validation': 15}, 'data.validation: got 15, expected at least 16'),
         ({'finetune.samples': 15}, 'finetune.samples: got 15, expected at least 16'),
         ({'train.budget': float('nan')}, 'train.budget: got nan, expected finite numbers'),
         ({'train.budget': 1e9}, 'train.budget: got 1000000000.0 for mirror.steps = 1500, expected'),

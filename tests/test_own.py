@@ -17,10 +17,15 @@ import PIL.Image
 import pytest
 
 import namm_jax as nj
+from namm_jax import __main__ as program
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
+from namm_jax.experiment import cli, own
+from namm_jax.experiment.dataset import SPLITS
 from namm_jax.experiment.files import UserError, read_json, write_json
 from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.problem import fields_of, make_problem, with_own_data
+from namm_jax.experiment.schema import check_ranges
 
 EXAMPLE = Path(__file__).resolve().parent.parent / 'docs' / 'own_rule.py'
 # Rows of 1/2, 1/4, 1/8, 1/8, 0 and 0 in any order: they sum to 1 exactly.
@@ -147,6 +152,19 @@ def test_reads_images_scaled_to_one(tmp_path):
     np.testing.assert_allclose(x[..., 0], expected, atol=1e-6)
 
 
+def test_an_image_is_turned_as_its_camera_says_and_its_scale_is_told(tmp_path, capsys):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = PIL.Image.fromarray(grey)
+    tags = image.getexif()
+    tags[0x0112] = 6  # its first row is the right side
+    image.save(tmp_path / 'a.png', exif=tags)
+    (tmp_path / 'notes.txt').write_text('not read')
+    np.testing.assert_allclose(read_user_data(tmp_path)[0, ..., 0], np.rot90(grey, -1) / 255)
+    told = capsys.readouterr().err
+    assert f'{tmp_path}: passed over 1 others, such as notes.txt' in told
+    assert f'{tmp_path}: 1 samples (4, 3, 1), 0 to 0.04314, white is 1' in told
+
+
 def test_reads_colour_images(tmp_path):
     colours = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
     PIL.Image.fromarray(colours).save(tmp_path / 'a.png')
@@ -201,6 +219,10 @@ def _save(folder, name, value):
         ),
         ({'a.jpg': PIL.Image.new('CMYK', (6, 4))}, 'a.jpg: got an image of mode CMYK'),
         ({'a.png': b'no image'}, 'a.png: got cannot identify'),
+        (
+            {'a.png': PIL.Image.new('L', (6, 4)), 'b.tif': PIL.Image.new('L', (6, 4))},
+            r"got 0 .npy files and 1 images .*, 1 of other kinds \['b.tif'\], .*convert or move",
+        ),
     ],
 )
 def test_folders_that_are_refused(tmp_path, files, message):
@@ -228,7 +250,7 @@ def test_the_example_obeys_its_rule(tmp_path, monkeypatch):
     x = read_user_data('own_data.npy')
     assert x.shape == (1200, 16, 16, 1) and x.std() > 0.02
     rule = function_rule(load_function(f'{EXAMPLE}:rows_sum_to_one'))
-    measured = check_rule(rule, x[:32], jax.random.key(0))
+    measured = check_rule(rule, x[:32], jax.random.key(0), x.std())
     assert measured['floor_max'] < 1e-6 < 1e-3 < measured['perturbed_mean']
 
 
@@ -243,11 +265,11 @@ def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, 
     save_rows('a.npy', 40, 6)
     save_rows('b.npy', 60, 8)
     arguments = ['--config=configs/own.py:tiny', '--workdir=run', '--stages=data']
-    arguments += ['--config.data.train=0', '--config.data.validation=8', '--config.data.test=8']
+    arguments += ['--config.data.validation=6', '--config.data.test=6']
     arguments += [f'--config.constraint.distance={EXAMPLE}:rows_sum_to_one']
     assert launch(*arguments, '--config.data.path=a.npy') == 0
     run = nj.open_run('run')
-    assert run.problem.shape == (4, 6, 1) and run.config.data.train == len(run.data('train')) == 24
+    assert run.problem.shape == (4, 6, 1) and run.config.data.train == len(run.data('train')) == 28
     saved = read_json(tmp_path / 'run' / 'config.json')['config']['data']
     assert saved['train'] == saved['height'] == 0 and saved['mean'] == []  # what was said, no more
 
@@ -258,7 +280,7 @@ def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, 
     for name in ('a.npy', 'b.npy'):
         os.remove(name)  # what a finished stage has read is no longer needed
     run = nj.open_run('run')
-    assert run.problem.shape == (4, 8, 1) and run.config.data.train == len(run.data('train')) == 44
+    assert run.problem.shape == (4, 8, 1) and run.config.data.train == len(run.data('train')) == 48
     np.testing.assert_allclose(run.problem.mean, 1 / 8, rtol=1e-6)
     assert launch(*arguments[:3]) == 0
 
@@ -301,8 +323,124 @@ def own_run(tmp_path, monkeypatch, launch, capsys):
     arguments += [f'--config.{name}={value}' for name, value in fields.items()]
     assert launch(*arguments) == 0
     told = capsys.readouterr().err
-    assert told.startswith(f'executing {tmp_path}/rule.py, which the config names\n')
+    assert told.startswith('x.npy: 40 samples (4, 6, 1), 0 to 1, as they are\n')
+    assert f'executing {tmp_path}/rule.py, which the config names\n' in told
     return arguments
+
+
+BAD_RULES = """
+import jax.numpy as jnp
+import numpy as np
+KEEPER = np.random.default_rng(0)
+
+def branches(x):
+    if x.mean() > 0:
+        return x.mean((1, 2, 3))
+
+def takes_nothing():
+    return 0
+
+def reads_the_batch(x):
+    return jnp.abs(x - x.mean(0)).mean((1, 2, 3))
+
+def is_random(x):
+    return jnp.abs(x).mean((1, 2, 3)) * KEEPER.uniform(size=len(x))
+
+def is_signed(x):
+    return x.mean((1, 2, 3)) - 1
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('branches', 'bad.py, line 7, `if x.mean() > 0:`: got TracerBool.*take jnp.where'),
+        ('takes_nothing', 'bad.py, line 10: got TypeError: takes_nothing() takes 0 positional'),
+        ('reads_the_batch', 'got another value alone .* one that depends on the sample alone'),
+        ('is_random', 'got another value at another place in the batch'),
+        ('is_signed', 'got -0.833 in .* expected numbers >= 0'),
+    ],
+)
+def test_a_rule_that_cannot_be_is_told_by_evaluate(name, message, tmp_path, capsys):
+    (tmp_path / 'bad.py').write_text(BAD_RULES)
+    save_rows(tmp_path / 'x.npy', 3, 6)
+    arguments = [f'--samples={tmp_path}/x.npy', f'--config.constraint.distance={tmp_path}/bad.py:']
+    command = ['evaluate', 'own:tiny', arguments[0], arguments[1] + name]
+    assert program.main(command) == 2
+    told = capsys.readouterr()
+    message = message.replace('(', r'\(').replace(')', r'\)')
+    errors = [line for line in told.err.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1 and not told.out and 'Traceback' not in told.err
+    assert re.search(f"the distance 'own': .*{message}", errors[0])
+
+
+def test_an_operator_that_cannot_be_is_told_before_the_first_stage(
+    tmp_path, monkeypatch, launch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'bad.py').write_text(BAD_RULES)
+    save_rows('x.npy', 40, 6)
+    arguments = ['--config=configs/own.py:tiny', '--workdir=run', '--config.data.path=x.npy']
+    arguments += [f'--config.constraint.distance={EXAMPLE}:rows_sum_to_one']
+    arguments += [
+        '--config.assimilate.operator=own',
+        '--config.assimilate.function=bad.py:branches',
+    ]
+    assert launch(*arguments, '--stages=data,mirror,mdm,finetune,dm,assimilate') == 2
+    assert 'error: operator: ' in (told := capsys.readouterr().err) and 'bad.py, line 7' in told
+
+
+def test_data_that_are_mended_in_place_are_taken(tmp_path, monkeypatch, launch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save('x.npy', np.full((40, 4, 6, 1), 1 / 6, np.float32))
+    arguments = ['--config=configs/own.py:tiny', '--workdir=run', '--config.data.path=x.npy']
+    arguments += [f'--config.constraint.distance={EXAMPLE}:rows_sum_to_one', '--stages=data']
+    assert launch(*arguments) == 2 and 'not constant' in capsys.readouterr().err
+    save_rows('x.npy', 40, 6)
+    assert launch(*arguments) == 0
+    assert len(np.load('run/data/train.npy')) == 28
+
+
+@pytest.mark.parametrize(
+    ('preset', 'n', 'sizes', 'batch'),
+    [
+        ('quick', 32, (22, 5, 5), 16),
+        ('quick', 150, (100, 25, 25), 16),
+        ('quick', 205, (137, 34, 34), 16),
+        ('quick', 1000, (800, 100, 100), 16),
+        ('paper', 60, (40, 10, 10), 40),
+        ('paper', 200, (134, 33, 33), 64),
+    ],
+)
+def test_held_out_sizes_and_batches_follow_the_number(preset, n, sizes, batch, tmp_path):
+    save_rows(tmp_path / 'x.npy', n, 6)
+    config = own_config(preset, tmp_path / 'x.npy')
+    config.train.devices = 1
+    config = with_own_data(config)
+    assert tuple(config.data[split] for split in SPLITS) == sizes
+    assert config.score.batch_size == batch
+    check_ranges(config)
+
+
+def own_config(preset, path):
+    return cli.parse('run', [f'own:{preset}', f'--config.data.path={path}']).config
+
+
+def test_too_few_samples_are_told_in_one_message(tmp_path):
+    save_rows(tmp_path / 'x.npy', 31, 6)
+    with pytest.raises(UserError, match='x.npy: got 31 samples, expected at least 32'):
+        with_own_data(own_config('quick', tmp_path / 'x.npy'))
+
+
+def test_every_image_is_read_once(tmp_path, monkeypatch):
+    for i in range(40):
+        PIL.Image.new('L', (6, 4), i).save(tmp_path / f'{i:02}.png')
+    read, decoded = [], own._read_image
+    monkeypatch.setattr(own, '_read_image', lambda path: read.append(path) or decoded(path))
+    config = with_own_data(own_config('tiny', tmp_path))
+    of = fields_of(with_own_data(config), make_problem(config))
+    parts = [of(np.arange(40)[i::4]) for i in range(4)]
+    assert len(read) == 40 and len(np.unique(np.concatenate(parts)[:, 0, 0, 0])) == 40
 
 
 def unfinished(path):
@@ -319,7 +457,10 @@ def test_own_files_that_have_changed_are_refused_by_name(own_run, tmp_path, laun
         (tmp_path / file).write_bytes(changed)
         capsys.readouterr()
         assert launch(*own_run) == 0, 'a finished stage needs neither'
-        assert 'executing' not in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f'warning: {told} has changed' in said and 'executing' not in said
+        assert launch(*own_run[:2], '--stages=data,dm') == 2, 'of which copy?'
+        assert refused(told) in capsys.readouterr().err
         unfinished(record)
         assert launch(*own_run) == 2
         said = capsys.readouterr().err

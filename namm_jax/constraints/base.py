@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Metrics, PerSample, Unit, at_least_single, axes
-from namm_jax._checks import FunctionError, check_output, field_shape
+from namm_jax._checks import OF_FIELDS, FunctionError, call, check_output, field_shape
 
 Restore = Callable[[Fields], tuple[Fields, Metrics]]
 _static = functools.partial(dataclasses.field, metadata={'static': True})  # under `jax.jit`
@@ -109,7 +109,7 @@ class _Function:
                 f'{label}: got x of shape {x.shape}, expected '
                 f'(b, {", ".join(map(str, self.shape))}), the shape of the data'
             )
-        values = self.function(*map(at_least_single, (x, *references)))
+        values = call(label, self.function, OF_FIELDS, *map(at_least_single, (x, *references)))
         return check_output(label, values, x.shape[0], self.kind)
 
 

@@ -4,10 +4,12 @@ checked by the function that takes it; nothing computes until it is called with 
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ from namm_jax import mirror
 from namm_jax._arrays import Constraint, Denoiser, Key, MirrorMap, Params, Task
 from namm_jax._checks import choose
 from namm_jax.denoising.denoisers import make_parameterisation
+from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem, plain
 from namm_jax.networks import NETWORKS, fields_of, make_network
@@ -29,6 +32,7 @@ PADDINGS = {
     'circular': lambda axes: (True, True),
     'zeros': lambda axes: (False, False),
 }
+ROUNDING = 1e-6  # by which data may leave a set
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -194,10 +198,29 @@ MAPS: dict[str, Callable[[ConfigDict], MirrorMap]] = {
     'namm': _learned_map,
     'identity': lambda config: mirror.identity_map(),
     'box': lambda config: mirror.box_map(0.0, 1.0, floor=config.mirror.floor),
-    'simplex': lambda config: mirror.simplex_map(
-        make_problem(config).total, floor=config.mirror.floor
-    ),
+    'simplex': lambda config: mirror.simplex_map(_total(config), floor=config.mirror.floor),
 }
+
+
+def _total(config: ConfigDict) -> float:
+    if 'total' in config.data:
+        return make_problem(config).total
+    got = f'simplex for {config.data.problem}, whose fields have no total'
+    raise UserError(f'mirror.map: got {got}, expected namm, identity or box')
+
+
+def check_map(config: ConfigDict, data: Callable[[], np.ndarray]) -> None:
+    """Raises a UserError unless data, which others do not need, are in the set of a closed form."""
+    sets = {'box': (0.0, 1.0), 'simplex': (0.0, math.inf)}
+    if config.mirror.map not in sets:
+        return
+    (least, most), x = sets[config.mirror.map], data()
+    low, high = float(x.min()), float(x.max())
+    if low < least - ROUNDING or high > most + ROUNDING:
+        raise UserError(
+            f'mirror.map: got {config.mirror.map} for data from {low:.4g} to {high:.4g}, expected '
+            f'numbers from {least:g} to {most:g}; rescale them, or take namm'
+        )
 
 
 def make_mirror(config: ConfigDict) -> MirrorMap:

@@ -50,7 +50,10 @@ def _stages(text: str) -> list[str]:
 def _seeds(text: str) -> list[int]:
     if not all(part.strip().isdecimal() for part in text.split(',')):
         raise argparse.ArgumentTypeError(f'got {text}, expected integers >= 0, such as 0,1,2')
-    return [int(part) for part in text.split(',')]
+    seeds = [int(part) for part in text.split(',')]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f'got {text}, expected each seed once')
+    return seeds
 
 
 # flag -> what stands for its value, its type, its default, and what it is

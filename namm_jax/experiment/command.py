@@ -141,9 +141,9 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
         old = flatten(read_json(path, dict)['config']) if path.exists() else {}
         new = flatten(config)
         changes = {name.split('.')[0] for name in given.overrides if new[name] != old.get(name)}
+        check_files(records.get, goes_on=bool(left), stays=True)
         if not left and not changes:
             return  # and nothing of a user's is executed
-        check_files(records.get)
         config = with_own_data(ConfigDict(config), records.get('data'))
         check(config, given.preset)
         for stage in changes.union(stages) & STAGES.keys():
@@ -186,8 +186,9 @@ def _run_stage(experiment: Experiment, stage: str) -> None:
     run = experiment.run
     say(f'{stage}: {"going on" if run.record(stage) else "starting"}')
     sections = STAGES[stage].sections
+    facts = STAGES[stage].ready(experiment)
     run.begin(stage, sections, files=user_files({name: run.config[name] for name in sections}))
-    run.finish(stage, **STAGES[stage].run(experiment))
+    run.finish(stage, **facts, **STAGES[stage].run(experiment))
     experiment.pause()
 
 

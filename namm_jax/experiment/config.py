@@ -16,6 +16,7 @@ from namm_jax.experiment.schema import schema
 
 # Cheap: a change discards the stage's result, and is not refused.
 FREE_SECTIONS = ('sample', 'assimilate', 'report')
+FREE_FIELDS = ('train.devices', 'train.checkpoints')  # no result is a function of these
 # Which of a stage's results are wanted: a change opens the stage again, and discards nothing.
 SELECTING = frozenset({'assimilate.operator', 'assimilate.sampler'})
 
@@ -60,13 +61,15 @@ def refuse_changes(
     config: Mapping[str, Any], saved: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Raises a UserError if a config differs from what a stage on record has read, its `sections`,
-    or the saved config where the record lacks a field; save for `FREE_SECTIONS`.
+    or the saved config where the record lacks a field; save for `FREE_SECTIONS` and
+    `FREE_FIELDS`.
     """
     fields = flatten(config)
     for stage, record in records.items():
         base = {name: saved[name] for name in record['sections'] if name in saved}
         for name, old in (flatten(base) | flatten(record['sections'])).items():
-            if name.split('.')[0] not in FREE_SECTIONS and name in fields and fields[name] != old:
+            free = name in FREE_FIELDS or name.split('.')[0] in FREE_SECTIONS
+            if not free and name in fields and fields[name] != old:
                 state = 'has finished' if record['finished'] else 'has begun'
                 raise UserError(
                     f'got {name} = {fields[name]!r}, but stage {stage} {state} with {name} = '

@@ -200,8 +200,9 @@ def train(
         return (dict(zip(arrays, parts, strict=True)) for parts in zip(*each, strict=True))
 
     rows = dataset.local_rows(size, **processes)
-    starts = range(0, min(*map(len, held_out.values()), 8 * size) - size + 1, size)
-    held = [{name: a[i : i + size][rows] for name, a in held_out.items()} for i in starts]
+    starts = range(0, max(1, min(*map(len, held_out.values()), 8 * size) - size + 1), size)
+    batch = lambda a, i: a.take(np.arange(i, i + size)[rows], 0, mode='wrap')  # few come again
+    held = [{name: batch(a, i) for name, a in held_out.items()} for i in starts]
     plan = Plan(
         stage,
         steps,

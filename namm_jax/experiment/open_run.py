@@ -56,7 +56,7 @@ class OpenRun:
         """Reads the config of a folder; the rest is read when it is first asked for."""
         mesh = make_mesh(jax.local_devices()[:1])
         run = Folder(folder)
-        check_files(run.record)
+        check_files(run.record, goes_on=False)
         self._experiment = make_experiment(run, mesh=mesh)
         self.config = self._experiment.config
         self.problem = self._experiment.problem

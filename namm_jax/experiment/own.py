@@ -26,6 +26,7 @@ from namm_jax.experiment.progress import say
 
 FORMS = 'package.module:function or path/to/file.py:function'
 IMAGES = ('.png', '.jpg', '.jpeg')
+OTHERS = ('.tif', '.tiff', '.bmp', '.gif', '.webp', '.pgm', '.npz')  # data, but not read
 LARGEST = 2**24  # pixels of an image
 LEVELS = {'L': 255, 'RGB': 255, 'I;16': 65535, 'I': 65535}  # image mode -> the value of white
 
@@ -147,12 +148,12 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
 
     Args:
         path: a file `(n, h, w, c)`; a folder of arrays `(n, h, w, c)`, `(h, w, c)` or `(h, w)`, in
-            the order of their names; or a folder of PNG or JPEG images, grey or RGB, which are
-            scaled to [0, 1].
+            the order of their names; or a folder of PNG or JPEG images, grey or RGB, turned as
+            their EXIF data say and scaled to [0, 1]: black is 0, white 1.
 
     Raises:
         UserError: naming the file that is missing, unreadable, pickled, not numeric, not finite,
-            transparent, or of another shape than those before it.
+            transparent, of another shape than those before it, or of another kind.
     """
     given = os.fspath(path)
     path = Path(os.path.expanduser(path))
@@ -162,13 +163,18 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
             f'.npy files or images; a relative path starts from {Path.cwd()}'
         )
     if not path.is_dir():
-        return read_fields(path)
+        return _told(given, read_fields(path), 'as they are')
     arrays, images = _data_files(path)
-    if bool(arrays) == bool(images):
+    others = [file.name for file in path.iterdir() if file not in {*arrays, *images}]
+    lost = sorted(name for name in others if name.lower().endswith(OTHERS))
+    if bool(arrays) == bool(images) or lost:
         raise UserError(
             f'{path}: got {len(arrays)} .npy files and {len(images)} images ({", ".join(IMAGES)}), '
-            'expected the one or the other; put the data into a folder of their own'
+            f'{len(lost)} of other kinds {lost[:3]}, expected the one or the other; convert or '
+            'move the rest'
         )
+    if others:
+        say(f'{path}: passed over {len(others)} others, such as {min(others)}')
     parts = []
     for file in arrays or images:
         part = _read_array(file) if arrays else _read_image(file)
@@ -178,7 +184,13 @@ def read_user_data(path: str | os.PathLike[str]) -> Float[np.ndarray, 'n h w c']
                 f'(height, width, channels) as in {(arrays or images)[0].name}; crop or resize them'
             )
         parts.append(part)
-    return np.concatenate(parts)
+    return _told(given, np.concatenate(parts), 'as they are' if arrays else 'white is 1')
+
+
+def _told(given: str, x: np.ndarray, unit: str) -> np.ndarray:
+    """Returns fields, after a line about them."""
+    say(f'{given}: {x.shape[0]} samples {x.shape[1:]}, {x.min():.4g} to {x.max():.4g}, {unit}')
+    return x
 
 
 def _read_array(path: Path) -> Float[np.ndarray, 'n h w c']:
@@ -192,7 +204,7 @@ def _read_array(path: Path) -> Float[np.ndarray, 'n h w c']:
 
 
 def _read_image(path: Path) -> Float[np.ndarray, 'n h w c']:
-    from PIL import Image  # matplotlib brings it; needed here alone
+    from PIL import Image, ImageOps  # matplotlib brings it; needed here alone
 
     try:
         # A decoder of every format would run Ghostscript for what is not what it is called.
@@ -202,7 +214,7 @@ def _read_image(path: Path) -> Float[np.ndarray, 'n h w c']:
         with quiet, Image.open(data, formats=('PNG', 'JPEG')) as file:
             if file.width * file.height > LARGEST:
                 raise ValueError(f'{file.width}x{file.height} pixels, expected at most {LARGEST}')
-            image = _opaque(file)
+            image = _opaque(ImageOps.exif_transpose(file))
             pixels = np.asarray(image).astype(np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'{path}: got {error}, expected a whole PNG or JPEG image') from error

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Denoiser, Key, Measure, Params, normal
-from namm_jax._checks import choose
+from namm_jax._checks import OF_FIELDS, call, check_within, choose
 from namm_jax.denoising.guidance import measurement_guided
 from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build
@@ -32,6 +32,7 @@ from namm_jax.inverse.operators import Operator
 
 Draw = Callable[[Key, Array], Array]  # keys (b,), y (b, *m) -> samples (b, h, w, c)
 Gains = Callable[[str], tuple[Array, Array]]  # model -> levels and gains, as of `measured_gains`
+CHUNK = 256  # samples that are drawn at once
 GAIN_LEVELS, GAIN_FIELDS = 24, 16  # at and by which the error of measured estimates is measured
 PUBLISHED = {'variance': 'forward', 'denoise_last': False}
 # Of the descent after each step: to what noise and error of estimates explain, or as published.
@@ -82,6 +83,7 @@ class Sampler(NamedTuple):
     more: int = 0  # calls beyond those
     rule: bool = False  # whether it gets the distance from M
     noisy: bool = False  # whether it leaves the last step's noise in
+    group: bool = False  # whether all samples of a measurement are drawn at once
 
 
 _published = functools.partial(_dps, strength='fixed', **PUBLISHED)
@@ -92,7 +94,7 @@ SAMPLERS = {
     'cg_dps_published': Sampler(_published, 'steps', rule=True, noisy=True),
     'few_steps': Sampler(_guided, 'few_steps'),
     'daps': Sampler(_daps, 'few_steps', more=1),  # its last denoising
-    'smc': Sampler(_smc, 'few_steps'),
+    'smc': Sampler(_smc, 'few_steps', group=True),
     'variational': Sampler(None, ''),  # up to `iterations` times through the solver and back
 }
 ROWS = {name: method for name, method in METHODS.items() if method.act in SAMPLERS}
@@ -139,7 +141,7 @@ def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains
     """Returns the compiled sampler of a row, its samples taken to data but not yet corrected."""
     config, sampler, shape = experiment.config, SAMPLERS[row.act], experiment.problem.shape
     if sampler.sample is None:
-        return _variational(experiment, operator)
+        return _in_chunks(_variational(experiment, operator))
 
     @jax.jit
     def draw(space: PyTree, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array) -> Array:
@@ -152,7 +154,16 @@ def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains
         return to_data(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
 
     inputs = _space(experiment, row.prior), operator, experiment.constraint, gains(row.prior)
-    return functools.partial(draw, *inputs)
+    whole = functools.partial(draw, *inputs)
+    return whole if sampler.group else _in_chunks(whole)
+
+
+def _in_chunks(draw: Draw) -> Draw:
+    def of_each(keys: Key, y: Array) -> Array:
+        at = range(0, len(keys), CHUNK)
+        return np.concatenate([np.asarray(draw(keys[i:][:CHUNK], y[i:][:CHUNK])) for i in at])
+
+    return of_each
 
 
 def _variational(experiment: Experiment, operator: Measure) -> Draw:
@@ -215,9 +226,21 @@ def make_operator(config: ConfigDict) -> Operator:
     return make_problem(config).measurement(name, **options)
 
 
-def check_assimilation(config: ConfigDict) -> None:
-    """Raises a ValueError for a bad value of the section `assimilate`."""
-    make_operator(config)
+def check_assimilation(config: ConfigDict, least: int = 2) -> None:
+    """Raises a ValueError for a bad value of the section `assimilate`, such as fewer than the least
+    samples, of which a table needs 2.
+    """
+    operator = make_operator(config)
+    check_within(f'[{least}, inf)', **{'assimilate.samples': config.assimilate.samples})
+    if operator_name(config) == 'own':
+        function = load_function(config.assimilate.function)
+
+        def slope(x: Array) -> PyTree:
+            values, back = jax.vjp(lambda x: call('operator', function, OF_FIELDS, x), x)
+            return back(values)
+
+        x = jax.ShapeDtypeStruct((2, *operator.shape), np.float32)
+        call('operator', jax.eval_shape, OF_FIELDS, slope, x)
     choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
     rows_of(config)
 

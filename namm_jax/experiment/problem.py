@@ -3,6 +3,7 @@ A user's own arrays are a problem, too, whose sizes and units are read from thei
 """
 
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +17,15 @@ from ml_collections import ConfigDict
 
 from namm_jax.experiment.cli import STAGES
 from namm_jax.experiment.config import flatten
+from namm_jax.experiment.devices import first_devices
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import checksum, load_function, read_user_data
+from namm_jax.experiment.progress import say
 from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.problems.own_arrays import units
+
+FEWEST = 32  # samples of a user's own, of which a sixth are held out, twice
 
 
 def plain(value: Any) -> Any:
@@ -44,20 +49,31 @@ def user_files(sections: Mapping[str, Any]) -> dict[str, int]:
     return {name: checksum(name, text) for name, text in texts.items() if names(name, text)}
 
 
-def check_files(record_of: Callable[[str], Mapping[str, Any] | None]) -> None:
-    """Raises a UserError if a user's function, or data still to be read, has changed since a stage
-    with a record has read it.
+def check_files(
+    record_of: Callable[[str], Mapping[str, Any] | None], *, goes_on: bool, stays: bool = False
+) -> None:
+    """Raises a UserError if a user's function or data have changed since a stage with a record has
+    read them. Data that it has copied may be gone; a line tells of others in their place where
+    the run does not go on, and of any change of what is there where it `stays` as it is.
     """
     for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
         saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
-        for name in saved.keys() - ({'data.path'} if record.get('finished') else set()):
-            value = fields.get(name, '')
-            if (got := checksum(name, value)) != saved[name]:
-                raise UserError(
-                    f'{value} has changed since stage {stage} read it for {name}: got the '
-                    f'checksum {got}, expected {saved[name]}; put it back (a relative path starts '
-                    f'from {Path.cwd()}), or discard the stage with --redo={stage}'
-                )
+        for name in saved:
+            value, copied = fields.get(name, ''), name == 'data.path' and record.get('finished')
+            place = value if name == 'data.path' else value.rpartition(':')[0]
+            if stays and not goes_on and not os.path.exists(os.path.expanduser(place)):
+                continue
+            got = checksum(name, value)
+            if got == saved[name] or (copied and not got):
+                continue
+            fault = (
+                f'{value} has changed since stage {stage} read it for {name}: got the '
+                f'checksum {got}, expected {saved[name]}; put it back (a relative path starts '
+                f'from {Path.cwd()}), or discard the stage with --redo={stage}'
+            )
+            if goes_on or not (copied or stays):
+                raise UserError(fault)
+            say(f'warning: {fault}')
 
 
 def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Array]:
@@ -65,7 +81,7 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
-        return functools.partial(_fields_of_files, config, functools.cache(read_user_data))
+        return functools.partial(_fields_of_files, config, functools.cache(own_samples))
     root = jax.random.key(config.data.seed)
 
     @jax.jit
@@ -74,6 +90,21 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
         return problem.unpack(problem.fields(keys))
 
     return lambda indices: fields(jnp.asarray(indices))
+
+
+@functools.lru_cache(maxsize=1)
+def _samples(path: str, version: int) -> np.ndarray:
+    return read_user_data(path)
+
+
+def own_samples(path: str) -> np.ndarray:
+    """Returns a user's own samples, read again where their files have changed."""
+    return _samples(path, checksum('data.path', path))
+
+
+def forget_samples() -> None:
+    """Frees the memory of the samples that were read last."""
+    _samples.cache_clear()
 
 
 def _fields_of_files(
@@ -95,9 +126,12 @@ def _order(config: ConfigDict, n: int) -> np.ndarray:
 
 def with_own_data(config: ConfigDict, record: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns the config with the shape, number and units of a user's own samples, as the finished
-    stage `data` has them on its record (`own`), else as they are in their files: all but those of
-    `data.validation` and `data.test` are for training where `data.train` is 0; mean and scale, one
-    a channel, are those of the training samples.
+    stage `data` has them on its record (`own`), else as they are in their files, and batches of no
+    more samples than there are to train on.
+
+    Where `data.train` is 0, all but those of `data.validation` and `data.test` are for training,
+    and these are at most a sixth of all, each. Mean and scale, one a channel, are those of the
+    training samples.
     """
     if problem_class(config.data.problem).generated:
         return config
@@ -105,13 +139,21 @@ def with_own_data(config: ConfigDict, record: Mapping[str, Any] | None = None) -
     finished = record and record['finished']
     with config.unlocked():
         config.data.update(record.get('own', {}) if finished else _of_files(config))
+        devices = len(first_devices(config.train.devices))
+        most = max(devices, config.data.train // devices * devices)
+        for section in ('mirror', 'score', 'finetune'):
+            config[section].batch_size = min(config[section].batch_size, most)
     return config
 
 
 def _of_files(config: ConfigDict) -> dict[str, Any]:
-    data, x = config.data, read_user_data(config.data.path)
-    train = data.train or max(0, len(x) - data.validation - data.test)
-    found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True), train=train)
+    data, x = config.data, own_samples(config.data.path)
+    if len(x) < FEWEST:
+        raise UserError(f'{data.path}: got {len(x)} samples, expected at least {FEWEST}; add more')
+    found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True))
+    if not (train := data.train):
+        found |= {name: min(data[name], len(x) // 6) for name in ('validation', 'test')}
+        train = found['train'] = len(x) - found['validation'] - found['test']
     training = x[_order(config, len(x))[:train]]
     if len(training) and not data.mean:
         found['mean'], found['scale'] = units(training)

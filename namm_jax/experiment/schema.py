@@ -188,7 +188,7 @@ FIELDS = {
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),
     'assimilate.measurements': _field(8, 'test fields that are measured', least=1),
-    'assimilate.samples': _field(16, 'of each posterior', least=2),
+    'assimilate.samples': _field(16, 'of each posterior', least=1),
     'assimilate.steps': _field(1000, 'of DPS and its kin', least=1),
     'assimilate.few_steps': _field(50, 'network calls of the other samplers', least=1),
     'assimilate.langevin_steps': _field(20, 'of daps at a noise level, a gradient each', least=1),
@@ -275,7 +275,6 @@ def check_ranges(config: ConfigDict) -> None:
     batch = max(config[section].batch_size for section in ('mirror', 'score', 'finetune'))
     for name, least, why in (
         ('data.train', batch, 'the largest batch'),
-        ('data.validation', batch, 'the largest batch'),
         ('finetune.samples', 2 * config.finetune.batch_size, 'two batches: one is held out'),
     ):
         if value(name) < least:

@@ -7,16 +7,17 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._checks import check_operator, choose
+from namm_jax._checks import POSITIVE, check_alone, check_operator, choose, refuse
 from namm_jax.experiment import build, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
@@ -30,6 +31,7 @@ from namm_jax.experiment.files import UserError, finite, naming, write_bytes
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
+from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
@@ -44,7 +46,8 @@ def evaluate(given: argparse.Namespace) -> None:
     configure_jax()
     config, problem = given.config, make_problem(given.config)
     shape = problem.file_shape if all(problem.file_shape) else None
-    x = np.asarray(problem.pack(jnp.asarray(read_fields(given.samples, shape))))
+    read = functools.partial(read_fields, shape=shape) if problem.generated else read_user_data
+    x = np.asarray(problem.pack(jnp.asarray(read(given.samples))))
     if not build.holds_network(config):
         constraint = build.make_constraint(config)
     elif given.workdir:
@@ -52,10 +55,27 @@ def evaluate(given: argparse.Namespace) -> None:
     else:
         rule = f'the constraint {config.constraint.name} holds a trained network'
         raise UserError(f'--workdir is missing: {rule}; expected a run with a finished counter')
-    distances = in_batches(jax.jit(constraint.distance), x, min(len(x), 256), make_mesh())
+    measure = jax.jit(constraint.distance)
+    distances = in_batches(measure, x, min(len(x), 256), make_mesh())
+    if not problem.generated:
+        _check_values(f'the distance {constraint.name!r}', measure, x[:64], distances)
     statistics = finite(distance_statistics(jnp.asarray(distances)))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
     tell(json.dumps(result | {'per_sample': finite(distances)}))
+
+
+def _check_values(
+    label: str, measure: Callable[[Array], Array], x: np.ndarray, distances: np.ndarray
+) -> None:
+    """Raises a ValueError unless a rule is one number >= 0 a sample, of that sample alone; numbers
+    that are not finite are no fault of it.
+    """
+    refuse(label, distances < 0, f'{distances.min():.3g}', POSITIVE)
+    of = lambda x, where: np.nan_to_num(measure(x), posinf=0)
+    scale = x.std((0, 1, 2))
+    noise = np.random.default_rng(0).normal(size=(2, *x.shape[1:]))
+    off = np.concatenate([x, x[:1] + np.float32(np.where(scale > 0, scale, 1) * noise)])
+    check_alone(label, of, off, of(off, ''))
 
 
 def solve(given: argparse.Namespace) -> None:
@@ -65,7 +85,7 @@ def solve(given: argparse.Namespace) -> None:
     folder = Folder(Path(given.workdir), experiment=given.name)
     _check_out(out, folder.directory, given.overwrite)
     configure_jax()
-    check_files(folder.record)
+    check_files(folder.record, goes_on=False)
     config = with_own_data(config_of(folder.config, given), folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
     x, facts = _posterior(experiment, y)
@@ -109,15 +129,16 @@ def config_of(run: Mapping[str, Any], given: argparse.Namespace) -> ConfigDict:
     return override(ConfigDict(run), given.overrides | changes)
 
 
-def operator_of(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
-    """Returns a config's operator, and measurements as `(n, *m)`, float32, where y is several or
-    one `(*m)`; a ValueError if they do not fit, or the config has a value out of range.
+def operator_of(config: ConfigDict, y: np.ndarray, x: np.ndarray) -> tuple[Any, Any]:
+    """Returns a config's operator, one of the user's checked at fields x, and measurements as
+    `(n, *m)`, float32, where y is several or one `(*m)`; a ValueError if they do not fit, or the
+    config has a value out of range.
     """
     check_ranges(config)
-    posteriors.check_assimilation(config)
+    posteriors.check_assimilation(config, least=1)
     operator = posteriors.make_operator(config)
     if posteriors.operator_name(config) == 'own':  # a user's function may raise anything
-        check_operator(operator, operator.shape)
+        check_operator(operator, operator.shape, x)
     one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *operator.shape), np.float32))
     y = y[None] if y.ndim == one.ndim - 1 else y
     return operator, likelihood(operator, y, config.assimilate.noise_std).y
@@ -126,7 +147,7 @@ def operator_of(config: ConfigDict, y: np.ndarray) -> tuple[Any, Any]:
 def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns posterior samples of each measurement, one after another, and facts about them."""
     config, section = experiment.config, experiment.config.assimilate
-    operator, y = operator_of(config, y)
+    operator, y = operator_of(config, y, experiment.split('validation')[:3])
     row = choose('sampler', section.sampler, posteriors.ROWS)
     gains = functools.partial(posteriors.measured_gains, experiment, operator)
     draw = posteriors.draw_of(experiment, row, operator, gains)

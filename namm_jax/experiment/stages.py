@@ -31,13 +31,12 @@ from namm_jax.experiment.methods import (
     way_of,
 )
 from namm_jax.experiment.posteriors import check_assimilation
-from namm_jax.experiment.problem import fields_of
+from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.tune import tune
 from namm_jax.mirror import add_noise
 from namm_jax.problems.base import parameters
-from namm_jax.problems.own_arrays import rule_unit
 from namm_jax.training.optimizers import moments_of
 
 Facts = dict[str, Any]
@@ -45,7 +44,8 @@ Facts = dict[str, Any]
 
 class Stage(NamedTuple):
     """A stage: what it does, the stages it builds on, the config's sections that it reads itself,
-    whether it runs only when it is named, and what raises for a bad value before any stage starts.
+    whether it runs only when it is named, what raises for a bad value before any stage starts, and
+    for what a user brings before this one is on record: its facts.
     """
 
     run: Callable[[Experiment], Facts]
@@ -53,6 +53,7 @@ class Stage(NamedTuple):
     sections: tuple[str, ...]
     on_request: bool = False
     check: Callable[[ConfigDict], None] = lambda config: None
+    ready: Callable[[Experiment], Facts] = lambda experiment: {}
 
 
 def data(experiment: Experiment) -> Facts:
@@ -72,8 +73,9 @@ def data(experiment: Experiment) -> Facts:
         _draw_data(experiment)
     if experiment.problem.generated:
         return {}
+    forget_samples()
     own = {name: config.data[name] for name in parameters(type(experiment.problem))}
-    return _checked_rule(experiment) | {'own': own | {'train': config.data.train}}
+    return {'own': own | {split: config.data[split] for split in dataset.SPLITS}}
 
 
 def counter(experiment: Experiment) -> Facts:
@@ -83,16 +85,23 @@ def counter(experiment: Experiment) -> Facts:
     return facts
 
 
-def _checked_rule(experiment: Experiment) -> Facts:
-    """Returns the distances of a user's own data under their own rule, once that is found fit for
-    training, and its unit.
+def _checked_data(experiment: Experiment) -> Facts:
+    """Returns the distances of a user's own data under their own rule, once both are found fit for
+    training, and its unit; nothing where the data are generated.
     """
-    x = experiment.split('train')[:64]
+    config, problem = experiment.config, experiment.problem
+    fields = lambda n: fields_of(config, problem)(np.arange(min(n, config.data.train)))
+    build.check_map(config, lambda: fields(64 if problem.generated else config.data.train))
+    if problem.generated:
+        return {}
+    x = fields(64)
     key = experiment.key('evaluate')
-    found = check_rule(experiment.constraint, x, key)
+    found = check_rule(experiment.constraint, x, key, experiment.problem.units[1])
     floor = found['floor_mean']
     noisy = found['perturbed_mean']
     worst = found['floor_max']
+    sizes = [f'{config.data[split]} for {split}' for split in dataset.SPLITS]
+    say(f'{config.data.path}: {", ".join(sizes)}')
     say(f'distance: {floor:.3g} on your data (at most {worst:.3g}), {noisy:.3g} with 10 % of noise')
     if floor > 0.1 * noisy:
         say(
@@ -100,8 +109,7 @@ def _checked_rule(experiment: Experiment) -> Facts:
             f'expected far less than the {noisy:.3g} of the same data with 10 % of noise; no '
             'sample will be much better than the data'
         )
-    scale = experiment.problem.units[1]
-    return found | {'unit': rule_unit(experiment.constraint, jnp.asarray(x), scale, key)}
+    return found
 
 
 def _draw_data(experiment: Experiment) -> None:
@@ -191,10 +199,21 @@ def dm(experiment: Experiment) -> Facts:
     return _train_diffusion(experiment, 'dm', x, held_out, to_data)
 
 
+def _checked_map(experiment: Experiment) -> Facts:
+    build.check_map(experiment.config, lambda: experiment.split('train'))
+    return {}
+
+
 def mdm(experiment: Experiment) -> Facts:
     """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
     g, f = map(jax.jit, experiment.mirror.bind(mirror_parameters(experiment)))
     z, held_out = (in_batches(g, x, 256, experiment.local_mesh) for x in _splits(experiment))
+    sigma_max, std = experiment.config.mirror.sigma_max, float(z.std())
+    if build.learns_map(experiment.config) and sigma_max > std:
+        say(
+            f'warning: mirror.sigma_max = {sigma_max:g} is more than {std:.3g}, the standard '
+            'deviation of mirror points: f is trained on little but noise; lower it, --redo=mirror'
+        )
     return _train_diffusion(experiment, 'mdm', z, held_out, f)
 
 
@@ -303,11 +322,16 @@ def report(experiment: Experiment) -> Facts:
 TRAINING = ('train', 'seed')
 MODELS = ('mdm', 'finetune', 'dm')
 STAGES = {
-    'data': Stage(data, (), ('data', 'constraint')),
+    'data': Stage(data, (), ('data', 'constraint'), ready=_checked_data),
     'counter': Stage(counter, ('data',), ('counter', *TRAINING)),
     'mirror': Stage(mirror, ('data', 'counter'), ('mirror', *TRAINING)),
     'tune': Stage(tune, ('mirror',), ('score', 'tune', *TRAINING), on_request=True),
-    'mdm': Stage(mdm, ('data', 'counter', 'mirror'), ('mirror', 'score', 'mdm', *TRAINING)),
+    'mdm': Stage(
+        mdm,
+        ('data', 'counter', 'mirror'),
+        ('mirror', 'score', 'mdm', *TRAINING),
+        ready=_checked_map,
+    ),
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'sample': Stage(sample, MODELS, ('sample',)),

@@ -127,7 +127,7 @@ def _measurement(y: ArrayLike) -> Measurement:
         raise ValueError(
             f'y: got {y.dtype}, expected real numbers; stack the parts of complex ones on an axis'
         )
-    if y.ndim < 2 or not y.size:
+    if not y.ndim or not y.size:
         raise ValueError(
             f'y: got shape {y.shape}, expected (b, *m), b >= 1; add the batch axis, y[None]'
         )

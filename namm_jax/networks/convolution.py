@@ -26,6 +26,21 @@ def wrap(x: Array, width: int, periodic: Periodic) -> Array:
     return x
 
 
+def padded(x: Array, factor: int, periodic: Periodic) -> tuple[Array, tuple[slice, ...]]:
+    """Returns `x (b, h, w, c)` with height and width made multiples of a factor, continued on both
+    sides, by wrapping along periodic axes, else by reflection; and where x is in it.
+    """
+    place = [slice(None)]
+    for axis, wraps in zip((1, 2), periodic, strict=True):
+        n = x.shape[axis]
+        before, rest = divmod(-n % factor, 2)
+        if n % factor:
+            widths = [(before, before + rest) if i == axis else (0, 0) for i in range(4)]
+            x = jnp.pad(x, widths, 'wrap' if wraps else 'symmetric')
+        place.append(slice(before, before + n))
+    return x, tuple(place)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def convolve(x: Array, kernel: Array, periodic: Periodic, stride: int = 1) -> Array:
     """Returns the cross-correlation `(b, h / stride, w / stride, d)` of fields `x (b, h, w, c)`

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from namm_jax.networks.convolution import DIMENSIONS, Conv, Periodic, depth_to_space, wrap
+from namm_jax.networks.convolution import DIMENSIONS, Conv, Periodic, depth_to_space, padded, wrap
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -77,6 +77,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         width = self.channels[0]
+        x, place = padded(x, 4, self.periodic)
         h = nn.relu(_norm(self._conv(width, size=7)(x), self.dtype))
         for factor in (2, 4):
             h = nn.relu(_norm(self._conv(factor * width, stride=2)(h), self.dtype))
@@ -85,4 +86,4 @@ class ResNet(nn.Module):
             h = block(self, h, train)
         for factor in (2, 1):
             h = nn.relu(_norm(Up(factor * width, self.periodic, self.dtype)(h), self.dtype))
-        return self._conv(x.shape[-1], size=7)(h).astype(jnp.float32)
+        return self._conv(x.shape[-1], size=7)(h)[place].astype(jnp.float32)

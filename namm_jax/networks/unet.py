@@ -16,7 +16,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from namm_jax._checks import choose
-from namm_jax.networks.convolution import Conv, GlobalConv, Periodic, depth_to_space, space_to_depth
+from namm_jax.networks.convolution import (
+    Conv,
+    GlobalConv,
+    Periodic,
+    depth_to_space,
+    padded,
+    space_to_depth,
+)
 
 
 def fourier_features(label: Array, features: int) -> Array:
@@ -92,7 +99,7 @@ class Attention(nn.Module):
 
 class UNet(nn.Module):
     """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not; parameters and output
-    stay float32.
+    stay float32. Sizes that cannot be halved as often are `padded` first, and cut at the end.
     """
 
     channels: tuple[int, ...] = (64, 128)  # width at each resolution, each half the one before it
@@ -114,14 +121,6 @@ class UNet(nn.Module):
         choose('norm', self.norm, NORMS)
         super().__post_init__()
 
-    def _check_shape(self, h: int, w: int) -> None:
-        factor = self.fold * 2 ** (len(self.channels) - 1)
-        if h % factor or w % factor:
-            raise ValueError(
-                f'got fields of {h}x{w} pixels, expected multiples of {factor}, which fold = '
-                f'{self.fold} and {len(self.channels)} resolutions need; use fewer channels or pad'
-            )
-
     def _block(self, h: Array, embedding: Array | None, train: bool) -> Array:
         block = ResidualBlock(self.periodic, self.norm, self.dropout, not train, self.dtype)
         return block(h, embedding)
@@ -133,7 +132,9 @@ class UNet(nn.Module):
         return h
 
     def _with_position(self, h: Array) -> Array:
-        cell = tuple(math.lcm(n, self.fold) // self.fold for n in self.cell)
+        cells = (math.lcm(p, self.fold) // self.fold for p in self.cell)
+        # Cells need not fill an axis that is padded: it is one.
+        cell = tuple(n if n % p else p for n, p in zip(h.shape[1:3], cells, strict=True))
         features = position_features(h.shape[1:3], cell)
         features = jnp.broadcast_to(features, (len(h), *features.shape))
         return jnp.concatenate([h, features.astype(h.dtype)], -1)
@@ -151,7 +152,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None, *, train: bool = False) -> Array:
-        self._check_shape(*x.shape[1:3])
+        x, place = padded(x, self.fold * 2 ** (len(self.channels) - 1), self.periodic)
         embedding = None if label is None else self._embed(label)
         h = self._with_position(space_to_depth(x, self.fold))
         h = self._global_conv(self._conv(self.channels[0])(h))
@@ -176,4 +177,4 @@ class UNet(nn.Module):
         # The pixels of a block must agree: two convolutions see across its borders.
         h = nn.swish(self._conv(self.head)(jnp.concatenate([h, x], -1)))
         out = self._conv(x.shape[-1], kernel_init=nn.initializers.zeros)(h)
-        return out.astype(jnp.float32)
+        return out[place].astype(jnp.float32)

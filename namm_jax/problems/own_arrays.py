@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from namm_jax._arrays import Constraint, Fields, Key, Unit
+from namm_jax._arrays import Fields, Key
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import Rule, function_rule
 from namm_jax.problems.base import Problem, parameter
 
 SAMPLES = 64  # of the data, at most, on which a rule is checked
-NOISE = 0.1, 1.0, 10.0  # in scales: an inequality may leave room for the smaller ones
 LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
@@ -106,10 +105,9 @@ def problem(
     some = np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)
     few = jnp.asarray(x[some], jnp.float32)
     key_check, key_unit = jax.random.split(jax.random.key(0))
-    check_rule(own.constraint(), few, key_check)
     if distance and residual:  # each alone
-        check_rule(function_rule(residual=residual, name=name), few, key_check)
-    unit = rule_unit(own.constraint(), few, own.scale, key_unit)
+        check_rule(function_rule(residual=residual, name=name), few, key_check, own.scale)
+    unit = check_rule(own.constraint(), few, key_unit, own.scale)['unit']
     return dataclasses.replace(own, unit=unit)
 
 
@@ -136,16 +134,3 @@ def _check_data(x: np.ndarray) -> None:
         )
     if x.min() == x.max():
         raise ValueError(f'x: got {float(x.flat[0]):.6g} in every pixel, expected data that vary')
-
-
-def rule_unit(constraint: Constraint, x: Fields, scale: Unit, key: Key) -> float:
-    """Returns the distance of data x with noise of a tenth of their scale, over that tenth; with 1
-    or 10 scales of it, where an inequality leaves room for less; 1 where it does even then.
-    """
-    noise = jnp.float32(scale) * jax.random.normal(key, x.shape)
-    distance = jax.jit(constraint.distance)
-    for size in NOISE:
-        unit = float(distance(x + size * noise).mean()) / size
-        if 0 < unit < np.inf:
-            return unit
-    return 1.0
