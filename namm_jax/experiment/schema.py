@@ -213,6 +213,14 @@ FIELDS = {
 }
 # problem -> the fields that only it has, its parameters aside
 OTHERS = {
+    'black_holes': {
+        'assimilate.field_of_view': _field(120.0, 'of an image', unit='microarcseconds', above=0),
+        'assimilate.flux': _field(0.6, 'of an image, what its sum stands for', unit='Jy', above=0),
+        'assimilate.scan_gap': _field(60.0, 'longest within a scan', unit='s', above=0),
+        'assimilate.systematic': _field(0.02, 'error of visibilities, relative', least=0, below=1),
+        'assimilate.least_snr': _field(3.0, 'amplitude over error of those used', least=0),
+        'assimilate.least_baseline': _field(1e8, 'shorter ones see other sources too', least=0),
+    },
     'galaxies': {
         'counter.samples': _field(10_000, 'to train on', unit='images', least=1),
         'counter.held_out': _field(1000, 'on which the error is measured', unit='images', least=1),
