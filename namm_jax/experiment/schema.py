@@ -17,6 +17,7 @@ from namm_jax import problems
 from namm_jax._checks import choose
 from namm_jax.denoising.denoisers import PARAMETERISATIONS, REDUCTIONS
 from namm_jax.denoising.samplers import SAMPLERS
+from namm_jax.inverse.closures import MEASUREMENTS
 from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems.base import Problem, check_range, parameter
 
@@ -180,7 +181,9 @@ FIELDS = {
     'report.dpi': _field(110, 'of figures 9 inches wide', unit='pixels an inch', least=30),
     'report.frame_seconds': _field(0.25, 'of each frame of the animation', unit='s', least=0),
     # posterior samples of test fields, given noisy measurements of them
-    'assimilate.operator': _field('', "empty: the problem's usual one", choices=tuple(OPERATORS)),
+    'assimilate.operator': _field(
+        '', "empty: the problem's usual one", choices=(*OPERATORS, *MEASUREMENTS)
+    ),
     'assimilate.function': _field('', 'of the operator own: FILE.py:FUNCTION or MODULE:FUNCTION'),
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),

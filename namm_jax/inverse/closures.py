@@ -32,7 +32,7 @@ Visibility = Float[Array, 'b m 2']  # real and imaginary parts
 
 
 class Observation(NamedTuple):
-    """Visibilities, one a baseline and scan."""
+    """Visibilities `V = sum I exp(-2 pi i (u east + v north))`, one a baseline and scan."""
 
     time: np.ndarray  # (m,) hours
     scan: np.ndarray  # (m,) integers

@@ -139,7 +139,9 @@ class BlackHoles(Problem):
         """
         images = jax.vmap(self.render)(self.holes(keys))
         if self.turbulence[1] or self.blur[1]:
-            images = jax.vmap(self.weather)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
+            images = jax.vmap(self.weather)(
+                jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images
+            )
         return (images * (self.total / images.sum((1, 2), keepdims=True)))[..., None]
 
     def rule(self) -> Rule:
