@@ -34,8 +34,7 @@ M87 = (
     | section('data', train=6000, spin=(0.0, 0.9), inclination=(0.0, 60.0), diameter=(0.15, 0.42))
     | section('data', exponent=(3.0, 8.0), boost=(0.0, 1.0), shift=(-0.05, 0.05))
     | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08))
-    | section('mdm', steps=6000)
-    | section('dm', steps=14_000)
+    | section('dm', steps=6000)
 )
 
 PRESETS = {

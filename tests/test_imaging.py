@@ -1,9 +1,12 @@
 """Visibilities from a file: averages over scans, what is refused, and what is told of images."""
 
+import json
+
 import numpy as np
 import pytest
 
 from namm_jax.experiment import imaging
+from namm_jax.experiment.cli import main
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.visibilities import read_observation
 from namm_jax.inverse.closures import chi_squares
@@ -155,3 +158,30 @@ def test_the_image_that_was_seen_fits_and_is_told(tmp_path, config):
     figure.savefig(tmp_path / 'sky.png')
     titles = [ax.get_title() for ax in figure.axes]
     assert {'mean', 'standard deviation', 'sample 3', 'AA-AZ-LM'} & set(titles)
+
+
+@pytest.mark.slow
+def test_solve_makes_images_of_visibilities(tmp_path, capsys, launch):
+    config, run = '--config=configs/total_brightness.py:tiny', tmp_path / 'run'
+    assert launch(config, f'--workdir={run}', '--stages=data,mirror,mdm,finetune,dm') == 0
+    path = write(tmp_path / 'a.csv', rows_of(image(), noise=0.01))
+    common = [config, f'--workdir={run}', f'--measurement={path}', '--num_samples=2']
+    solve = lambda *more: main(['launch/solve.py', *common, *more], 'solve')
+    for sampler in ('mirror_dps', 'few_steps'):
+        capsys.readouterr()
+        out = f'--out={tmp_path}/{sampler}.npy'
+        assert solve(out, '--operator=closures', f'--sampler={sampler}') == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told['n'] == 2 and told['diverged'] == 0 and told['diameter']['median'] > 0
+        assert len(told['chi_squares']['chi_square_closure_phases']) == 2
+        assert np.load(tmp_path / f'{sampler}.npy').shape == (2, 16, 16, 1)
+        assert (tmp_path / f'{sampler}.png').exists()
+        assert np.load(tmp_path / f'{sampler}.npz')['amplitude_samples'].shape[0] == 2
+    assert solve(f'--out={tmp_path}/few_steps.npy', '--operator=closures') == 2
+    assert 'a file that is there' in capsys.readouterr().err
+    path.write_text(path.read_text().replace('PV', 'XX'))
+    assert solve(f'--out={tmp_path}/b.npy', '--operator=closures') == 2
+    assert "station: got 'XX'" in capsys.readouterr().err
+    arguments = [config, f'--workdir={run}', '--stages=assimilate']
+    assert launch(*arguments, '--config.assimilate.operator=closures') == 2
+    assert 'namm_jax solve' in capsys.readouterr().err

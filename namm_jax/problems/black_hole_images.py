@@ -268,7 +268,7 @@ def _gaussian(points: int, std: ArrayLike) -> Float[Array, 'p p']:
     return jnp.exp(-0.5 * ((r[:, None] - r) / std) ** 2)
 
 
-def _on_both(matrix: Array, image: _Image) -> _Image:
+def _on_both(matrix: Array, image: _Image) -> Float[Array, 'p p']:
     """Returns `matrix image matrix^T`."""
     # Full precision: accelerators would otherwise round the brightness to 10 bits or fewer.
     precision = jax.lax.Precision.HIGHEST
