@@ -34,7 +34,8 @@ M87 = (
     | section('data', train=6000, spin=(0.0, 0.9), inclination=(0.0, 60.0), diameter=(0.15, 0.42))
     | section('data', exponent=(3.0, 8.0), boost=(0.0, 1.0), shift=(-0.05, 0.05))
     | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08))
-    | section('dm', steps=6000)
+    | section('finetune', steps=300, samples=256)
+    | section('dm', steps=3000)
 )
 
 PRESETS = {

@@ -65,7 +65,9 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 
 
 def arrays_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> dict[str, Any]:
-    """Returns what `report.imaging` draws of posterior samples `(n, h, w, 1)` that are finite."""
+    """Returns what `report.imaging` draws of posterior samples `(n, h, w, 1)` that are finite; of
+    those by closures, which see no place, images are moved by whole pixels to a common one.
+    """
     x, section = jnp.asarray(x), config.assimilate
     T, length = triangles(observation), np.hypot(*observation.uv.T)
     amplitudes, y = measured(config, observation, 'amplitudes')
@@ -74,7 +76,7 @@ def arrays_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> di
     names = ['-'.join(np.unique(observation.stations[row != 0])) for row in T]
     degrees = lambda phase: np.rad2deg(np.asarray(phase))
     return {
-        'samples': np.asarray(x[..., 0]) * section.flux / make_problem(config).total,
+        'samples': _aligned(np.asarray(x[..., 0])) * section.flux / make_problem(config).total,
         'field_of_view': section.field_of_view,
         'beam': 1 / length.max() / MICROARCSECOND,
         'baseline': length / 1e9,
@@ -87,3 +89,21 @@ def arrays_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> di
         'phase_std': degrees(np.sqrt(np.abs(T) @ relative**2)),
         'phase_samples': degrees(phases(x)),
     }
+
+
+def _aligned(images: np.ndarray, rounds: int = 3) -> np.ndarray:
+    """Returns images `(n, h, w)`, each rolled to where it is most like their mean, which is moved
+    to have its centroid in the middle.
+    """
+    rows, columns = np.indices(images.shape[1:])
+    for _ in range(rounds):
+        mean = np.maximum(images.mean(0), 0)
+        middle = [
+            round((size - 1) / 2 - (mean * at).sum() / mean.sum())
+            for size, at in zip(mean.shape, (rows, columns), strict=True)
+        ]
+        mean = np.roll(mean, middle, (0, 1))
+        likeness = np.fft.ifft2(np.fft.fft2(mean) * np.fft.fft2(images).conj()).real
+        places = [np.unravel_index(one.argmax(), one.shape) for one in likeness]
+        images = np.stack([np.roll(x, at, (0, 1)) for x, at in zip(images, places, strict=True)])
+    return images

@@ -70,8 +70,11 @@ def _daps(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moment
 
 
 def _smc(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
-    """Returns the particles of the twisted diffusion sampler, one group a measurement."""
-    options = {'levels': _levels(section, moments), 'particles': section.samples, 'gain': gain}
+    """Returns the particles of the twisted diffusion sampler, in groups that know nothing of each
+    other.
+    """
+    particles = section.particles or section.samples
+    options = {'levels': _levels(section, moments), 'particles': particles, 'gain': gain}
     return tds.tds(*space, likelihood=likelihood, **moments, **options)[0]
 
 

@@ -193,6 +193,7 @@ FIELDS = {
     'assimilate.steps': _field(1000, 'of DPS and its kin', least=1),
     'assimilate.few_steps': _field(50, 'network calls of the other samplers', least=1),
     'assimilate.langevin_steps': _field(20, 'of daps at a noise level, a gradient each', least=1),
+    'assimilate.particles': _field(0, 'of a group of smc; 0: all samples are one', least=0),
     'assimilate.iterations': _field(100, "of 4D-Var's optimizer, at most", least=1),
     'assimilate.strength': _field('discrepancy', "of DPS's guidance", choices=STRENGTHS),
     'assimilate.scale': _field(0.05, 'of the fixed strength, in data units', least=0),
