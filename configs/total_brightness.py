@@ -7,6 +7,10 @@ About 17 minutes on two cores of an Intel Xeon: the mirror side trains 387 s, th
 model's 0.24 (seed 0).
 
 `--config.mirror.map=simplex` takes a mirror map in closed form, which is not trained.
+
+Preset `m87` is the prior of `namm_jax solve --operator=closures`: 32 pixels across 120
+microarcseconds, rings of 18 to 68 microarcseconds, any orientation, smooth or uneven, sharp or
+blurred.
 """
 
 from namm_jax.experiment import presets
@@ -25,7 +29,23 @@ PAPER = presets.PAPER | presets.epochs(mirror=30, mdm=200, finetune=970, dm=450)
 
 TINY = presets.TINY | METHOD | section('data', total=30.0)
 
-PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': presets.published(PAPER), 'tiny': TINY}
+# Wide, so that a measurement decides: width is 120 microarcseconds, blur up to 23 (full width).
+M87 = (
+    QUICK
+    | section('data', train=6000, spin=(0.0, 0.9), inclination=(0.0, 60.0), diameter=(0.15, 0.42))
+    | section('data', exponent=(3.0, 8.0), boost=(0.0, 1.0), shift=(-0.05, 0.05))
+    | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08))
+    | section('finetune', steps=300, samples=256)
+    | section('dm', steps=3000)
+)
+
+PRESETS = {
+    'quick': QUICK,
+    'paper': PAPER,
+    'published': presets.published(PAPER),
+    'm87': M87,
+    'tiny': TINY,
+}
 
 
 def get_config(preset: str = 'quick'):

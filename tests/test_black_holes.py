@@ -217,3 +217,26 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=f'{next(iter(setting))}( = |: got )'):
             BlackHoles(**setting)
+
+
+def test_uneven_and_blurred_images_keep_their_total_and_differ_as_told():
+    even = BlackHoles(points=32, total=30.0)
+    key, sharpness = jax.random.key(3), lambda x: float(np.abs(np.diff(x, axis=1)).mean())
+    images = {
+        name: np.asarray(dataclasses.replace(even, **ranges).sample(key, 8))
+        for name, ranges in {
+            'even': {},
+            'blurred': {'blur': (0.05, 0.05)},
+            'uneven': {'turbulence': (1.0, 1.0)},
+        }.items()
+    }
+    for x in images.values():
+        np.testing.assert_allclose(x.sum((1, 2, 3)), 30, rtol=1e-5)
+        assert (x >= 0).all()
+    assert sharpness(images['blurred']) < 0.7 * sharpness(images['even'])
+    # The same holes, their brightness times a random factor of that size.
+    bright = images['even'] > 0.05
+    logs = np.log(images['uneven'][bright] / images['even'][bright])
+    assert 0.6 < logs.std() < 1.4
+    with pytest.raises(ValueError, match='blur'):
+        BlackHoles(blur=(0.1, 0.0))

@@ -25,7 +25,6 @@ from namm_jax.experiment.methods import correction
 from namm_jax.experiment.posteriors import ROWS, SAMPLERS
 from namm_jax.experiment.processes import from_first, gather_rows
 from namm_jax.experiment.progress import Bar, say, width
-from namm_jax.inverse.likelihood import likelihood
 from namm_jax.metrics import (
     distance_statistics,
     jackknife,
@@ -134,7 +133,7 @@ def statistics_of(
     if not valid.any():
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
-    of_y = likelihood(operator, of_each, experiment.config.assimilate.noise_std)
+    of_y = posteriors.likelihood_of(experiment.config, operator, of_each)
     distance = distance_statistics(experiment.constraint.distance(x))
     return entry | {'distance': distance, 'misfit': float(of_y.misfit_per_value(x).mean())}
 

@@ -66,7 +66,7 @@ FLAGS = {
     'num_processes': ('N', int, 0, 'how many processes there are'),
     'process_index': ('I', int, -1, 'which of them this is, from 0'),
     'samples': ('FILE.npy', str, None, 'samples (n, h, w, c)'),
-    'measurement': ('FILE.npy', str, None, 'measurements (n, *m), or one (*m)'),
+    'measurement': ('FILE', str, None, 'a .npy (n, *m), or one (*m); of closures a .csv'),
     'out': ('FILE.npy', str, None, 'where posterior samples (n * num_samples, h, w, c) go'),
     'operator': ('NAME', str, None, "what the measurement is of; the run's own when absent"),
     'sampler': ('NAME', str, 'mirror_few_steps', 'a row of the table of assimilate'),

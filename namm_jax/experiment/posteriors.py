@@ -27,7 +27,8 @@ from namm_jax.experiment.methods import METHODS, Method, selected
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
 from namm_jax.inverse import daps, dps, fourdvar, tds
-from namm_jax.inverse.likelihood import likelihood
+from namm_jax.inverse.closures import MEASUREMENTS
+from namm_jax.inverse.likelihood import Likelihood, likelihood
 from namm_jax.inverse.operators import Operator
 
 Draw = Callable[[Key, Array], Array]  # keys (b,), y (b, *m) -> samples (b, h, w, c)
@@ -70,8 +71,11 @@ def _daps(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moment
 
 
 def _smc(section: ConfigDict, *space: Any, likelihood: Any, gain: Any, **moments: Array) -> Array:
-    """Returns the particles of the twisted diffusion sampler, one group a measurement."""
-    options = {'levels': _levels(section, moments), 'particles': section.samples, 'gain': gain}
+    """Returns the particles of the twisted diffusion sampler, in groups that know nothing of each
+    other.
+    """
+    particles = section.particles or section.samples
+    options = {'levels': _levels(section, moments), 'particles': particles, 'gain': gain}
     return tds.tds(*space, likelihood=likelihood, **moments, **options)[0]
 
 
@@ -106,6 +110,12 @@ def rows_of(config: ConfigDict) -> list[str]:
     return list(selected(config, 'assimilate.sampler', [named] if named else [], ROWS))
 
 
+def likelihood_of(config: ConfigDict, operator: Measure, y: Array) -> Likelihood:
+    """Returns what a measurement says by the operator's own law, else by noise of the config's."""
+    own = getattr(operator, 'whiten', None) is not None
+    return likelihood(operator, y, None if own else config.assimilate.noise_std)
+
+
 def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, Partial], Array]:
     """Returns a diffusion model's parameters, the maps from data to its space and back, and mean
     and standard deviation of its training set.
@@ -131,7 +141,7 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
     def gains(space: PyTree, operator: Any, keys: Key, x: Array, levels: Array) -> Array:
         score, (to_model, to_data), moments = space
         denoiser = build.make_denoiser(config, score, *moments)
-        of_truth = likelihood(operator.after(to_data), operator(x), config.assimilate.noise_std)
+        of_truth = likelihood_of(config, operator.after(to_data), operator(x))
         return dps.measured_gain(keys, denoiser, of_truth, to_model(x), levels, std=moments[1])
 
     return levels, gains(space, operator, keys, x, levels)
@@ -148,7 +158,7 @@ def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains
         score, (_, to_data), moments = space
         given = dict(zip(('mean', 'std'), moments, strict=True))
         denoiser = build.make_denoiser(config, score, **given)
-        of_y = likelihood(operator.after(to_data), y, config.assimilate.noise_std)
+        of_y = likelihood_of(config, operator.after(to_data), y)
         given |= {'likelihood': of_y, 'gain': dps.gain_at(*gain)}
         given |= {'distance': lambda z: rule.distance(to_data(z))} if sampler.rule else {}
         return to_data(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
@@ -216,6 +226,11 @@ def make_operator(config: ConfigDict) -> Operator:
     that a config cannot make.
     """
     name, options = operator_name(config), {}
+    if name in MEASUREMENTS:
+        raise UserError(
+            f'assimilate.operator: got {name!r}, expected one that needs no observation; it is '
+            'one of namm_jax solve, with --measurement=FILE.csv'
+        )
     if name in NEEDS:
         raise UserError(
             f'assimilate.operator: got {name!r}, which needs {NEEDS[name]} that no config holds; '

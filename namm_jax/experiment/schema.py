@@ -17,6 +17,7 @@ from namm_jax import problems
 from namm_jax._checks import choose
 from namm_jax.denoising.denoisers import PARAMETERISATIONS, REDUCTIONS
 from namm_jax.denoising.samplers import SAMPLERS
+from namm_jax.inverse.closures import MEASUREMENTS
 from namm_jax.inverse.operators import OPERATORS
 from namm_jax.problems.base import Problem, check_range, parameter
 
@@ -183,7 +184,9 @@ FIELDS = {
     'report.dpi': _field(110, 'of figures 9 inches wide', unit='pixels an inch', least=30),
     'report.frame_seconds': _field(0.25, 'of each frame of the animation', unit='s', least=0),
     # posterior samples of test fields, given noisy measurements of them
-    'assimilate.operator': _field('', "empty: the problem's usual one", choices=tuple(OPERATORS)),
+    'assimilate.operator': _field(
+        '', "empty: the problem's usual one", choices=(*OPERATORS, *MEASUREMENTS)
+    ),
     'assimilate.function': _field('', 'of the operator own: FILE.py:FUNCTION or MODULE:FUNCTION'),
     'assimilate.sampler': _field('', 'a row such as dps, mirror_dps; all when empty'),
     'assimilate.noise_std': _field(0.2, 'of the measurements, in their unit', above=0),
@@ -192,6 +195,7 @@ FIELDS = {
     'assimilate.steps': _field(1000, 'of DPS and its kin', least=1),
     'assimilate.few_steps': _field(50, 'network calls of the other samplers', least=1),
     'assimilate.langevin_steps': _field(20, 'of daps at a noise level, a gradient each', least=1),
+    'assimilate.particles': _field(0, 'of a group of smc; 0: all samples are one', least=0),
     'assimilate.iterations': _field(100, "of 4D-Var's optimizer, at most", least=1),
     'assimilate.strength': _field('discrepancy', "of DPS's guidance", choices=STRENGTHS),
     'assimilate.scale': _field(0.05, 'of the fixed strength, in data units', least=0),
@@ -215,6 +219,14 @@ FIELDS = {
 }
 # problem -> the fields that only it has, its parameters aside
 OTHERS = {
+    'black_holes': {
+        'assimilate.field_of_view': _field(120.0, 'of an image', unit='microarcseconds', above=0),
+        'assimilate.flux': _field(0.6, 'of an image, what its sum stands for', unit='Jy', above=0),
+        'assimilate.scan_gap': _field(60.0, 'longest within a scan', unit='s', above=0),
+        'assimilate.systematic': _field(0.02, 'error of visibilities, relative', least=0, below=1),
+        'assimilate.least_snr': _field(3.0, 'amplitude over error of those used', least=0),
+        'assimilate.least_baseline': _field(1e8, 'shorter ones see other sources too', least=0),
+    },
     'galaxies': {
         'counter.samples': _field(10_000, 'to train on', unit='images', least=1),
         'counter.held_out': _field(1000, 'on which the error is measured', unit='images', least=1),

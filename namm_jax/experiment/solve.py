@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from namm_jax._checks import POSITIVE, check_alone, check_operator, choose, refuse
-from namm_jax.experiment import build, posteriors
+from namm_jax.experiment import build, imaging, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
 from namm_jax.experiment.command import configure_jax
@@ -35,6 +35,7 @@ from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
+from namm_jax.inverse.closures import MEASUREMENTS, Observation
 from namm_jax.inverse.likelihood import likelihood
 from namm_jax.metrics import distance_statistics
 
@@ -80,26 +81,49 @@ def _check_values(
 
 def solve(given: argparse.Namespace) -> None:
     """Writes posterior samples to a file, and how well they fit, as JSON, to standard output."""
-    out = Path(given.out)
-    y = read_array(Path(given.measurement))
+    out, source = Path(given.out), Path(given.measurement)
     folder = Folder(Path(given.workdir), experiment=given.name)
-    _check_out(out, folder.directory, given.overwrite)
+    config = config_of(folder.config, given)
+    images = posteriors.operator_name(config) in MEASUREMENTS
+    measurement = imaging.observation_of(config, source) if images else read_array(source)
+    for path in (out, *map(out.with_suffix, ('.npz', '.png') if images else ())):
+        _check_out(path, folder.directory, given.overwrite)
     configure_jax()
     check_files(folder.record, goes_on=False)
-    config = with_own_data(config_of(folder.config, given), folder.record('data'))
+    config = with_own_data(config, folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
-    x, facts = _posterior(experiment, y)
-    x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)
+    x, facts = posterior(experiment, measurement)
+    if images:
+        facts |= _sky(experiment, measurement, x, out)
     file = io.BytesIO()
+    x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)
     np.save(file, x, allow_pickle=False)
     write_bytes(out, file.getbuffer())
-    tell(json.dumps(facts))
+    tell(json.dumps(finite(facts)))
+
+
+def _sky(experiment: Any, observation: Observation, x: np.ndarray, out: Path) -> dict[str, Any]:
+    """Writes the fits of samples, and their picture, beside them; returns what is told of them."""
+    from namm_jax.report.imaging import sky  # imports matplotlib
+
+    x = x[np.isfinite(x).all((1, 2, 3))]
+    if not len(x):
+        return {}
+    arrays = imaging.arrays_of(experiment.config, observation, x)
+    files = {'.npz': io.BytesIO(), '.png': io.BytesIO()}
+    np.savez_compressed(files['.npz'], **arrays)
+    figure = sky(arrays, experiment.problem.view.colours)
+    figure.savefig(files['.png'], format='png', dpi=experiment.config.report.dpi)
+    for suffix, file in files.items():
+        write_bytes(out.with_suffix(suffix), file.getbuffer())
+    return imaging.facts_of(experiment.config, observation, x)
 
 
 def _check_out(out: Path, run: Path, overwrite: bool) -> None:
     """Raises an error, before anything is drawn, unless the samples can be written there."""
     place, run = out.resolve(), run.resolve()
-    if run in place.parents and (place.parent != run or place.suffix != '.npy'):
+    suffixes = ('.npy', '.npz', '.png')
+    if run in place.parents and (place.parent != run or place.suffix not in suffixes):
         fault = f'a name that the run {run} has or may take', 'another one'
     elif out.is_dir() or not out.parent.is_dir():
         fault = ('a folder', 'a file') if out.is_dir() else ('no folder for it', 'one that exists')
@@ -129,22 +153,27 @@ def config_of(run: Mapping[str, Any], given: argparse.Namespace) -> ConfigDict:
     return override(ConfigDict(run), given.overrides | changes)
 
 
-def operator_of(config: ConfigDict, y: np.ndarray, x: np.ndarray) -> tuple[Any, Any]:
+def operator_of(config: ConfigDict, y: Any, x: np.ndarray) -> tuple[Any, Any]:
     """Returns a config's operator, one of the user's checked at fields x, and measurements as
-    `(n, *m)`, float32, where y is several or one `(*m)`; a ValueError if they do not fit, or the
-    config has a value out of range.
+    `(n, *m)`, float32, where y is several or one `(*m)`, or the observation that both are of; a
+    ValueError if they do not fit, or the config has a value out of range.
     """
     check_ranges(config)
+    name = posteriors.operator_name(config)
+    if isinstance(y, Observation):
+        posteriors.rows_of(config)
+        imaging.measured(config, y, 'closures')  # by which samples are judged
+        return imaging.measured(config, y, name)
     posteriors.check_assimilation(config, least=1)
     operator = posteriors.make_operator(config)
-    if posteriors.operator_name(config) == 'own':  # a user's function may raise anything
+    if name == 'own':  # a user's function may raise anything
         check_operator(operator, operator.shape, x)
     one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *operator.shape), np.float32))
     y = y[None] if y.ndim == one.ndim - 1 else y
     return operator, likelihood(operator, y, config.assimilate.noise_std).y
 
 
-def _posterior(experiment: Any, y: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def posterior(experiment: Any, y: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns posterior samples of each measurement, one after another, and facts about them."""
     config, section = experiment.config, experiment.config.assimilate
     operator, y = operator_of(config, y, experiment.split('validation')[:3])

@@ -40,6 +40,7 @@ CRITICAL = math.sqrt(27)  # radius of the critical curve; rays inside it fall in
 EDGE = 0.1  # width of the disk's inner edge, relative to its radius
 RAYS = 128  # along each axis of an image, at least: the photon ring is thinner than a pixel
 SMALLEST_SUM = 1e-6  # relative to the total: below it, rescaling has nothing to go by
+GRAIN = 0.08  # width of the patches of turbulence, the std of a Gaussian, in image widths
 RANGES = 'spin', 'inclination', 'diameter', 'exponent', 'boost', 'orientation', 'shift'
 
 _Image = Float[Array, 'h w']
@@ -80,6 +81,8 @@ class BlackHoles(Problem):
     boost: _Range = parameter((0.3, 0.9), "the gas's speed over circular orbits'", least=0, most=1)
     orientation: _Range = parameter((0.0, 360.0), 'degrees, anticlockwise', least=-360, most=360)
     shift: _Range = parameter((-0.02, 0.02), 'of the hole, in widths', least=-0.25, most=0.25)
+    turbulence: _Range = parameter((0.0, 0.0), 'std of the log of random patches', least=0, most=3)
+    blur: _Range = parameter((0.0, 0.0), 'std of a further blur, in widths', least=0, most=0.25)
     spectral_index: float = parameter(1.0, 'of the emitted spectrum nu^-index', least=0)
     beam: float = parameter(0.02, "std of the telescope's blur, in widths", least=0)
 
@@ -91,7 +94,7 @@ class BlackHoles(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in RANGES:
+        for name in (*RANGES, 'turbulence', 'blur'):
             value = getattr(self, name)
             if len(value) != 2 or not value[0] <= value[1]:
                 raise ValueError(f'Got {name} = {value}, expected (low, high) with low <= high.')
@@ -116,16 +119,30 @@ class BlackHoles(Problem):
         swing = jnp.sin(inclination) * x
         images = (radius(b, cos_psi) for radius in (direct_radius, lensed_radius))
         sky = sum(_brightness(r, swing, hole, self.spectral_index) for r in images)
-        telescope = jnp.asarray(_telescope(self.points, self.beam), jnp.float32)
-        # Full precision: accelerators would otherwise round the brightness to 10 bits or fewer.
-        precision = jax.lax.Precision.HIGHEST
-        return jnp.einsum('ih,hw,jw->ij', telescope, sky, telescope, precision=precision)
+        return _on_both(jnp.asarray(_telescope(self.points, self.beam), jnp.float32), sky)
+
+    def weather(self, key: Key, image: _Image) -> _Image:
+        """Returns an image whose brightness is uneven, `exp(turbulence n)` times, n a smooth normal
+        field of unit variance, and then blurred; both strengths are uniform in their ranges.
+        """
+        strengths, noise = jax.random.split(key)
+        low, high = np.array([self.turbulence, self.blur], np.float32).T
+        turbulence, blur = low + (high - low) * jax.random.uniform(strengths, (2,))
+        patches = _gaussian(self.points, GRAIN)
+        patches = patches / jnp.linalg.norm(patches, axis=1, keepdims=True)
+        n = _on_both(patches, jax.random.normal(noise, image.shape))
+        kernel = _gaussian(self.points, jnp.maximum(blur, 0.1 / self.points))
+        return _on_both(kernel / kernel.sum(0), image * jnp.exp(turbulence * n))
 
     def fields(self, keys: Key) -> Fields:
         """Returns images `(n, points, points, 1)`, float32, each with the sum `total` to about 1e-6
         of it. Dark pixels are positive, but by as little as 1e-8.
         """
         images = jax.vmap(self.render)(self.holes(keys))
+        if self.turbulence[1] or self.blur[1]:
+            images = jax.vmap(self.weather)(
+                jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images
+            )
         return (images * (self.total / images.sum((1, 2), keepdims=True)))[..., None]
 
     def rule(self) -> Rule:
@@ -244,6 +261,19 @@ def _telescope(points: int, beam: float) -> np.ndarray:
     blur = np.exp(-0.5 * ((rays[:, None] - rays) / max(beam, 1e-6)) ** 2)
     pixels = blur.reshape(points, -1, len(rays)).sum(1)
     return pixels / pixels.sum(1, keepdims=True)
+
+
+def _gaussian(points: int, std: ArrayLike) -> Float[Array, 'p p']:
+    """Returns `exp(-(r_i - r_j)^2 / (2 std^2))` of the pixels along an axis, in image widths."""
+    r = jnp.arange(points) / points
+    return jnp.exp(-0.5 * ((r[:, None] - r) / std) ** 2)
+
+
+def _on_both(matrix: Array, image: _Image) -> Float[Array, 'p p']:
+    """Returns `matrix image matrix^T`."""
+    # Full precision: accelerators would otherwise round the brightness to 10 bits or fewer.
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum('ih,hw,jw->ij', matrix, image, matrix, precision=precision)
 
 
 def _sky(hole: BlackHole, points: int) -> tuple[_Image, _Image]:
