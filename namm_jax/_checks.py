@@ -32,11 +32,11 @@ _FAULTS = {
     "Tracer.* has no attr|'dim'|'int' object is not call|`type` arg|Tensor": 'no methods of PyTorch'
     ': take axis for dim, reshape for view, shape for size(), jnp.clip for clamp, stop_gradient',
     'Reverse-mode|JVP': 'no lax.while_loop, no callback: take lax.scan, lax.fori_loop from 0 to 9',
-    'out of bounds|axis': 'axes of fields (b, h, w, c), 0 to 3',
+    'out of bounds': 'axes of fields (b, h, w, c), 0 to 3',
     'Errno': "files that are there: take a path from Path(__file__).parent, the file's own folder",
 }
 _FOLDERS = Path(__file__).parent, Path(jax.__file__).parents[1], sysconfig.get_path('stdlib')
-_LIBRARIES = ('<frozen', *map(str, _FOLDERS))  # where no file of a user's is
+_LIBRARIES = ('<frozen', '<@', *map(str, _FOLDERS))  # where no file of a user's is
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'
@@ -290,7 +290,7 @@ def call(label: str, function: Callable[..., Any], expected: str, *args: Any) ->
         text = ' '.join(str(error).split('\nSee https')[0].split())
         got = f'{type(error).__name__}: {text}'
         if fault := next((text for sign, text in _FAULTS.items() if re.search(sign, got)), ''):
-            got, expected = f'{got[:100]} ...', f'what JAX can compile and differentiate: {fault}'
+            got, expected = f'{got[:100]} ...', f'{expected}; {fault}'
         place = _place(error, function)
         raise FunctionError(f'{label}: {place}got {got[:500]}, expected {expected}') from error
 
