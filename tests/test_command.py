@@ -108,6 +108,7 @@ def test_bad_value_fails_before_the_first_stage(refused, override, parts):
     assert parts in refused(TINY, f'--config.{override}')
 
 
+@pytest.mark.slow
 def test_a_box_that_the_data_leave_is_refused_before_they_are_on_record(refused):
     message = refused(TINY, '--config.mirror.map=box', '--stages=data')
     assert re.search(

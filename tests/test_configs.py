@@ -244,6 +244,16 @@ def test_defaults_are_those_of_the_front_door():
         assert shared == {name: table[f'{section}.{name}'] for name in shared}, section
 
 
+def test_a_closed_form_asks_for_data_in_its_set():
+    config = schema()
+    build.check_map(config, lambda: pytest.fail('read for a learned map'))
+    for name, good, bad in (('box', 1.0, 1.1), ('simplex', 9.0, -0.1)):
+        config.mirror.map = name
+        build.check_map(config, lambda good=good: np.array([0.0, good]))
+        with pytest.raises(ValueError, match=f'mirror.map: got {name} for data from .* to '):
+            build.check_map(config, lambda bad=bad: np.array([0.5, bad]))
+
+
 def test_sizes_that_do_not_fit_are_refused():
     for changes, message in (
         (
