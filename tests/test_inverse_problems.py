@@ -468,7 +468,11 @@ def guided(step, potential, scale=0.1):
             'y: got NaN or infinity in 1 of 1 measurements',
         ),
         (lambda: likelihood(rows(3), Y + 1j, 0.2), 'y: got complex64, expected real'),
-        (lambda: likelihood(rows(3), jnp.ones(3), 0.2), r'y: got shape \(3,\), expected \(b'),
+        (
+            lambda: likelihood(rows(3), jnp.ones(3), 0.2).misfit(FIELDS),
+            r'y: got shape \(3,\), expected \(b, 3\)',
+        ),
+        (lambda: likelihood(rows(3), jnp.float32(1), 0.2), r'y: got shape \(\), expected \(b'),
         (
             lambda: likelihood(rows(4), Y, 0.2).misfit(FIELDS),
             r'y: got shape \(1, 3\), expected \(b, 4\), .*measured with',

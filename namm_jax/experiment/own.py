@@ -105,14 +105,14 @@ def checksum(field: str, value: str) -> int:
     else:
         paths = [_file(place) or Path(getattr(_module_of_name(place), '__file__', None) or '')]
     crc = 0
-    for path in filter(Path.is_file, paths):
+    for path in filter(os.path.isfile, paths):  # of pathlib, a name too long raises
         crc = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), crc))
     return crc
 
 
 def _data_files(path: Path) -> tuple[list[Path], list[Path]]:
     """Returns the arrays, and the images, that a path names, in the order of their names."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path], []
     files = sorted(file for file in path.iterdir() if file.is_file() and file.name[0] != '.')
     of = lambda suffixes: [file for file in files if file.suffix.lower() in suffixes]

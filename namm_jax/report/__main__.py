@@ -29,11 +29,12 @@ def main(arguments: Sequence[str], program: str = 'python -m namm_jax.report') -
     given = parser.parse_args(arguments)
     try:
         out = given.out or (given.runs[0] if len(given.runs) == 1 else Path()) / 'report.html'
+        runs = find_runs(given.runs)
         if not out.parent.is_dir():
             raise UserError(f'--out: got {out}, but {out.parent} is no folder; make it first')
         if out.is_dir() or (out.exists() and out.suffix != '.html'):
             raise UserError(f'--out: got {out}, which is no page; choose a new name, or *.html')
-        results = {label: read_run(folder) for label, folder in find_runs(given.runs).items()}
+        results = {label: read_run(folder) for label, folder in runs.items()}
         from namm_jax.report.page import page
         from namm_jax.report.pictures import draw
 
