@@ -42,7 +42,9 @@ def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
         == 0
     )
     entry = read_json(folder / 'metrics.json')['assimilation']['first_states']['dps']
-    assert entry['n'] == 2 and entry['calls'] == 3 and entry['diverged'] == 0
+    assert entry['n'] == 4 and entry['calls'] == 3 and entry['diverged'] == 0
+    assert entry['error'].keys() == {'rmse', 'crps', 'spread_skill'}
+    assert all(error > 0 for error in entry['error'].values())
     assert all(np.isfinite(entry[name]) for name in ('rmse', 'crps', 'spread_skill', 'misfit'))
     assert 'first_states, noise 0.2' in capsys.readouterr().err
     samples = np.load(folder / 'assimilate' / 'first_states' / 'dps' / '0.npy')
