@@ -2,8 +2,8 @@
 
     python launch/main.py --config=configs/burgers.py
 
-18.5 minutes on two cores of an AMD EPYC, from nothing to the report. Expect a median distance of
-9.5e-5 of the finetuned samples, 0.26 times the diffusion model's 3.7e-4 (seed 0).
+Within half an hour on two cores, from nothing to the report. Expect a median distance of 9.5e-5 of
+the finetuned samples, 0.26 times the diffusion model's 3.7e-4 (seed 0).
 """
 
 from namm_jax.experiment import presets
