@@ -27,7 +27,7 @@ ALLOWED = {
     'namm_jax': ('', {'difflib', 'importlib'}),
     'namm_jax.__main__': ('experiment report', SYSTEM),
     'namm_jax._arrays': ('', MATHS),
-    'namm_jax._checks': ('', MATHS),
+    'namm_jax._checks': ('', MATHS | {'re', 'traceback'}),
     'namm_jax.constraints': ('constraints', MATHS),
     'namm_jax.problems': ('constraints inverse.operators problems', MATHS | {'importlib', 'scipy'}),
     'namm_jax.problems.kolmogorov_flow': ('constraints problems', MATHS | {'jax_cfd'}),
