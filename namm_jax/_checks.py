@@ -4,10 +4,8 @@ import difflib
 import functools
 import inspect
 import re
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -35,8 +33,9 @@ _FAULTS = {
     'out of bounds': 'axes of fields (b, h, w, c), 0 to 3',
     'Errno': "files that are there: take a path from Path(__file__).parent, the file's own folder",
 }
-_FOLDERS = Path(__file__).parent, Path(jax.__file__).parents[1], sysconfig.get_path('stdlib')
-_LIBRARIES = ('<frozen', '<@', *map(str, _FOLDERS))  # where no file of a user's is
+# Where no file of a user's is: this package, the installed ones, and Python's own.
+_ENDS = {__file__: '_checks.py', jax.__file__: 'jax/__init__.py', inspect.__file__: 'inspect.py'}
+_LIBRARIES = ('<frozen', '<@', *(path.removesuffix(end) for path, end in _ENDS.items()))
 _FINITE = (
     'finite numbers; look for a division by 0, a logarithm of what may be negative, and a root or '
     'a norm at 0: take jnp.abs, or add a small number under the root'

@@ -28,7 +28,7 @@ ALLOWED = {
     'namm_jax.__main__': ('experiment report', SYSTEM),
     'namm_jax._arrays': ('', MATHS),
     # finds the line of a user's function that failed
-    'namm_jax._checks': ('_arrays', MATHS | {'pathlib', 're', 'sysconfig', 'traceback'}),
+    'namm_jax._checks': ('', MATHS | {'re', 'traceback'}),
     'namm_jax.constraints': ('constraints', MATHS),
     'namm_jax.problems': ('constraints inverse.operators problems', MATHS | {'importlib', 'scipy'}),
     'namm_jax.problems.kolmogorov_flow': ('constraints problems', MATHS | {'jax_cfd'}),

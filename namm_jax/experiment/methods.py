@@ -198,7 +198,9 @@ def _guidance(experiment: Experiment) -> Around:
             move = guided(lambda x_0, _: x_0, measure, scale=scale, limit=limit)
             return projected(
                 denoiser,
-                lambda x_0: jax.lax.fori_loop(0, steps, lambda _, x_0: move(x_0, jnp.float32(0)), x_0),
+                lambda x_0: jax.lax.fori_loop(
+                    0, steps, lambda _, x_0: move(x_0, jnp.float32(0)), x_0
+                ),
             )
 
         return guide
