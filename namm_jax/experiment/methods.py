@@ -196,12 +196,8 @@ def _guidance(experiment: Experiment) -> Around:
         def guide(constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
             measure = functools.partial(FORMS[form], constraint)
             move = guided(lambda x_0, _: x_0, measure, scale=scale, limit=limit)
-            return projected(
-                denoiser,
-                lambda x_0: jax.lax.fori_loop(
-                    0, steps, lambda _, x_0: move(x_0, jnp.float32(0)), x_0
-                ),
-            )
+            step = lambda _, x_0: move(x_0, jnp.float32(0))
+            return projected(denoiser, lambda x_0: jax.lax.fori_loop(0, steps, step, x_0))
 
         return guide
 
