@@ -9,7 +9,7 @@
 FOLDER holds the files `*_2017_<day>_<band>_*.csv` of the Event Horizon Telescope. Each is imaged by
 itself, by every row. The synthetic scenes, a held-out image, two blobs and a disc, are seen by the
 first file's baselines with its errors and with bad gains of every station. FIELD is one of the
-config's section `assimilate`.
+config's section `assimilate`. The table of the docs is what `--table` prints.
 """
 
 import argparse
@@ -31,8 +31,11 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--workdir', required=True, help='a run folder of the preset m87')
-    parser.add_argument('--data', required=True, help='a folder of the CSV files')
+    parser.add_argument('--workdir', default='runs/m87', help='a run folder of the preset m87')
+    parser.add_argument('--data', default='.', help='a folder of the CSV files')
+    parser.add_argument(
+        '--table', action='store_true', help='print the table of --out, and no more'
+    )
     parser.add_argument('--rows', default='mirror_daps,daps', help='samplers, separated by commas')
     parser.add_argument('--samples', type=int, default=16, help='of each posterior')
     parser.add_argument('--only', default='', help='a part of the names of what is imaged')
@@ -108,8 +111,35 @@ def imaged(experiment: Any, observation: Any, row: str, picture: Path | None) ->
     return facts
 
 
+def table(kept: dict[str, Any]) -> str:
+    """Returns the results as a table: medians, and 5 % and 95 % quantiles of the samples."""
+    columns = {
+        'χ², closure phases': ('chi_square_closure_phases', 2),
+        'χ², log closure amplitudes': ('chi_square_log_closure_amplitudes', 2),
+        'diameter, µas': ('diameter', 1),
+        'brighter side, degrees': ('brighter_side', 0),
+        'depression': ('depression', 2),
+    }
+    lines = [f'| scene | sampler | {" | ".join(columns)} | error of the total |']
+    lines.append('|---' * (len(columns) + 3) + '|')
+    for scene, rows in kept.items():
+        for row, facts in rows.items():
+            cells = []
+            for name, digits in columns.values():
+                low, median, high = (f'{facts[name][q]:.{digits}f}' for q in facts[name])
+                truth = facts.get('truth', {}).get(name)
+                told = '' if truth is None else f'; truth {truth:.{digits}f}'
+                cells.append(f'{median} ({low} to {high}{told})')
+            error = f'{facts["total_error"]:.1e}'
+            lines.append(f'| {scene} | `{row}` | {" | ".join(cells)} | {error} |')
+    return '\n'.join(lines)
+
+
 def main() -> None:
     given, settings = parse()
+    if given.table:
+        print(table(json.loads(Path(given.out).read_text())))
+        return
     configure_jax()
     from ml_collections import ConfigDict
 
@@ -141,7 +171,11 @@ def main() -> None:
             facts = imaged(experiment, observation, row, picture)
             if name in truths:
                 told = imaging.facts_of(config, observation, truths[name][None, ..., None])
-                facts['truth'] = {key: told[key]['median'] for key in told if 'median' in told[key]}
+                facts['truth'] = {
+                    key: value['median']
+                    for key, value in told.items()
+                    if isinstance(value, dict) and 'median' in value
+                }
             kept.setdefault(name, {})[row] = finite(facts | {'settings': settings})
             out.write_text(json.dumps(kept, indent=1) + '\n')
             print(name, row, json.dumps(kept[name][row])[:400], flush=True)

@@ -8,9 +8,9 @@ model's 0.24 (seed 0).
 
 `--config.mirror.map=simplex` takes a mirror map in closed form, which is not trained.
 
-Preset `m87` is the prior of `namm_jax solve --operator=closures`: 32 pixels across 120
-microarcseconds, rings of 18 to 68 microarcseconds, any orientation, smooth or uneven, sharp or
-blurred.
+Preset `m87` is the prior of `namm_jax solve --operator=closures --sampler=mirror_smc`: 32 pixels
+across 120 microarcseconds, rings of 18 to 68 microarcseconds, any orientation, smooth or uneven,
+sharp or blurred.
 """
 
 from namm_jax.experiment import presets
@@ -37,6 +37,7 @@ M87 = (
     | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08))
     | section('finetune', steps=300, samples=256)
     | section('dm', steps=3000)
+    | section('assimilate', samples=12, particles=4, few_steps=1000)
 )
 
 PRESETS = {

@@ -46,7 +46,8 @@ def facts_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> dic
     for name in ('closure_phases', 'log_closure_amplitudes'):
         chi = chi_squares(*measured(config, observation, name), jnp.asarray(x))
         each |= {f'chi_square_{name}': np.asarray(chi[name])}
-    each |= {'diameter': width * ring.diameter, 'depression': ring.depression}
+    each |= {name: width * getattr(ring, name) for name in ('diameter', 'peak', 'thickness')}
+    each |= {'depression': ring.depression}
     facts = {name: _interval(values) for name, values in each.items()}
     # About their circular mean, so that 359 and 1 degrees are near.
     middle = np.rad2deg(np.angle(np.exp(1j * np.deg2rad(ring.brighter_side)).mean()))

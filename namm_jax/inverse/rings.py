@@ -22,7 +22,9 @@ _Numbers = Float[np.ndarray, ' n']
 class Rings(NamedTuple):
     """Rings of images; lengths in widths of the image."""
 
-    diameter: _Numbers  # twice the mean radius of greatest brightness
+    diameter: _Numbers  # of a thin ring that is as blurred as this one
+    peak: _Numbers  # twice the mean radius of greatest brightness
+    thickness: _Numbers  # full width at half maximum, twice that of the outer side
     spread: _Numbers  # standard deviation of those radii over their mean, 0 for a circle
     brighter_side: _Numbers  # position angle in degrees, in [0, 360)
     depression: _Numbers  # brightness at the centre over that of the ring; 1 or more is no ring
@@ -31,6 +33,10 @@ class Rings(NamedTuple):
 def rings(images: Float[np.ndarray, 'n h w']) -> Rings:
     """Returns the ring in each image, square and dark at its border: about the centre from which
     the radii of greatest brightness, in all directions, spread least.
+
+    Blur moves the peak inwards, as there is less ring inside than outside: of a thin ring of
+    diameter d blurred by a Gaussian to the thickness t, it is at `d - t^2 / (4 log(2) d)`, which is
+    solved for d.
     """
     return Rings(*map(np.array, zip(*map(_ring, np.asarray(images, float)), strict=True)))
 
@@ -49,8 +55,10 @@ def _ring(image: Float[np.ndarray, 'h w']) -> tuple[float, ...]:
     radius, spread, _ = _peaks(brightness)
     ring = np.abs(RADII - radius) <= radius / 2
     side = np.angle(brightness[:, ring].sum(1) @ np.exp(1j * ANGLES))
+    peak, thickness = 2 * radius, _thickness(brightness)
+    diameter = (peak + np.sqrt(peak**2 + thickness**2 / np.log(2))) / 2
     inside = brightness[:, 0].mean() / max(brightness.max(1).mean(), 1e-30)
-    return 2 * radius, spread, np.rad2deg(side) % 360, inside
+    return diameter, peak, thickness, spread, np.rad2deg(side) % 360, inside
 
 
 def _interpolated(image: Float[np.ndarray, 'h w']) -> Float[np.ndarray, 'H W']:
@@ -80,3 +88,11 @@ def _peaks(brightness: np.ndarray) -> tuple[float, float, float]:
     inner = (places > 0) & (places < len(RADII) - 1)
     radii = RADII[places[inner]] if inner.any() else RADII[:1]
     return radii.mean(), radii.std() / radii.mean(), 1 - inner.mean()
+
+
+def _thickness(brightness: np.ndarray) -> float:
+    """Returns twice the mean way from the peak outwards to half of it."""
+    beyond = np.arange(len(RADII)) >= brightness.argmax(1)[:, None]
+    below = beyond & (brightness < brightness.max(1, keepdims=True) / 2)
+    ends = np.where(below.any(1), below.argmax(1), len(RADII) - 1)
+    return 2 * (RADII[ends] - RADII[brightness.argmax(1)]).mean()

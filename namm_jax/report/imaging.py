@@ -79,6 +79,7 @@ def _phases(part: SubFigure, arrays: Mapping[str, np.ndarray]) -> None:
         rows = rows[np.argsort(arrays['time'][rows])]
         time = arrays['time'][rows]
         phase = np.rad2deg(np.unwrap(np.deg2rad(arrays['phase'][rows])))
+        phase -= 360 * np.rint(np.median(phase) / 360)
         # Each sample on the turn of the circle that is nearest to what was measured.
         samples = arrays['phase_samples'][:, rows]
         samples = phase + (samples - phase + 180) % 360 - 180
