@@ -119,6 +119,23 @@ def test_a_kill_while_parts_become_one_file_is_made_good(tmp_path, monkeypatch, 
     assert contents(tmp_path / 'killed') == contents(write(tmp_path / 'whole'))
 
 
+def test_parts_of_other_places_or_data_are_refused(tmp_path):
+    half = lambda indices: fields_of(indices) if indices[0] < 6 else 1 / 0
+    for seed, name in enumerate(('ours', 'theirs')):
+        with pytest.raises(ZeroDivisionError):
+            write(tmp_path / name, half, seed=seed)
+    ours = [tmp_path / 'ours' / f'train-0000{k}.npz' for k in (0, 1)]
+    first, second = (path.read_bytes() for path in ours)
+    theirs = (tmp_path / 'theirs/train-00000.npz').read_bytes()
+    for parts in ((second, first), (theirs, second)):
+        for path, data in zip(ours, parts, strict=True):
+            path.write_bytes(data)
+        with pytest.raises(ValueError, match='train-00000.npz is damaged: .* of another place'):
+            write(tmp_path / 'ours')
+    ours[0].write_bytes(first)
+    write(tmp_path / 'ours')
+
+
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'empty'])
 def test_a_damaged_part_is_named_when_writing_goes_on(tmp_path, damage):
     with pytest.raises(ZeroDivisionError):

@@ -7,7 +7,7 @@ import json
 import fuzz
 import numpy as np
 import pytest
-from fuzz_cases import OTHERS, PICKLES, good_files, headed, saved_array
+from fuzz_cases import OTHERS, PICKLES, good_files, headed, image, saved_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +162,11 @@ FOLDERS = {
 @pytest.mark.parametrize('files', FOLDERS.values(), ids=FOLDERS)
 def test_folders_that_ended_in_a_traceback_or_were_misread(files):
     fuzz.check_data_set(files)
+
+
+def test_an_image_that_promises_more_than_it_holds():
+    data = image('PNG', 'L')
+    fuzz.check_image(data[:33] + b'\x81\0\0\x0b' + data[37:])  # two gigabytes of pixels
 
 
 Y = np.zeros((1, 16, 2, 1), np.float32)
