@@ -120,6 +120,7 @@ def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict
     facts |= {package: version or 'unknown' for package, version in last['versions'].items()}
     return {
         'label': label,
+        'tiny': preset == 'tiny',
         'unfinished': results.unfinished,
         'progress': results.progress
         and Picture(results.progress, 'png', 'Data, and samples so far.'),
