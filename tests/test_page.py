@@ -209,7 +209,9 @@ def test_folders_that_are_no_runs_are_refused(refused, tmp_path):
     assert 'no such folder' in refused(tmp_path / 'none')
 
 
-def test_unfinished_run_has_a_page_of_what_there_is_and_the_command(refused, tiny_run, tmp_path):
+def test_unfinished_run_has_a_page_of_what_there_is_and_the_command(
+    refused, tiny_run, tmp_path, capsys
+):
     for name in ('config.json', 'provenance.json', 'stages/data.json', 'figures/progress.png'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(tiny_run / name, tmp_path / name)
@@ -223,6 +225,7 @@ def test_unfinished_run_has_a_page_of_what_there_is_and_the_command(refused, tin
     shutil.copy(tiny_run / 'metrics.json', tmp_path)
     assert main([str(tmp_path)]) == 0
     assert (tmp_path / 'report.html').read_text().count('<img') == 2  # and the losses
+    capsys.readouterr()
     shutil.copy(tiny_run / 'stages' / 'evaluate.json', tmp_path / 'stages')
     assert f'{ARRAYS} is missing' in refused(tmp_path)
     (tmp_path / ARRAYS).parent.mkdir()
