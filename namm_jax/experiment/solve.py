@@ -84,7 +84,7 @@ def solve(given: argparse.Namespace) -> None:
     out, source = Path(given.out), Path(given.measurement)
     folder = Folder(Path(given.workdir), experiment=given.name)
     config = config_of(folder.config, given)
-    images = posteriors.operator_name(config) in MEASUREMENTS
+    images = config.assimilate.operator in MEASUREMENTS
     measurement = imaging.observation_of(config, source) if images else read_array(source)
     for path in (out, *map(out.with_suffix, ('.npz', '.png') if images else ())):
         _check_out(path, folder.directory, given.overwrite)
