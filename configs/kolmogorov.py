@@ -36,7 +36,7 @@ QUICK = (
     | section('mdm', steps=1200)
     | section('dm', steps=2900)
     # guidance takes that gradient 40 times a sample
-    | section('sample', n=128, rows=ROWS, guidance_scales=(0.3, 1.0, 1.5), guidance_steps=(1,))
+    | section('sample', n=128, rows=ROWS, guidance_scales=(0.0, 0.3, 1.0, 1.5), guidance_steps=(1,))
 )
 
 RULE = (

@@ -46,7 +46,8 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
     assert bool(restored) == (name != 'count')
     for row in restored:  # to round-off, beside samples of a model that has seen a dozen batches
         assert rows[row]['distance']['max'] < 1e-4 * rows['dm']['distance']['median']
-    assert rows['dm_guided']['distance']['median'] <= 1.01 * rows['dm']['distance']['median']
+    # chosen on other samples, of a model that has learned nothing
+    assert rows['dm_guided']['distance']['median'] <= 1.1 * rows['dm']['distance']['median']
     assert (tmp_path / 'report.html').exists()
     assert (
         ('counts' in rows['dm'])
