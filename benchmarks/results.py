@@ -85,12 +85,13 @@ WAYS = {
     'dm_guided': 'guided',
     'dm_restored': 'restored',
     'dm_projected': 'projected',
+    'dm_landed': 'landed',
     'dm_restored_sampling': 'restored while sampling',
     'dm_projected_sampling': 'projected while sampling',
     'dm_mapped': 'through f(g(x))',
     'dm_mapped_finetuned': 'through finetuned f(g(x))',
     'mdm_finetuned': 'mirror map, finetuned',
-    'mdm_polished': 'mirror map, finetuned and polished',
+    'mdm_unlanded': 'mirror map, finetuned, f alone',
 }
 
 
@@ -252,12 +253,13 @@ def summary(folder: Path = ROOT / 'results') -> str:
         'dm_guided': 'guided',
         'dm_restored': 'restored',
         'dm_projected': 'projected',
+        'dm_landed': 'landed',
         'dm_restored_sampling': 'restored while sampling',
         'dm_projected_sampling': 'projected while sampling',
         'dm_mapped_finetuned': 'through f(g(x))',
         'mdm': 'MDM',
         'mdm_finetuned': 'finetuned',
-        'mdm_polished': 'polished',
+        'mdm_unlanded': 'f alone',
     }
     head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
     head += ['two-sample area, finetuned']

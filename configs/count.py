@@ -26,7 +26,8 @@ QUICK = (
     | section('finetune', lambda_constr=0.02, samples=256, steps=150)
     # a diffusion model that trains as long
     | section('dm', steps=2700)
-    | section('sample', n=128)
+    # the steps that end f would fool the counter, whose count is the rule
+    | section('sample', n=128, landing=0)
     # half the standard deviation of the images
     | section('assimilate', noise_std=0.05)
 )

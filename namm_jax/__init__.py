@@ -3,7 +3,7 @@
 The front door: these names are imported when they are first used.
 
     problem     problems, problem, Problem                    data and the rule that they obey
-    rule        constraints, constraint, project_onto         a set M, given by a distance
+    rule        constraints, constraint, project_onto, land   a set M, given by a distance
     network     networks                                      Flax modules, and what one must be
     training    namm, finetune, diffusion, fit, optimizer     from data to a mirror map or a prior
     models      Mirror, Prior, prior, save, load, open_run    what training makes, and its files
@@ -26,6 +26,7 @@ _PLACES = {
     'rule': 'constraints.base:rule',
     'weighted_sum': 'constraints.base:weighted_sum',
     'project_onto': 'constraints.projection:gauss_newton_projection',
+    'land': 'constraints.projection:land',
     'networks': 'networks',
     'namm': 'training.recipes:namm',
     'finetune': 'training.recipes:finetune',

@@ -257,11 +257,11 @@ def test_every_sampler_is_in_the_table_and_goes_on_where_it_was(launch, folder):
     assert path.read_bytes() == kept
 
 
-def rows_of_samples(name, mirror_map='namm'):
+def rows_of_samples(name, mirror_map='namm', landing=1):
     """Returns the rows of a table of samples, each with the stages that train it."""
     preset = importlib.import_module(f'configs.{name}').get_config('tiny')
     config = preset.copy_and_resolve_references()
-    config.sample.rows, config.mirror.map = (), mirror_map
+    config.sample.rows, config.sample.landing, config.mirror.map = (), landing, mirror_map
     constraint = build.make_constraint(config, {})
     rows = methods.rows_of(types.SimpleNamespace(config=config, constraint=constraint))
     return {row: methods.trained_by(config, method) for row, method in rows.items()}
@@ -282,9 +282,11 @@ def test_rows_of_samples_depend_on_restores_and_map():
         'dm_mapped': ('mirror', 'dm'),
         'dm_mapped_finetuned': ('mirror', 'mdm', 'finetune', 'dm'),
         'mdm': ('mirror', 'mdm'),
-        **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
+        'mdm_finetuned': ('mirror', 'mdm', 'finetune'),
     }
-    assert rows_of_samples('burgers') == plain | restored | mirrors
+    landed = {'dm_landed': ('dm',), 'mdm_unlanded': ('mirror', 'mdm', 'finetune')}
+    assert rows_of_samples('burgers') == plain | restored | mirrors | landed
+    assert rows_of_samples('burgers', landing=0) == plain | restored | mirrors
     rows = rows_of_samples('total_brightness', 'simplex')
     restored = [row for row in rows if row.startswith('dm_restored_')]
     assert 'dm_restored_sampling' in restored

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from namm_jax._arrays import Constraint
-from namm_jax.constraints.projection import gauss_newton_projection
+from namm_jax.constraints.projection import REACH, gauss_newton_projection, land
 from namm_jax.problems.burgers_equation import Burgers
 
 # The explicit stepper compiles faster, and what is tested here holds for any.
@@ -185,6 +185,38 @@ def test_projection_without_steps_is_the_identity_and_reports_the_residual(const
 def test_projection_errors(setting):
     with pytest.raises(ValueError, match=f'{next(iter(setting))} = '):
         gauss_newton_projection(lambda x: x, jnp.zeros((1, 2, 2, 1)), **setting)
+
+
+def test_landing_on_a_plane_is_the_shift_of_a_residual_or_a_distance():
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    shift = x - (x.sum((1, 2, 3), keepdims=True) - 1) / 64
+    residual = lambda x: x.sum((1, 2, 3)) - 1
+    for rule in (residual, lambda x: jnp.abs(residual(x))):
+        np.testing.assert_allclose(land(rule, x), shift, atol=1e-6)
+    assert land(residual, x, steps=0) is x
+
+
+def test_landing_leaves_what_obeys_and_what_it_would_make_worse():
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    np.testing.assert_array_equal(land(lambda x: 1e-8 * x.sum((1, 2, 3)), x), x)
+    # one step of arctan from beyond 1.39 overshoots to where it is larger; from 1 it is smaller
+    x = jnp.full((2, 1, 1, 1), 1.0).at[1].set(2.0)
+    far = land(lambda x: jnp.arctan(100 * x)[:, 0, 0], x / 100)
+    np.testing.assert_allclose(100 * far[:, 0, 0, 0], [1 - 2 * np.arctan(1), 2.0], rtol=1e-5)
+    saturated = land(lambda x: 1 + 1e-30 * x.sum((1, 2, 3)), x)
+    assert bool(jnp.isfinite(saturated).all())
+    assert float(jnp.sqrt(jnp.mean((saturated - x) ** 2))) <= REACH + 1e-6
+
+
+def test_landing_is_differentiated_along_the_rule():
+    """Along the plane the derivative is the identity, as finite differences in float64 have it."""
+    with jax.enable_x64(True):
+        x, v, w = jax.random.normal(jax.random.key(1), (3, 2, 4, 4, 1), jnp.float64)
+        along = v - v.mean((1, 2, 3), keepdims=True)
+        onto = lambda x: land(lambda x: x.sum((1, 2, 3)) - 3, x)
+        slope = (onto(x + 1e-3 * along) - onto(x - 1e-3 * along)) / 2e-3
+        np.testing.assert_allclose(jax.jvp(onto, (x,), (along,))[1], slope, atol=1e-9)
+        np.testing.assert_allclose(jax.vjp(onto, x)[1](w)[0], w)
 
 
 def test_problem_is_static_under_jit(constraint):

@@ -13,6 +13,7 @@ from namm_jax import problems
 from namm_jax._arrays import Constraint
 from namm_jax.constraints import sets
 from namm_jax.constraints.base import function_rule, reference
+from namm_jax.constraints.projection import land
 from namm_jax.networks.counter import Counter
 from namm_jax.problems import PROBLEMS
 
@@ -174,6 +175,7 @@ CASES = {
     ),
 }
 EVERY = pytest.mark.parametrize('name', CASES)
+MARKS = dict.fromkeys(('kolmogorov', 'divergence+kolmogorov'), pytest.mark.slow)
 
 
 @functools.cache
@@ -222,6 +224,16 @@ def test_positive_and_of_first_order_off_the_set(name):
     assert float(once.sum()) > 10 * N * CASES[name].floor
     np.testing.assert_allclose(twice.sum() / once.sum(), 2, rtol=0.1)
     assert bool(jnp.isfinite(gradient).all()) and float(jnp.abs(gradient).max()) > 0
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
+def test_a_landing_step_leaves_data_and_lowers_their_distance_with_noise(name):
+    constraint, x = built(name)
+    onto = jax.jit(functools.partial(land, tolerance=10 * CASES[name].floor))
+    np.testing.assert_array_equal(onto(constraint, x), x)
+    noisy = x + 0.01 * CASES[name].outward(x)
+    before, after = (measure(name)(x)[0] for x in (noisy, onto(constraint, noisy)))
+    assert bool(jnp.all(after < 0.8 * before))
 
 
 @pytest.mark.parametrize(

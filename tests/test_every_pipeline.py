@@ -40,7 +40,6 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
         'dm_mapped',
         'dm_mapped_finetuned',
         'mdm_finetuned',
-        'mdm_polished',
     } <= set(rows)
     restored = [row for row in rows if row.startswith('dm_restored')]
     assert bool(restored) == (name != 'count')

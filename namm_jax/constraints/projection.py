@@ -18,6 +18,8 @@ from namm_jax.constraints.base import mean_absolute
 _Rows = Float[Array, 'b m']
 _Map = Callable[[Array], Array]
 
+REACH = 0.3  # longest move of `land`: root mean square over a field's entries
+
 
 class _Iterate(NamedTuple):
     x: Fields
@@ -87,6 +89,35 @@ def gauss_newton_projection(
     start = _Iterate(x_0, r, jnp.zeros_like(r), jnp.zeros(x.shape[0], jnp.int32))
     _, last = jax.lax.while_loop(unfinished, improve, (0, start))
     return last.x, {'iterations': last.iterations, 'residual': mean_absolute(last.residual)}
+
+
+def land(constraint: Any, x: Fields, *, steps: int = 1, tolerance: float = 1e-6) -> Fields:
+    """Returns x after a few steps towards the rule, the last layer of an inverse map.
+
+    Each is a step of `gauss_newton_projection`, its linear system solved to 1 %; where the rule is
+    a distance l alone it reads `x - l grad l / |grad l|^2`. A sample moves by `REACH` at most, and
+    one whose residual would grow stays as it is. The derivative is the identity, in both modes:
+    exact along M, and what lies across it the step takes away.
+
+    Args:
+        constraint: the rule, on fields whose standard deviation is of the order of 1, or its
+            residual `(b, h, w, c) -> (b, ...)`.
+        x: fields `(b, h, w, c)`.
+        steps: number of steps, >= 0; none returns x.
+        tolerance: mean absolute residual at which a sample stays as it is, > 0.
+
+    Reference: Nocedal and Wright, Numerical Optimization, 2nd edition, section 10.3.
+    """
+    if not steps:
+        return x
+    residual = getattr(constraint, 'residual', constraint)
+    start = jax.lax.stop_gradient(at_least_single(x))
+    settings = dict(tolerance=tolerance, max_iterations=steps, cg_tolerance=0.01)
+    step = gauss_newton_projection(residual, start, **settings)[0] - start
+    length = jnp.sqrt(jnp.mean(step**2, axes(step), keepdims=True))
+    step = step * jnp.where(length > REACH, REACH / length, 1)
+    before, after = (mean_absolute(residual(point)) for point in (start, start + step))
+    return x + jax.lax.stop_gradient(jnp.where(broadcast(after <= before, step), step, 0))
 
 
 def _gauss_newton_step(

@@ -54,7 +54,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     *_, last = maps.values()
     z = jnp.asarray(experiment.packed(of_row('mirror'))[:SHOWN])
     image = lambda x: experiment.problem.image(x)[..., None]
-    arrays |= {'mirror/z': image(z), 'mirror/x': image(experiment.mirror.inverse(last, z))}
+    arrays |= {'mirror/z': image(z), 'mirror/x': image(experiment.landed(last)[1](z))}
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
     table = _table(experiment, rows, samples, distances)
@@ -150,11 +150,11 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     image = lambda x: problem.image(x)[..., None]
 
     @jax.jit
-    def walk(score: Params, params: Params, keys: Key) -> dict[str, jax.Array]:
+    def walk(score: Params, f: Partial, keys: Key) -> dict[str, jax.Array]:
         denoiser = build.make_denoiser(config, score, record['mean'], record['std'])
         path = sampler.trajectory(keys, denoiser, problem.shape)
         states, estimates = (part[times, 0] for part in path)
-        x = experiment.mirror.inverse(params, estimates)
+        x = f(estimates)
         return {
             'states': image(states),
             'estimates': image(x),
@@ -163,7 +163,8 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
             'levels': sampler.levels()[times],
         }
 
-    return walk(score_parameters(experiment, 'mdm'), params, experiment.keys('sample', 0, 1))
+    f = experiment.landed(params)[1]
+    return walk(score_parameters(experiment, 'mdm'), f, experiment.keys('sample', 0, 1))
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import (
@@ -25,6 +25,7 @@ from namm_jax._arrays import (
     to_standard,
 )
 from namm_jax.constraints.base import standardised
+from namm_jax.constraints.projection import land
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.config import steps_of
@@ -93,6 +94,24 @@ class Experiment(NamedTuple):
     def standard_constraint(self) -> Constraint:
         """The set M of standardised fields."""
         return standardised(self.constraint, *self.problem.units)
+
+    def landed(self, params: Params) -> tuple[Partial, Partial]:
+        """Returns g and f as they are used: a learned f ends in steps towards the rule."""
+        g, f = self.mirror.bind(params)
+        steps = self.config.sample.landing if build.learns_map(self.config) else 0
+        return (g, Partial(lambda land, f, z: land(f(z)), self.landing, f)) if steps else (g, f)
+
+    @property
+    def landing(self) -> Partial:
+        """The steps towards the rule, of data in their own units."""
+        standardise, to_data = self.unit_maps
+        tolerance = self.config.sample.projection_tolerance
+        settings = dict(steps=self.config.sample.landing, tolerance=tolerance)
+
+        def function(rule: Constraint, x: Array) -> Array:
+            return to_data(land(rule, standardise(x), **settings))
+
+        return Partial(function, self.standard_constraint)
 
     @property
     def unit(self) -> float:

@@ -35,7 +35,7 @@ from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import problem_class
 
 Way = Callable[[Array], Array]
-LEARNED = ('finetuned', 'polish')  # maps that only a learned mirror map has
+LEARNED = ('finetuned', 'network')  # maps that only a learned mirror map has
 MIRRORED = ('f', *LEARNED)  # maps that go through f
 
 
@@ -46,8 +46,9 @@ class Method(NamedTuple):
         prior: the diffusion model, `dm` of data or `mdm` of mirror points; none where empty.
         act: what acts on its denoiser: nothing where empty, a key of `ACTS` or, given a
             measurement, of `posteriors.SAMPLERS`.
-        map: of what is drawn, none where empty: `f`, `finetuned` f, finetuned f and a `polish`,
-            `restore`, `projection`; of draws of `dm`, f and finetuned f are behind g.
+        map: of what is drawn, none where empty: `f`, `finetuned` f, its `network` without the
+            steps that end f, these steps as `landing`, `restore`, `projection`; of draws of `dm`,
+            f and finetuned f are behind g.
     """
 
     prior: str
@@ -66,13 +67,14 @@ METHODS = {
     'dm_guided': Method('dm', 'guidance'),
     'dm_restored': Method('dm', map='restore'),  # one for each restore of the constraint
     'dm_projected': Method('dm', map='projection'),
+    'dm_landed': Method('dm', map='landing'),
     'dm_restored_sampling': Method('dm', 'restore'),
     'dm_projected_sampling': Method('dm', 'projection'),
     'dm_mapped': Method('dm', map='f'),
     'dm_mapped_finetuned': Method('dm', map='finetuned'),
     'mdm': Method('mdm', map='f'),
     'mdm_finetuned': Method('mdm', map='finetuned'),
-    'mdm_polished': Method('mdm', map='polish'),
+    'mdm_unlanded': Method('mdm', map='network'),
     # Of `assimilate`.
     'dps': Method('dm', 'dps'),
     'cg_dps': Method('dm', 'cg_dps'),
@@ -83,7 +85,6 @@ METHODS = {
     'mirror_dps_published': Method('mdm', 'dps_published', 'finetuned'),
     'few_steps': Method('dm', 'few_steps'),
     'mirror_few_steps': Method('mdm', 'few_steps', 'finetuned'),
-    'mirror_few_steps_polished': Method('mdm', 'few_steps', 'polish'),
     'daps': Method('dm', 'daps'),
     'mirror_daps': Method('mdm', 'daps', 'finetuned'),
     'smc': Method('dm', 'smc'),
@@ -101,7 +102,8 @@ def selected(
     learned, rollout = build.learns_map(config), problem_class(config.data.problem).rollout
     trained = lambda row: learned or row.map not in {'dm': MIRRORED, 'mdm': LEARNED}[row.prior]
     has = lambda row: trained(row) if row.prior else rollout is not None
-    rows = {name: row for name, row in rows.items() if has(row)}
+    ending = () if learned and config.sample.landing else ('landing', 'network')
+    rows = {name: row for name, row in rows.items() if has(row) and row.map not in ending}
     for name in names:
         choose(field, name, rows)
     return {name: row for name, row in rows.items() if name in (names or rows)}
@@ -143,7 +145,8 @@ def way_of(experiment: Experiment, method: Method) -> Way:
     if method.map not in MIRRORED:
         return mended
     params = (finetuned_parameters if method.map in LEARNED else mirror_parameters)(experiment)
-    g, f = map(jax.jit, experiment.mirror.bind(params))
+    bind = experiment.mirror.bind if method.map == 'network' else experiment.landed
+    g, f = map(jax.jit, bind(params))
     return (lambda x: mended(f(g(x)))) if method.prior == 'dm' else lambda z: mended(f(z))
 
 
@@ -151,18 +154,20 @@ def correction(experiment: Experiment, name: str) -> Way:
     """Returns the part of a method's `map` that takes fields onto M, compiled; the identity where
     it has none.
 
-    A polish is so few steps of the projection that a sample stays near where f has put it. A sample
-    for which a map is not finite stays as it is.
+    A sample for which a map is not finite stays as it is.
     """
-    if name in ('', 'f', 'finetuned'):
+    if name in ('', *MIRRORED):
         return lambda x: x
-    section = experiment.config.sample
-    iterations = {'projection': section.projection_iterations, 'polish': section.polish_iterations}
+    if name == 'landing':
+        return jax.jit(experiment.landing)
+    iterations = experiment.config.sample.projection_iterations
 
     @jax.jit
     def way(constraint: Constraint, x: Array) -> Array:
-        exact = None if name in iterations else constraint.restores[name.removeprefix('restore_')]
-        mapped = (exact or _newton(experiment, constraint, iterations[name]))(x)[0]
+        if name == 'projection':
+            mapped = _newton(experiment, constraint, iterations)(x)[0]
+        else:
+            mapped = constraint.restores[name.removeprefix('restore_')](x)[0]
         return jnp.where(jnp.isfinite(mapped).all((1, 2, 3), keepdims=True), mapped, x)
 
     return Partial(way, experiment.constraint)  # an argument, as it may hold a network

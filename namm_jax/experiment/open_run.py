@@ -73,8 +73,8 @@ class OpenRun:
 
     @functools.cached_property
     def mirror(self) -> Mirror:
-        """The mirror map, finetuned where the stage has finished; a ValueError if the run's is not
-        a learned one: `g` and `f` are there for all.
+        """The learned networks, finetuned where the stage has finished, f without its last steps;
+        a ValueError if the run's map is not a learned one: `g` and `f` are there for all.
         """
         section = self.config.mirror
         if not build.learns_map(self.config) or section.forward in build.FORWARD_MAPS:
@@ -92,12 +92,12 @@ class OpenRun:
     @functools.cached_property
     def g(self) -> Partial:
         """The forward map, data `(b, h, w, c)` to mirror points."""
-        return self._experiment.mirror.bind(self._parameters)[0]
+        return self._experiment.landed(self._parameters)[0]
 
     @functools.cached_property
     def f(self) -> Partial:
-        """The inverse map, mirror points `(b, h, w, c)` to data."""
-        return self._experiment.mirror.bind(self._parameters)[1]
+        """The inverse map, mirror points `(b, h, w, c)` to data, its last steps included."""
+        return self._experiment.landed(self._parameters)[1]
 
     @functools.cached_property
     def dm(self) -> Prior:

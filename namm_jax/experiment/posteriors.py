@@ -122,7 +122,7 @@ def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, P
     """
     record, maps = experiment.run.record(model), experiment.unit_maps
     if model == 'mdm':
-        maps = experiment.mirror.bind(finetuned_parameters(experiment))
+        maps = experiment.landed(finetuned_parameters(experiment))
     moments = jnp.asarray([record['mean'], record['std']], jnp.float32)
     return score_parameters(experiment, model), maps, moments
 

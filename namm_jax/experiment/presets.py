@@ -44,7 +44,7 @@ PUBLISHED = (
     | section('score', parameterisation='vp', reduction='half_sum', padding='zeros')
     | section('score', global_convolution=False)
     | section('score.optimizer', decay='constant')
-    | section('sample', n=128, **_SAMPLER)
+    | section('sample', n=128, landing=0, **_SAMPLER)
     | section('train.sample', **_SAMPLER)
 )
 

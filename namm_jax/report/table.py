@@ -20,13 +20,14 @@ ROW_NAMES = {
     'dm_guided': 'diffusion model, guided',
     'dm_restored': 'diffusion model, restored',
     'dm_projected': 'diffusion model, projected',
+    'dm_landed': 'diffusion model, then the steps that end f',
     'dm_restored_sampling': 'diffusion model, restored while sampling',
     'dm_projected_sampling': 'diffusion model, projected while sampling',
     'dm_mapped': 'diffusion model, through f(g(x))',
     'dm_mapped_finetuned': 'diffusion model, through finetuned f(g(x))',
     'mdm': 'mirror diffusion model',
     'mdm_finetuned': 'mirror diffusion model, finetuned',
-    'mdm_polished': 'mirror diffusion model, finetuned and polished',
+    'mdm_unlanded': 'mirror diffusion model, finetuned, f without these steps',
 }
 _VARIANTS = {'dm_restored_': ROW_NAMES['dm_restored'] + ' by ', 'mdm_': 'closed-form mirror map '}
 COLUMNS = (
