@@ -87,6 +87,8 @@ WAYS = {
     'dm_projected': 'projected',
     'dm_restored_sampling': 'restored while sampling',
     'dm_projected_sampling': 'projected while sampling',
+    'dm_ppr': 'projected and renoised while sampling',
+    'dm_rejected': 'drawn until as near as data',
     'dm_mapped': 'through f(g(x))',
     'dm_mapped_finetuned': 'through finetuned f(g(x))',
     'mdm_finetuned': 'mirror map, finetuned',

@@ -19,6 +19,8 @@ ROWS = (
     'dm_guided',
     'dm_restored',
     'dm_restored_sampling',
+    'dm_ppr',
+    'dm_rejected',
     'dm_mapped',
     'dm_mapped_finetuned',
     'mdm',

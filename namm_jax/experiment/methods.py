@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from namm_jax._arrays import Constraint, Denoiser, Key
 from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
-from namm_jax.denoising.guidance import guided, projected
+from namm_jax.denoising.guidance import guided, projected, renoised
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.experiment.experiment import (
@@ -47,7 +47,8 @@ class Method(NamedTuple):
         act: what acts on its denoiser: nothing where empty, a key of `ACTS` or, given a
             measurement, of `posteriors.SAMPLERS`.
         map: of what is drawn, none where empty: `f`, `finetuned` f, finetuned f and a `polish`,
-            `restore`, `projection`; of draws of `dm`, f and finetuned f are behind g.
+            `restore`, `projection`; of draws of `dm`, f and finetuned f are behind g; `rejection`
+            leaves out those far from the rule, and draws more.
     """
 
     prior: str
@@ -68,6 +69,8 @@ METHODS = {
     'dm_projected': Method('dm', map='projection'),
     'dm_restored_sampling': Method('dm', 'restore'),
     'dm_projected_sampling': Method('dm', 'projection'),
+    'dm_ppr': Method('dm', 'ppr'),
+    'dm_rejected': Method('dm', map='rejection'),  # of as many draws as it takes
     'dm_mapped': Method('dm', map='f'),
     'dm_mapped_finetuned': Method('dm', map='finetuned'),
     'mdm': Method('mdm', map='f'),
@@ -179,6 +182,9 @@ def _root_mean_square(constraint: Constraint, x: Array) -> Array:
     return jnp.sqrt(jnp.mean(residual**2, axis=1))
 
 
+RENOISED = 2  # times that an estimate of `dm_ppr` is
+CALLS = {'ppr': 1 + RENOISED}  # of the network, a call of a denoiser that is acted on so; else 1
+
 # What guidance lowers. One residual a field has no other size than its distance.
 FORMS = {'distance': lambda constraint, x: constraint.distance(x), 'residual': _root_mean_square}
 
@@ -193,7 +199,7 @@ def _guidance(experiment: Experiment) -> Around:
 
     @functools.cache
     def act(form: str, steps: int) -> Callable:
-        def guide(constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
+        def guide(constraint: Constraint, scale: Array, denoiser: Denoiser, keys: Key) -> Denoiser:
             measure = functools.partial(FORMS[form], constraint)
             move = guided(lambda x_0, _: x_0, measure, scale=scale, limit=limit)
             step = lambda _, x_0: move(x_0, jnp.float32(0))
@@ -224,7 +230,7 @@ def _guidance(experiment: Experiment) -> Around:
 
 def _restoration(experiment: Experiment) -> Around:
     """Returns the exact way back of each estimate."""
-    project = lambda constraint, denoiser: projected(denoiser, lambda x: constraint.restore(x)[0])
+    project = lambda constraint, D, keys: projected(D, lambda x: constraint.restore(x)[0])
     return Partial(project, experiment.standard_constraint)
 
 
@@ -232,11 +238,20 @@ def _projection(experiment: Experiment) -> Around:
     """Returns Gauss-Newton steps of each estimate."""
     iterations = experiment.config.sample.projected_sampling_iterations
 
-    def project(constraint: Constraint, denoiser: Denoiser) -> Denoiser:
+    def project(constraint: Constraint, denoiser: Denoiser, keys: Key) -> Denoiser:
         way = _newton(experiment, constraint, iterations)
         return projected(denoiser, lambda x: way(x)[0])
 
     return Partial(project, experiment.standard_constraint)
+
+
+def _ppr(experiment: Experiment) -> Around:
+    """Returns project, perturb, repeat: each estimate is projected, by the exact way where there is
+    one, takes noise of its level, and is estimated and projected again, `RENOISED` times.
+    """
+    exact = getattr(experiment.standard_constraint, 'restores', None)
+    onto = (_restoration if exact else _projection)(experiment)
+    return Partial(lambda onto, D, keys: renoised(onto(D, keys), keys, rounds=RENOISED), onto)
 
 
 ACTS: dict[str, Callable[[Experiment], Around]] = {
@@ -244,6 +259,7 @@ ACTS: dict[str, Callable[[Experiment], Around]] = {
     'guidance': _guidance,
     'restore': _restoration,
     'projection': _projection,
+    'ppr': _ppr,
 }
 
 

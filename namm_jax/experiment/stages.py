@@ -23,6 +23,7 @@ from namm_jax.experiment.experiment import Experiment, mirror_parameters, restor
 from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.methods import (
     ACTS,
+    CALLS,
     METHODS,
     load_or_draw,
     rows_of,
@@ -34,6 +35,7 @@ from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
+from namm_jax.experiment.rejection import PATIENCE, rejection
 from namm_jax.experiment.tune import tune
 from namm_jax.mirror import add_noise
 from namm_jax.problems.base import parameters
@@ -293,6 +295,8 @@ def sample(experiment: Experiment) -> Facts:
     draws = dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())])
     models = {}
     seconds = {}
+    calls = {}
+    each = sampler_of(config.sample, 0.0, 1.0).calls
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
         for name in draws:
             draw = lambda row=METHODS[name]: sampler(
@@ -303,12 +307,21 @@ def sample(experiment: Experiment) -> Facts:
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
-            x, mapping = time_each(experiment, way_of(experiment, row), z)
+            draws = 1.0  # for a sample
+            if row.map == 'rejection':
+                found = rejection(experiment, z, sampler(experiment, row.prior, config.sample))
+                if found is None:
+                    say(f'{name}: not one sample in {PATIENCE} is as near as data: no such row')
+                    continue
+                (x, draws), mapping = found, 0.0
+            else:
+                x, mapping = time_each(experiment, way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
-            seconds[name] = drawing + mapping
+            seconds[name] = draws * drawing + mapping
+            calls[name] = draws * each * CALLS.get(row.act, 1)
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[name]})
-    return {'seconds_per_sample': seconds, 'calls': sampler_of(config.sample, 0.0, 1.0).calls}
+    return {'seconds_per_sample': seconds, 'calls': calls}
 
 
 def report(experiment: Experiment) -> Facts:

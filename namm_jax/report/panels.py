@@ -22,6 +22,7 @@ MARKERS = 'osD^vPX'
 ROWS = {'data': '#000000', 'dm': '#0072B2', 'dm_guided': '#56B4E9', 'dm_restored': '#332288'}
 ROWS |= {'dm_projected': '#88CCEE', 'dm_restored_sampling': '#44AA99', 'mdm': '#D55E00'}
 ROWS |= {'dm_projected_sampling': '#117733', 'dm_mapped': '#999933', 'mdm_polished': '#E69F00'}
+ROWS |= {'dm_ppr': '#661100', 'dm_rejected': '#888888'}
 ROWS |= {'dm_mapped_finetuned': '#AA4499', 'mdm_finetuned': '#CC3311'}
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'

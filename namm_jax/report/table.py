@@ -22,6 +22,8 @@ ROW_NAMES = {
     'dm_projected': 'diffusion model, projected',
     'dm_restored_sampling': 'diffusion model, restored while sampling',
     'dm_projected_sampling': 'diffusion model, projected while sampling',
+    'dm_ppr': 'diffusion model, projected and renoised while sampling',
+    'dm_rejected': 'diffusion model, drawn until it obeys as data do',
     'dm_mapped': 'diffusion model, through f(g(x))',
     'dm_mapped_finetuned': 'diffusion model, through finetuned f(g(x))',
     'mdm': 'mirror diffusion model',
