@@ -88,6 +88,7 @@ WAYS = {
     'dm_restored_sampling': 'restored while sampling',
     'dm_projected_sampling': 'projected while sampling',
     'dm_ppr': 'projected and renoised while sampling',
+    'dm_residual_conditioned': 'conditioned on distance 0',
     'dm_rejected': 'drawn until as near as data',
     'dm_mapped': 'through f(g(x))',
     'dm_mapped_finetuned': 'through finetuned f(g(x))',

@@ -20,6 +20,7 @@ ROWS = (
     'dm_restored',
     'dm_restored_sampling',
     'dm_ppr',
+    'dm_residual_conditioned',
     'dm_rejected',
     'dm_mapped',
     'dm_mapped_finetuned',

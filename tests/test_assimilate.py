@@ -285,6 +285,7 @@ def test_rows_of_samples_depend_on_restores_and_map():
         'mdm': ('mirror', 'mdm'),
         **dict.fromkeys(('mdm_finetuned', 'mdm_polished'), ('mirror', 'mdm', 'finetune')),
     }
+    plain['dm_residual_conditioned'] = ('dm', 'condition')
     assert rows_of_samples('burgers') == plain | restored | mirrors
     rows = rows_of_samples('total_brightness', 'simplex')
     restored = [row for row in rows if row.startswith('dm_restored_')]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from namm_jax.denoising.denoisers import gaussian_denoiser
-from namm_jax.denoising.guidance import guided, projected, renoised
+from namm_jax.denoising.guidance import classifier_free, guided, projected, renoised
 from namm_jax.denoising.samplers import make_sampler, sample_keys
 
 MEAN, STD, SHAPE = 0.3, 0.7, (4, 4, 1)  # 16 independent pixels
@@ -193,6 +193,13 @@ def test_errors(x):
         projected(NORMAL, lambda x: (x, {}))(x, ONE)
     with pytest.raises(ValueError, match=r'project: got .*shape=\(5,\).*expected fields like x'):
         projected(NORMAL, plane)(x, ONE)
+
+
+def test_free_guidance_of_normal_data_moves_their_mean_by_the_weight(x):
+    other = gaussian_denoiser(MEAN + 0.5, STD)
+    for weight in (0.0, 1.0, 2.0):
+        expected = gaussian_denoiser(MEAN + 0.5 * weight, STD)(x, 0.8 * ONE)
+        close(classifier_free(other, NORMAL, weight)(x, 0.8 * ONE), expected)
 
 
 def test_a_projected_and_renoised_estimate_has_its_law_on_a_plane():

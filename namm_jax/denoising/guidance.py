@@ -95,6 +95,20 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array]) -> Denoiser
     return denoise
 
 
+def classifier_free(conditional: Denoiser, unconditional: Denoiser, weight: ArrayLike) -> Denoiser:
+    """Returns the denoiser away from what has no condition, `D' = D_0 + weight (D - D_0)`, at the
+    cost of both: `weight` 0 is the unconditional D_0, 1 the conditional D, more goes beyond it.
+
+    Reference: Ho & Salimans 2022, arXiv 2207.12598, whose scale w is `weight - 1`.
+    """
+
+    def denoise(x: Array, sigma: Array) -> Array:
+        plain = unconditional(x, sigma)
+        return plain + weight * (conditional(x, sigma) - plain)
+
+    return denoise
+
+
 def renoised(denoiser: Denoiser, keys: Key, *, rounds: int = 2) -> Denoiser:
     """Returns the denoiser whose estimates take noise of their level and are estimated again:
     `D'(x, sigma) = x_M`, with `x_0 = D(x, sigma)` and `x_m = D(x_{m-1} + sigma noise, sigma)`.

@@ -18,10 +18,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Denoiser, Key
+from namm_jax._arrays import Constraint, Denoiser, Key, Params
 from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
-from namm_jax.denoising.guidance import guided, projected, renoised
+from namm_jax.denoising.guidance import classifier_free, guided, projected, renoised
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.experiment.experiment import (
@@ -70,6 +70,7 @@ METHODS = {
     'dm_restored_sampling': Method('dm', 'restore'),
     'dm_projected_sampling': Method('dm', 'projection'),
     'dm_ppr': Method('dm', 'ppr'),
+    'dm_residual_conditioned': Method('dm', 'level'),
     'dm_rejected': Method('dm', map='rejection'),  # of as many draws as it takes
     'dm_mapped': Method('dm', map='f'),
     'dm_mapped_finetuned': Method('dm', map='finetuned'),
@@ -114,13 +115,14 @@ def rows_of(experiment: Experiment) -> dict[str, Method]:
     """Returns the config's rows of the table of samples, `data` aside; see `selected`."""
     config, rows = experiment.config, {}
     restores = list(getattr(experiment.constraint, 'restores', {}))
+    has = {'restore': bool(restores), 'level': build.takes_level(config)}
     mirror = 'mdm' if build.learns_map(config) else f'mdm_{config.mirror.map}'
     for name, method in METHODS.items():
         if method.map == 'restore':
             for way in restores:
                 row = f'{name}_{way}' if len(restores) > 1 else name
                 rows[row] = method._replace(map=f'restore_{way}')
-        elif method.act in ACTS and (restores or method.act != 'restore'):
+        elif method.act in ACTS and has.get(method.act, True):
             rows[mirror if name == 'mdm' else name] = method
     return selected(config, 'sample.rows', config.sample.rows, rows)
 
@@ -136,6 +138,7 @@ def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
         'mdm': method.prior == 'mdm' or finetuned,  # f is finetuned on its samples
         'finetune': finetuned,
         'dm': method.prior != 'mdm',
+        'condition': method.act == 'level',
     }
     return tuple(stage for stage, needed in needs.items() if needed)
 
@@ -183,7 +186,10 @@ def _root_mean_square(constraint: Constraint, x: Array) -> Array:
 
 
 RENOISED = 2  # times that an estimate of `dm_ppr` is
-CALLS = {'ppr': 1 + RENOISED}  # of the network, a call of a denoiser that is acted on so; else 1
+CALLS = {
+    'ppr': 1 + RENOISED,
+    'level': 2,
+}  # of the network, a call of the denoiser; else 1
 
 # What guidance lowers. One residual a field has no other size than its distance.
 FORMS = {'distance': lambda constraint, x: constraint.distance(x), 'residual': _root_mean_square}
@@ -254,12 +260,28 @@ def _ppr(experiment: Experiment) -> Around:
     return Partial(lambda onto, D, keys: renoised(onto(D, keys), keys, rounds=RENOISED), onto)
 
 
+def _conditioned(experiment: Experiment) -> Around:
+    """Returns the DM that was trained on with a field's distance as a condition, in the place of
+    the DM: at distance 0, by classifier-free guidance.
+    """
+    config, record = experiment.config, experiment.run.record('dm')
+    moments = record['mean'], record['std']
+
+    def instead(params: Params, D: Denoiser, keys: Key) -> Denoiser:
+        at_zero = build.make_denoiser(config, params, *moments, jnp.zeros(len(keys)))
+        plain = build.make_denoiser(config, params, *moments)
+        return classifier_free(at_zero, plain, config.sample.level_weight)
+
+    return Partial(instead, score_parameters(experiment, 'condition'))
+
+
 ACTS: dict[str, Callable[[Experiment], Around]] = {
     '': lambda experiment: UNCHANGED,
     'guidance': _guidance,
     'restore': _restoration,
     'projection': _projection,
     'ppr': _ppr,
+    'level': _conditioned,
 }
 
 

@@ -23,6 +23,7 @@ ROW_NAMES = {
     'dm_restored_sampling': 'diffusion model, restored while sampling',
     'dm_projected_sampling': 'diffusion model, projected while sampling',
     'dm_ppr': 'diffusion model, projected and renoised while sampling',
+    'dm_residual_conditioned': 'diffusion model, conditioned on distance 0',
     'dm_rejected': 'diffusion model, drawn until it obeys as data do',
     'dm_mapped': 'diffusion model, through f(g(x))',
     'dm_mapped_finetuned': 'diffusion model, through finetuned f(g(x))',
