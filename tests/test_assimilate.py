@@ -276,7 +276,8 @@ def test_both_tables_are_made_of_one_list():
 
 
 def test_rows_of_samples_depend_on_restores_and_map():
-    plain = {name: ('dm',) for name in ('dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling')}
+    plain = 'dm dm_guided dm_projected dm_projected_sampling dm_ppr dm_rejected'.split()
+    plain = {name: ('dm',) for name in plain}
     restored = {name: ('dm',) for name in ('dm_restored', 'dm_restored_sampling')}
     mirrors = {
         'dm_mapped': ('mirror', 'dm'),
@@ -284,6 +285,7 @@ def test_rows_of_samples_depend_on_restores_and_map():
         'mdm': ('mirror', 'mdm'),
         'mdm_finetuned': ('mirror', 'mdm', 'finetune'),
     }
+    plain['dm_residual_conditioned'] = ('dm', 'condition')
     landed = {'dm_landed': ('dm',), 'mdm_unlanded': ('mirror', 'mdm', 'finetune')}
     assert rows_of_samples('burgers') == plain | restored | mirrors | landed
     assert rows_of_samples('burgers', landing=0) == plain | restored | mirrors

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from namm_jax.denoising.denoisers import gaussian_denoiser
-from namm_jax.denoising.guidance import guided, projected
+from namm_jax.denoising.guidance import classifier_free, guided, projected, renoised
 from namm_jax.denoising.samplers import make_sampler, sample_keys
 
 MEAN, STD, SHAPE = 0.3, 0.7, (4, 4, 1)  # 16 independent pixels
@@ -193,3 +193,64 @@ def test_errors(x):
         projected(NORMAL, lambda x: (x, {}))(x, ONE)
     with pytest.raises(ValueError, match=r'project: got .*shape=\(5,\).*expected fields like x'):
         projected(NORMAL, plane)(x, ONE)
+
+
+def test_free_guidance_of_normal_data_moves_their_mean_by_the_weight(x):
+    other = gaussian_denoiser(MEAN + 0.5, STD)
+    for weight in (0.0, 1.0, 2.0):
+        expected = gaussian_denoiser(MEAN + 0.5 * weight, STD)(x, 0.8 * ONE)
+        close(classifier_free(other, NORMAL, weight)(x, 0.8 * ONE), expected)
+
+
+def test_a_projected_and_renoised_estimate_has_its_law_on_a_plane():
+    """Of normal data each round is linear: `x_m = P(c (x_{m-1} + sigma noise))` about the mean."""
+    n, sigma, rounds = 20_000, 0.9, 2
+    x = jnp.broadcast_to(0.4 + jnp.arange(16.0).reshape(1, *SHAPE) / 8, (n, *SHAPE))
+    onto = projected(NORMAL, shift)
+    found = renoised(onto, sample_keys(jax.random.key(2), n), rounds=rounds)(x, sigma * ONE)
+    c = STD**2 / (STD**2 + sigma**2)
+    along = (x - x.mean(AXES, keepdims=True))[0]  # within the plane; across it all is given
+    close(found.sum(AXES), TOTAL, atol=1e-4)
+    close(found.mean(0), TOTAL / 16 + c ** (rounds + 1) * along, atol=0.02)
+    variance = 15 / 16 * sum(c ** (2 * m) * sigma**2 for m in range(1, rounds + 1))
+    close(found.var(0), jnp.full(SHAPE, variance), rtol=0.06)
+    assert (
+        renoised(NORMAL, sample_keys(jax.random.key(2), n), rounds=0)(x, ONE)[0, 0, 0]
+        == (NORMAL(x, ONE)[0, 0, 0])
+    )
+
+
+@pytest.mark.parametrize('scheme', ['ancestral', 'heun'])
+def test_renoised_samples_depend_on_their_key_alone_and_lie_on_the_plane(scheme):
+    draw = make_sampler(scheme, steps=12, mean=MEAN, std=STD)
+    onto = projected(NORMAL, shift)
+    keys = sample_keys(jax.random.key(3), 6)
+    x = draw(keys, renoised(onto, keys), SHAPE)
+    close(x.sum(AXES), TOTAL, atol=1e-4)
+    close(draw(keys[4:], renoised(onto, keys[4:]), SHAPE), x[4:])
+    assert float(jnp.abs(x - draw(keys, onto, SHAPE)).max()) > 0.01
+
+
+def test_renoised_samples_scatter_as_the_recursion_says():
+    """An ancestral step of a linear denoiser is linear, so the variance along the plane is known at
+    each noise level, and that of the samples at the last.
+    """
+    n, rounds = 4000, 2
+    draw = make_sampler('ancestral', steps=20, mean=MEAN, std=STD)
+    keys = sample_keys(jax.random.key(5), n)
+    x = draw(keys, renoised(projected(NORMAL, shift), keys, rounds=rounds), SHAPE)
+    levels = np.asarray(draw.levels())
+
+    def once(sigma):
+        c = STD**2 / (STD**2 + sigma**2)
+        return c ** (rounds + 1), sum(c ** (2 * m) * sigma**2 for m in range(1, rounds + 1))
+
+    variance = levels[0] ** 2
+    for now, after in zip(levels[:-1], levels[1:], strict=True):
+        (slope, noise), part = once(now), (after / now) ** 2
+        kept = (1 - part) * slope + part
+        variance = kept**2 * variance + (1 - part) ** 2 * noise + after**2 * (1 - part)
+    slope, noise = once(levels[-1])
+    expected = 15 / 16 * (slope**2 * variance + noise)
+    assert expected < 0.95 * 15 / 16 * STD**2  # less than data, as the docstring says
+    close(float(jnp.var(x - TOTAL / 16)), expected, rtol=0.03)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from configs.burgers import get_config
 from namm_jax.experiment.files import read_json, write_json
-from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
-STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
+STAGES = [name for name, stage in stages_of(get_config('tiny')).items() if not stage.on_request]
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import fnmatch, os, runpy, sys

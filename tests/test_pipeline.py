@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import pytest
 
+from configs.burgers import get_config
 from namm_jax.experiment.cli import main
-from namm_jax.experiment.schema import schema
 from namm_jax.experiment.stages import stages_of
 
-STAGES = [name for name, stage in stages_of(schema()).items() if not stage.on_request]
+STAGES = [name for name, stage in stages_of(get_config('tiny')).items() if not stage.on_request]
 TINY = '--config=configs/burgers.py:tiny'
 ROWS = ('dm', 'dm_projected', 'mdm', 'mdm_finetuned')
 PICTURES = ('data', 'samples', 'distances', 'training_time', 'losses', 'mirror', 'robustness')

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Denoiser, Gain, PerSample, axes, broadcast
+from namm_jax._arrays import Denoiser, Gain, Key, PerSample, axes, broadcast, fold_in, normal
 from namm_jax._checks import check_function, check_within
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
 
@@ -91,6 +91,47 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array]) -> Denoiser
         x = project(x_0)
         finite = jnp.all(jnp.isfinite(x), axes(x), keepdims=True)
         return jnp.where(finite, x, x_0).astype(x_0.dtype)
+
+    return denoise
+
+
+def classifier_free(conditional: Denoiser, unconditional: Denoiser, weight: ArrayLike) -> Denoiser:
+    """Returns the denoiser away from what has no condition, `D' = D_0 + weight (D - D_0)`, at the
+    cost of both: `weight` 0 is the unconditional D_0, 1 the conditional D, more goes beyond it.
+
+    Reference: Ho & Salimans 2022, arXiv 2207.12598, whose scale w is `weight - 1`.
+    """
+
+    def denoise(x: Array, sigma: Array) -> Array:
+        plain = unconditional(x, sigma)
+        return plain + weight * (conditional(x, sigma) - plain)
+
+    return denoise
+
+
+def renoised(denoiser: Denoiser, keys: Key, *, rounds: int = 2) -> Denoiser:
+    """Returns the denoiser whose estimates take noise of their level and are estimated again:
+    `D'(x, sigma) = x_M`, with `x_0 = D(x, sigma)` and `x_m = D(x_{m-1} + sigma noise, sigma)`.
+
+    Of a projected denoiser each round is a projection more, between which the model mends what the
+    one before has broken. Estimates scatter less than data do, and noise of sigma does not make up
+    for it: the samples scatter less than those of D. A call costs `rounds + 1` of D.
+
+    Args:
+        keys: `(b,)`, one a sample; the noise of a sample is a function of its key, sigma and m.
+        rounds: M >= 0; 0 is D itself.
+    """
+    check_within('[0, inf)', kinds='iu', rounds=rounds)
+
+    def denoise(x: Array, sigma: Array) -> Array:
+        x_0 = denoiser(x, sigma)
+        # A denoiser is not told the step that it is called in, which its level tells apart.
+        level = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
+        of_level = jax.vmap(jax.random.fold_in)(keys, level.view(jnp.uint32))
+        for m in range(rounds):
+            noise = normal(fold_in(of_level, m), x_0)
+            x_0 = denoiser(x_0 + broadcast(sigma, x_0) * noise, sigma)
+        return x_0
 
     return denoise
 

@@ -306,10 +306,13 @@ def finetune_task(
 
 
 def make_denoiser(
-    config: ConfigDict, params: Params, mean: Array | float, std: Array | float
+    config: ConfigDict, params: Params, mean: Array | float, std: Array | float, *level: Array
 ) -> Denoiser:
-    """Returns the denoiser of a diffusion model trained on data of this mean and std, scalars."""
-    score = functools.partial(recipes.score, make_score(config), params)
+    """Returns the denoiser of a diffusion model trained on data of this mean and std, scalars; of
+    one that is conditioned on a level `(b,)`, that given one.
+    """
+    network = make_score(config)
+    score = lambda x, label: recipes.score(network, params, x, label, *level)
     name = config.score.parameterisation
     return make_parameterisation(name, mean=mean, std=std).denoiser(score)
 
@@ -325,3 +328,25 @@ def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Arr
         parameterisation=config.score.parameterisation,
         reduction=config.score.reduction,
     )
+
+
+def conditioned_task(
+    config: ConfigDict, steps: int, mean: Array | float, std: Array | float, params: Params = None
+) -> Task:
+    """Returns the training on of the DM that is told a field's level, from its parameters."""
+    return recipes.conditioned_task(
+        make_score(config),
+        make_problem(config).shape,
+        params or {},
+        optimizer_of(config.score.optimizer, steps),
+        mean=mean,
+        std=std,
+        parameterisation=config.score.parameterisation,
+        reduction=config.score.reduction,
+        unlabelled=config.condition.unlabelled,
+    )
+
+
+def takes_level(config: ConfigDict) -> bool:
+    """Returns whether the score network takes a level, as one of a user's own need not."""
+    return 'level' in inspect.signature(_kind(config, SCORE).__call__).parameters

@@ -22,7 +22,8 @@ from namm_jax.experiment.files import UserError
 from namm_jax.experiment.progress import complain, lossy, say, send_nowhere
 
 # Those of `experiment.stages`, in their order.
-STAGES = 'data counter mirror tune mdm finetune dm sample assimilate evaluate report'.split()
+STAGES = 'data counter mirror tune mdm finetune dm condition'.split()
+STAGES += 'sample assimilate evaluate report'.split()
 PACKAGE = Path(__file__).resolve().parents[1]
 # The shipped experiments: inside an installed package, beside that of a clone.
 CONFIGS = next(at / 'configs' for at in (PACKAGE, PACKAGE.parent) if (at / 'configs').is_dir())

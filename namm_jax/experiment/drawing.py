@@ -19,8 +19,9 @@ from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import gather_rows
 
-Around = Callable[[Denoiser], Denoiser]  # what acts on a denoiser while it draws; a `Partial`
-UNCHANGED: Around = Partial(lambda x: x)
+# What acts on a denoiser while it draws samples of keys `(n,)`, a `Partial`.
+Around = Callable[[Denoiser, Key], Denoiser]
+UNCHANGED: Around = Partial(lambda x, keys=None: x)
 
 
 def sampler_of(section: ConfigDict, mean: Array | float, std: Array | float) -> Sampler:
@@ -50,7 +51,7 @@ def make_draw(
 
     @jax.jit
     def draw(params: Params, keys: Key, mean: Array, std: Array, around: Around) -> Array:
-        denoiser = around(build.make_denoiser(config, params, mean, std))
+        denoiser = around(build.make_denoiser(config, params, mean, std), keys)
         return to_data(sampler_of(section, mean, std)(keys, denoiser, shape))
 
     # Mean and std are arguments, so that DM and MDM are one program in the compilation cache.

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.comparison import against, comparison, copying, floors
 from namm_jax.experiment.counter import count_statistics
-from namm_jax.experiment.drawing import in_batches, sampler_of
+from namm_jax.experiment.drawing import sampler_of
 from namm_jax.experiment.experiment import (
     Experiment,
     finetuned_parameters,
@@ -25,6 +24,7 @@ from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar
+from namm_jax.experiment.rejection import distances_of
 from namm_jax.mirror import robustness
 from namm_jax.report.reading import ARRAYS
 
@@ -36,15 +36,12 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     measures f itself.
     """
     run = experiment.run
-    rows = rows_of(experiment)
+    found = run.record('sample')['calls']  # a row may be absent
+    rows = {name: row for name, row in rows_of(experiment).items() if name in found}
     of_row = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
     samples = {'data': experiment.split('test')}
     samples |= {row: experiment.packed(of_row(row)) for row in rows}
-    distance = Partial(jax.jit(lambda constraint, x: constraint.distance(x)), experiment.constraint)
-    distances = {
-        row: in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
-        for row, x in samples.items()
-    }
+    distances = {row: distances_of(experiment, x) for row, x in samples.items()}
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = views(experiment, x[:SHOWN])
@@ -107,7 +104,7 @@ def _table(
     cost = lambda name, stage: experiment.run.record(stage)[name]
     for name, row in rows.items():
         table[name]['seconds_per_sample'] = costs['seconds_per_sample'][name]
-        table[name]['calls'] = costs['calls']
+        table[name]['calls'] = costs['calls'][name]
         for kind in ('training_seconds', 'training_flops'):
             stages = trained_by(experiment.config, row)
             table[name][kind] = sum(cost(kind, stage) for stage in stages)

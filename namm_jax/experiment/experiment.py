@@ -49,7 +49,8 @@ from namm_jax.problems.base import Problem
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
 # A key each; append, never reorder.
 STREAMS = (
-    'mirror mdm finetune dm sample evaluate probe robustness counter tune assimilate posterior'
+    'mirror mdm finetune dm sample evaluate probe robustness counter tune assimilate posterior '
+    'condition'
 ).split()
 
 
@@ -306,8 +307,9 @@ def counter_parameters(experiment: Experiment) -> Params:
 
 
 def score_parameters(experiment: Experiment, stage: str) -> Params:
-    """Returns the averaged parameters of a diffusion model, `dm` or `mdm`."""
-    task = build.denoising_task(experiment.config, 1, 0.0, 1.0)
+    """Returns the averaged parameters of a diffusion model, of `dm`, `mdm` or `condition`."""
+    kind = build.conditioned_task if stage == 'condition' else build.denoising_task
+    task = kind(experiment.config, 1, 0.0, 1.0)
     return restore(experiment, stage, {'ema': _shapes(task.init)})['ema']
 
 

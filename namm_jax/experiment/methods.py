@@ -18,10 +18,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Denoiser, Key
+from namm_jax._arrays import Constraint, Denoiser, Key, Params
 from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
-from namm_jax.denoising.guidance import guided, projected
+from namm_jax.denoising.guidance import classifier_free, guided, projected, renoised
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.experiment.experiment import (
@@ -48,7 +48,8 @@ class Method(NamedTuple):
             measurement, of `posteriors.SAMPLERS`.
         map: of what is drawn, none where empty: `f`, `finetuned` f, its `network` without the
             steps that end f, these steps as `landing`, `restore`, `projection`; of draws of `dm`,
-            f and finetuned f are behind g.
+            f and finetuned f are behind g; `rejection` leaves out those far from the rule, and
+            draws more.
     """
 
     prior: str
@@ -70,6 +71,9 @@ METHODS = {
     'dm_landed': Method('dm', map='landing'),
     'dm_restored_sampling': Method('dm', 'restore'),
     'dm_projected_sampling': Method('dm', 'projection'),
+    'dm_ppr': Method('dm', 'ppr'),
+    'dm_residual_conditioned': Method('dm', 'level'),
+    'dm_rejected': Method('dm', map='rejection'),  # of as many draws as it takes
     'dm_mapped': Method('dm', map='f'),
     'dm_mapped_finetuned': Method('dm', map='finetuned'),
     'mdm': Method('mdm', map='f'),
@@ -113,13 +117,14 @@ def rows_of(experiment: Experiment) -> dict[str, Method]:
     """Returns the config's rows of the table of samples, `data` aside; see `selected`."""
     config, rows = experiment.config, {}
     restores = list(getattr(experiment.constraint, 'restores', {}))
+    has = {'restore': bool(restores), 'level': build.takes_level(config)}
     mirror = 'mdm' if build.learns_map(config) else f'mdm_{config.mirror.map}'
     for name, method in METHODS.items():
         if method.map == 'restore':
             for way in restores:
                 row = f'{name}_{way}' if len(restores) > 1 else name
                 rows[row] = method._replace(map=f'restore_{way}')
-        elif method.act in ACTS and (restores or method.act != 'restore'):
+        elif method.act in ACTS and has.get(method.act, True):
             rows[mirror if name == 'mdm' else name] = method
     return selected(config, 'sample.rows', config.sample.rows, rows)
 
@@ -135,6 +140,7 @@ def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
         'mdm': method.prior == 'mdm' or finetuned,  # f is finetuned on its samples
         'finetune': finetuned,
         'dm': method.prior != 'mdm',
+        'condition': method.act == 'level',
     }
     return tuple(stage for stage, needed in needs.items() if needed)
 
@@ -184,6 +190,12 @@ def _root_mean_square(constraint: Constraint, x: Array) -> Array:
     return jnp.sqrt(jnp.mean(residual**2, axis=1))
 
 
+RENOISED = 2  # times that an estimate of `dm_ppr` is
+CALLS = {
+    'ppr': 1 + RENOISED,
+    'level': 2,
+}  # of the network, a call of the denoiser; else 1
+
 # What guidance lowers. One residual a field has no other size than its distance.
 FORMS = {'distance': lambda constraint, x: constraint.distance(x), 'residual': _root_mean_square}
 
@@ -198,7 +210,7 @@ def _guidance(experiment: Experiment) -> Around:
 
     @functools.cache
     def act(form: str, steps: int) -> Callable:
-        def guide(constraint: Constraint, scale: Array, denoiser: Denoiser) -> Denoiser:
+        def guide(constraint: Constraint, scale: Array, denoiser: Denoiser, keys: Key) -> Denoiser:
             measure = functools.partial(FORMS[form], constraint)
             move = guided(lambda x_0, _: x_0, measure, scale=scale, limit=limit)
             step = lambda _, x_0: move(x_0, jnp.float32(0))
@@ -229,7 +241,7 @@ def _guidance(experiment: Experiment) -> Around:
 
 def _restoration(experiment: Experiment) -> Around:
     """Returns the exact way back of each estimate."""
-    project = lambda constraint, denoiser: projected(denoiser, lambda x: constraint.restore(x)[0])
+    project = lambda constraint, D, keys: projected(D, lambda x: constraint.restore(x)[0])
     return Partial(project, experiment.standard_constraint)
 
 
@@ -237,11 +249,35 @@ def _projection(experiment: Experiment) -> Around:
     """Returns Gauss-Newton steps of each estimate."""
     iterations = experiment.config.sample.projected_sampling_iterations
 
-    def project(constraint: Constraint, denoiser: Denoiser) -> Denoiser:
+    def project(constraint: Constraint, denoiser: Denoiser, keys: Key) -> Denoiser:
         way = _newton(experiment, constraint, iterations)
         return projected(denoiser, lambda x: way(x)[0])
 
     return Partial(project, experiment.standard_constraint)
+
+
+def _ppr(experiment: Experiment) -> Around:
+    """Returns project, perturb, repeat: each estimate is projected, by the exact way where there is
+    one, takes noise of its level, and is estimated and projected again, `RENOISED` times.
+    """
+    exact = getattr(experiment.standard_constraint, 'restores', None)
+    onto = (_restoration if exact else _projection)(experiment)
+    return Partial(lambda onto, D, keys: renoised(onto(D, keys), keys, rounds=RENOISED), onto)
+
+
+def _conditioned(experiment: Experiment) -> Around:
+    """Returns the DM that was trained on with a field's distance as a condition, in the place of
+    the DM: at distance 0, by classifier-free guidance.
+    """
+    config, record = experiment.config, experiment.run.record('dm')
+    moments = record['mean'], record['std']
+
+    def instead(params: Params, D: Denoiser, keys: Key) -> Denoiser:
+        at_zero = build.make_denoiser(config, params, *moments, jnp.zeros(len(keys)))
+        plain = build.make_denoiser(config, params, *moments)
+        return classifier_free(at_zero, plain, config.sample.level_weight)
+
+    return Partial(instead, score_parameters(experiment, 'condition'))
 
 
 ACTS: dict[str, Callable[[Experiment], Around]] = {
@@ -249,6 +285,8 @@ ACTS: dict[str, Callable[[Experiment], Around]] = {
     'guidance': _guidance,
     'restore': _restoration,
     'projection': _projection,
+    'ppr': _ppr,
+    'level': _conditioned,
 }
 
 

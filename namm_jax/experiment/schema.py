@@ -161,6 +161,10 @@ FIELDS = {
     **_section('finetune', TRAINING, **{'sigma_power': 3.0, 'optimizer.learning_rate': 1e-3}),
     # the plain diffusion model
     'dm.steps': _field(10_000, 'at budget 1: as long as mirror, mdm and finetune', least=1),
+    # the same, trained on with the distance of a field as a condition
+    'condition.samples': _field(1024, 'drawn from the DM, which counts as training', least=2),
+    'condition.steps': _field(2000, 'at budget 1', least=1),
+    'condition.unlabelled': _field(0.2, 'part of training without it', least=0, below=1),
     # sampling, and the projection of samples by Gauss-Newton
     **_section('sample', SAMPLER),
     'sample.n': _field(256, 'of each row of the table', unit='samples', least=2),
@@ -174,6 +178,7 @@ FIELDS = {
         (0.0, 0.1, 0.3, 0.6, 1.0, 1.5), 'that dm_guided chooses from', least=0
     ),
     'sample.guidance_steps': _field((1, 4), 'a call, that dm_guided chooses from', least=1),
+    'sample.level_weight': _field(2.0, 'of distance 0; 1: no guidance towards it', least=0),
     # the table
     'evaluate.resamples': _field(20, 'sets of true samples: the floor of each metric', least=2),
     'evaluate.projections': _field(128, 'of the sliced Wasserstein distance', least=1),
@@ -288,11 +293,12 @@ def check_ranges(config: ConfigDict) -> None:
     for name, least, why in (
         ('data.train', batch, 'the largest batch'),
         ('finetune.samples', 2 * config.finetune.batch_size, 'two batches: one is held out'),
+        ('condition.samples', 2 * config.score.batch_size, 'two batches: one is held out'),
     ):
         if value(name) < least:
             raise ValueError(f'{name}: got {value(name)}, expected at least {least}, {why}')
     budget = config.train.budget
-    for stage in ('counter', 'mirror', 'tune', 'mdm', 'finetune', 'dm'):
+    for stage in ('counter', 'mirror', 'tune', 'mdm', 'finetune', 'dm', 'condition'):
         if stage in config and budget * (steps := config[stage].steps) > LARGEST:
             product = f'{budget} for {stage}.steps = {steps}'
             raise ValueError(f'train.budget: got {product}, expected at most {LARGEST} steps')

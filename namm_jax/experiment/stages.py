@@ -19,10 +19,17 @@ from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
-from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
+from namm_jax.experiment.experiment import (
+    Experiment,
+    mirror_parameters,
+    restore,
+    score_parameters,
+    train,
+)
 from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.methods import (
     ACTS,
+    CALLS,
     METHODS,
     load_or_draw,
     rows_of,
@@ -34,6 +41,7 @@ from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
+from namm_jax.experiment.rejection import PATIENCE, distances_of, rejection
 from namm_jax.experiment.tune import tune
 from namm_jax.mirror import add_noise
 from namm_jax.problems.base import parameters
@@ -223,7 +231,7 @@ def finetune(experiment: Experiment) -> Facts:
     section = config.finetune
     params = mirror_parameters(experiment)
     x, held_out = _splits(experiment)
-    z, drawing = _finetuning_set(experiment)
+    z, drawing = _drawn(experiment, 'finetune', 'mdm', 'mirror_samples')
     held_z = z[-max(section.batch_size, len(z) // 16) :]
     draw = sampler(experiment, 'mdm', config.train.sample)
     probe_z = draw(experiment.keys('probe', 0, config.train.probe_samples))
@@ -263,15 +271,44 @@ def _moments(experiment: Experiment) -> Any:
     return moments_of(restore(experiment, 'mirror', target)['opt_state'])
 
 
-def _finetuning_set(experiment: Experiment) -> tuple[np.ndarray, tuple[float, float]]:
-    """Returns the mirror samples to finetune on, and what drawing them costs, as of `_costs`."""
+def _drawn(
+    experiment: Experiment, stage: str, model: str, file: str
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Returns the samples of a model that a stage trains on, and what drawing them costs, as of
+    `_costs`.
+    """
     config = experiment.config
-    path = experiment.run.directory / 'finetune' / 'mirror_samples.npy'
-    draw = functools.cache(functools.partial(sampler, experiment, 'mdm', config.train.sample))
-    keys = experiment.keys('finetune', 0, config.finetune.samples)
+    path = experiment.run.directory / stage / f'{file}.npy'
+    draw = functools.cache(functools.partial(sampler, experiment, model, config.train.sample))
+    keys = experiment.keys(stage, 0, config[stage].samples)
     z, seconds = load_or_draw(experiment, path, draw, keys)
     operations = float(flops.count(jax.make_jaxpr(draw())(keys[:1])))
     return z, (seconds * len(z), operations * len(z))
+
+
+def condition(experiment: Experiment) -> Facts:
+    """Trains the plain diffusion model on, with the distance l of a field from the rule as a
+    condition: the level `l / (l + median l)` of its own samples, 0 of data.
+    """
+    config, record = experiment.config, experiment.run.record('dm')
+    fields, drawing = _drawn(experiment, 'condition', 'dm', 'samples')
+    distances = distances_of(experiment, fields)
+    level = distances / (distances + (np.median(distances) or 1))
+    standardise = lambda x: np.asarray(experiment.unit_maps[0](jnp.asarray(x)))
+    x, held_x = map(standardise, _splits(experiment))
+    last = max(config.score.batch_size, len(fields) // 16)
+    drawn = {'z': standardise(fields), 'level': level.astype(np.float32)}
+    task = build.conditioned_task(
+        config,
+        steps_of(config, 'condition'),
+        record['mean'],
+        record['std'],
+        score_parameters(experiment, 'dm'),
+    )
+    arrays = {'x': x} | {name: array[:-last] for name, array in drawn.items()}
+    held_out = {'x': held_x} | {name: array[-last:] for name, array in drawn.items()}
+    fitted = train(experiment, 'condition', task, arrays, held_out, config.score)
+    return _costs(fitted, *drawing) | {'drawing_seconds': drawing[0]}
 
 
 def _costs(fitted: Fitted, seconds: float = 0.0, operations: float = 0.0) -> Facts:
@@ -293,6 +330,8 @@ def sample(experiment: Experiment) -> Facts:
     draws = dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())])
     models = {}
     seconds = {}
+    calls = {}
+    each = sampler_of(config.sample, 0.0, 1.0).calls
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
         for name in draws:
             draw = lambda row=METHODS[name]: sampler(
@@ -303,12 +342,21 @@ def sample(experiment: Experiment) -> Facts:
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
-            x, mapping = time_each(experiment, way_of(experiment, row), z)
+            draws = 1.0  # for a sample
+            if row.map == 'rejection':
+                found = rejection(experiment, z, sampler(experiment, row.prior, config.sample))
+                if found is None:
+                    say(f'{name}: not one sample in {PATIENCE} is as near as data: no such row')
+                    continue
+                (x, draws), mapping = found, 0.0
+            else:
+                x, mapping = time_each(experiment, way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
-            seconds[name] = drawing + mapping
+            seconds[name] = draws * drawing + mapping
+            calls[name] = draws * each * CALLS.get(row.act, 1)
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[name]})
-    return {'seconds_per_sample': seconds, 'calls': sampler_of(config.sample, 0.0, 1.0).calls}
+    return {'seconds_per_sample': seconds, 'calls': calls}
 
 
 def report(experiment: Experiment) -> Facts:
@@ -334,7 +382,8 @@ STAGES = {
     ),
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
-    'sample': Stage(sample, MODELS, ('sample',)),
+    'condition': Stage(condition, ('dm',), ('condition', *TRAINING)),
+    'sample': Stage(sample, (*MODELS, 'condition'), ('sample',)),
     'assimilate': Stage(assimilate, MODELS, ('assimilate', 'sample'), True, check_assimilation),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),
@@ -344,10 +393,12 @@ STAGES = {
 def stages_of(config: ConfigDict) -> dict[str, Stage]:
     """Returns the stages that an experiment has, in order, each with those of its needs that are
     among them: `counter` where the constraint holds a network; `mirror`, `tune` and `finetune`
-    where the mirror map is learned.
+    where the mirror map is learned; `condition` where the table has its row.
     """
+    conditioned = 'dm_residual_conditioned' in (config.sample.rows or METHODS)
     absent = set() if build.holds_network(config) else {'counter'}
     absent |= set() if build.learns_map(config) else {'mirror', 'tune', 'finetune'}
+    absent |= set() if conditioned and build.takes_level(config) else {'condition'}
     needs = lambda stage: tuple(need for need in stage.needs if need not in absent)
     stages = {name: stage._replace(needs=needs(stage)) for name, stage in STAGES.items()}
     return {name: stage for name, stage in stages.items() if name not in absent}

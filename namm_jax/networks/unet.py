@@ -98,8 +98,9 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not; parameters and output
-    stay float32. Sizes that cannot be halved as often are `padded` first, and cut at the end.
+    """Maps `(b, h, w, c)` to `(b, h, w, c)`, given a label `(b,)` or not, and a level `(b,)` of
+    order 1, none where it is below 0; parameters and output stay float32. Sizes that cannot be
+    halved as often are `padded` first, and cut at the end.
     """
 
     channels: tuple[int, ...] = (64, 128)  # width at each resolution, each half the one before it
@@ -145,15 +146,26 @@ class UNet(nn.Module):
     def _conv(self, features: int, **options: Any) -> Conv:
         return Conv(features, periodic=self.periodic, dtype=self.dtype, **options)
 
-    def _embed(self, label: Array) -> Array:
+    def _embed(self, label: Array, level: Array | None) -> Array:
         c = 4 * self.channels[0]
         h = nn.swish(nn.Dense(c)(fourier_features(label, self.channels[0])))
+        if level is not None:  # at first without effect, below 0 always
+            of_level = nn.Dense(c, use_bias=False, kernel_init=nn.initializers.zeros, name='level')
+            features = fourier_features(level, self.channels[0])
+            h = h + jnp.where(level[:, None] < 0, 0, of_level(features))
         return nn.swish(nn.Dense(c)(h)).astype(self.dtype)
 
     @nn.compact
-    def __call__(self, x: Array, label: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        label: Array | None = None,
+        level: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
         x, place = padded(x, self.fold * 2 ** (len(self.channels) - 1), self.periodic)
-        embedding = None if label is None else self._embed(label)
+        embedding = None if label is None else self._embed(label, level)
         h = self._with_position(space_to_depth(x, self.fold))
         h = self._global_conv(self._conv(self.channels[0])(h))
         skips = []

@@ -23,6 +23,7 @@ ROWS = {'data': '#000000', 'dm': '#0072B2', 'dm_guided': '#56B4E9', 'dm_restored
 ROWS |= {'dm_projected': '#88CCEE', 'dm_restored_sampling': '#44AA99', 'mdm': '#D55E00'}
 ROWS |= {'dm_projected_sampling': '#117733', 'dm_mapped': '#999933', 'mdm_unlanded': '#E69F00'}
 ROWS |= {'dm_mapped_finetuned': '#AA4499', 'mdm_finetuned': '#CC3311', 'dm_landed': '#DDCC77'}
+ROWS |= {'dm_ppr': '#661100', 'dm_rejected': '#888888', 'dm_residual_conditioned': '#CC79A7'}
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'
 _NO_TERMS = (

@@ -95,10 +95,12 @@ def finetune_task(
 
 
 def score(
-    network: Any, params: Params, x: Array, label: Array, *, dropout_key: Key | None = None
+    network: Any, params: Params, x: Array, *of: Array, dropout_key: Key | None = None
 ) -> Array:
-    """Returns the output of a score network, as of `networks.output_like`."""
-    return output_like('score network', network, params, x, label, dropout_key=dropout_key)
+    """Returns the output of a score network, as of `networks.output_like`, given a label and, of
+    a network that takes one, a level.
+    """
+    return output_like('score network', network, params, x, *of, dropout_key=dropout_key)
 
 
 def denoising_task(
@@ -137,6 +139,53 @@ def denoising_task(
         optimizer=optimizer,
         frozen={'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)},
     )
+
+
+def conditioned_task(
+    network: Any,
+    shape: Shape,
+    params: Params,
+    optimizer: Transform,
+    *,
+    mean: Array | float = 0.0,
+    std: Array | float = 1.0,
+    parameterisation: str = 'edm',
+    reduction: str = 'mean',
+    unlabelled: float = 0.2,
+) -> Task:
+    """Returns the training on of a diffusion model that is told how far a field is from a rule.
+
+    Batches are `{'x': data, 'z': samples of the model, 'level': theirs (b,)}`, standardised, of
+    which half are data, of level 0.
+
+    Args:
+        network: a Flax module `(x, label, level, *, train) -> like x`, to which a level below 0 is
+            none, and at first any.
+        params: of the model.
+        unlabelled: part of a batch that has no level, for classifier-free guidance.
+        Others are those of `denoising_task`.
+    """
+    check_within('[0, 1)', unlabelled=unlabelled)
+
+    def loss(
+        params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
+    ) -> tuple[Array, Metrics]:
+        key_loss, key_dropout, key_level = jax.random.split(key, 3)
+        half = len(batch['x']) // 2
+        x = jnp.concatenate([batch['x'][:half], batch['z'][half:]])
+        level = jnp.where(jnp.arange(len(x)) < half, 0, batch['level'])
+        level = jnp.where(jax.random.bernoulli(key_level, unlabelled, level.shape), -1, level)
+        of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
+        dropout_key = key_dropout if train else None
+        output = lambda u, label: score(network, params, u, label, level, dropout_key=dropout_key)
+        return denoising_loss(of.denoiser(output), of, key_loss, x, reduction=reduction)
+
+    def init(key: Key) -> Params:
+        started = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1))['params']
+        return started | jax.tree.map(jnp.copy, params)
+
+    frozen = {'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)}
+    return Task(jax.jit(init), loss, optimizer, frozen)
 
 
 def namm(

@@ -1,0 +1,82 @@
+"""Rejection: of many draws of the diffusion model, those that obey the rule as well as data do."""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from namm_jax._arrays import Constraint, Key
+from namm_jax.experiment import dataset
+from namm_jax.experiment.drawing import in_batches
+from namm_jax.experiment.experiment import Experiment
+from namm_jax.experiment.processes import from_first
+
+QUANTILE = 0.95  # of the data's distances, the largest that passes
+PATIENCE = 200  # candidates for one that passes, at most
+
+Passes = Callable[[np.ndarray], np.ndarray]  # fields (m, ...) -> booleans (m,)
+
+
+def accepted(
+    blocks: Iterable[np.ndarray], passes: Passes, n: int
+) -> tuple[np.ndarray, float] | None:
+    """Returns the first n fields that pass, and how many were drawn for each that did; None as soon
+    as that is more than `PATIENCE`. Blocks `(m, ...)` of fields are drawn as they are asked for,
+    without end, at most `PATIENCE n` fields and a block.
+    """
+    kept = []
+    drawn = 0
+    passed = 0
+    for x in blocks:
+        kept.append(x[passes(x)])
+        drawn += len(x)
+        passed += len(kept[-1])
+        if drawn > PATIENCE * passed:
+            return None
+        if passed >= n:
+            return np.concatenate(kept)[:n], drawn / passed
+    raise ValueError(f'blocks: got {drawn} fields, expected no end of them')
+
+
+def bound(experiment: Experiment) -> float:
+    """Returns the largest distance that passes: the 95 % quantile of validation fields, each value
+    off by a rounding of single precision, as data that obey to the bit have no other distance.
+    """
+    x = experiment.split('validation')
+    rounding = np.finfo(np.float32).eps * jax.random.normal(experiment.key('probe'), x.shape)
+    off = np.asarray(x * (1 + rounding))
+    distances = [distances_of(experiment, fields) for fields in (x, off)]
+    return float(np.quantile(np.maximum(*distances), QUANTILE))
+
+
+def distances_of(experiment: Experiment, x: np.ndarray) -> np.ndarray:
+    """Returns the distances `(m,)` of fields from the rule."""
+    distance = Partial(_distance, experiment.constraint)
+    return in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
+
+
+@jax.jit
+def _distance(constraint: Constraint, x: jax.Array) -> jax.Array:
+    return constraint.distance(x)
+
+
+def rejection(
+    experiment: Experiment, x: np.ndarray, draw: Callable[[Key], jax.Array]
+) -> tuple[np.ndarray, float] | None:
+    """Returns as many samples that pass as there are first candidates x, and the candidates for
+    each, as of `accepted`. Candidate i is the sample of key i, and kept on disk as it is drawn.
+    """
+    n, limit = len(x), bound(experiment)
+    passes = lambda x: distances_of(experiment, x) <= limit
+    size = min(n, experiment.config.sample.batch_size)
+
+    def block(i: int) -> np.ndarray:
+        path = experiment.run.directory / 'sample' / f'candidates-{i}.npy'
+        if not from_first(path.exists):
+            keys, mesh = experiment.keys('sample', i * n, n), experiment.local_mesh
+            experiment.save(path, in_batches(draw, keys, size, mesh, between=experiment.pause))
+        return experiment.packed(dataset.read_fields(path))
+
+    return accepted(itertools.chain([x], map(block, itertools.count(1))), passes, n)
