@@ -15,8 +15,9 @@ QUICK = (
     # data: the time span of the paper's size
     | section('data', points=32, states=32, inner_steps=10)
     # the mirror side, and a diffusion model that trains as long
-    | section('mdm', steps=2000)
-    | section('finetune', samples=512, steps=800)
+    | section('mirror', steps=1000)
+    | section('mdm', steps=3400)
+    | section('finetune', samples=256, steps=200)
     | section('dm', steps=5200)
     | section('sample', n=512)
 )

@@ -15,8 +15,8 @@ QUICK = (
     # the mirror map, quick to learn
     | section('mirror', sigma_max=0.3, lambda_constr=1.0, steps=600)
     # the diffusion model in mirror space, which is not
-    | section('mdm', steps=4000)
-    | section('finetune', sigma_max=0.3, lambda_constr=1.0, samples=256, steps=300)
+    | section('mdm', steps=4500)
+    | section('finetune', sigma_max=0.3, lambda_constr=1.0, samples=256, steps=100)
     # a diffusion model that trains as long
     | section('dm', steps=5500)
 )

@@ -17,9 +17,9 @@ QUICK = (
     ACROSS
     | section('data', points=32, train=2000)
     # the mirror side
-    | section('mirror', lambda_constr=1.0, steps=500)
-    | section('mdm', steps=4000)
-    | section('finetune', lambda_constr=1.0, samples=256, steps=400)
+    | section('mirror', lambda_constr=1.0, steps=400)
+    | section('mdm', steps=4700)
+    | section('finetune', lambda_constr=1.0, samples=256, steps=100)
     # a diffusion model that trains as long
     | section('dm', steps=5600)
 )
