@@ -136,12 +136,12 @@ def _portable(argument: str) -> str:
     return f'{name}=runs/{Path(value).name}' if equals and name.endswith('workdir') else argument
 
 
-def keep(folders: list[Path], label: str | None) -> None:
+def keep(folders: list[Path], label: str | None, into: Path) -> None:
     """Writes one file a run."""
     for folder in find_runs(folders).values():
         results = read_run(folder)
         name = '-'.join([*results.experiment.split(':'), *filter(None, [label])])
-        path = ROOT / 'results' / f'{name}-seed{results.config["seed"]}.json'
+        path = into / f'{name}-seed{results.config["seed"]}.json'
         path.write_text(json.dumps(kept(results), indent=1, ensure_ascii=False) + '\n')
         print(path)
 
@@ -420,9 +420,10 @@ def main() -> None:
     )
     parser.add_argument('runs', metavar='RUN', nargs='*', type=Path)
     parser.add_argument('--label', help='put into the name of what is kept, such as budget3')
+    parser.add_argument('--into', type=Path, default=ROOT / 'results', help='results unless given')
     parser.add_argument('--readme', action='store_true', help='write the tables of all texts')
     given = parser.parse_args()
-    keep(given.runs, given.label)
+    keep(given.runs, given.label, given.into)
     if given.readme:
         for path in pages():
             path.write_text(with_tables(path.read_text()))

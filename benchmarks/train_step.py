@@ -3,6 +3,7 @@
 published one.
 
     python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--parts=2] [--repeats=5]
+        [--dtypes=float32,bfloat16] [--json=FILE]
 
 One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written),
 their share of the peak of a float32 matmul in the same process, megabytes of temporaries and
@@ -15,6 +16,8 @@ and as this library runs it. Both have the same parameters, and their losses are
 """
 
 import argparse
+import itertools
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -309,7 +312,10 @@ def main() -> None:
     parser.add_argument(
         '--parts', type=int, default=2, help='of a batch, side by side; train.parts'
     )
+    parser.add_argument('--dtypes', default='float32', help='of the networks, separated by commas')
+    parser.add_argument('--json', type=Path, help='where the rows are kept, too')
     arguments = parser.parse_args()
+    kept = []
     peak = matmul_peak()
     print(
         f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 '
@@ -323,6 +329,7 @@ def main() -> None:
     def report(preset: str, rows: dict[str, Measured]) -> None:
         for name, row in rows.items():
             rate = row.gflop / row.milliseconds * 1e3
+            kept.append({'preset': preset, 'step': name, 'gflop_per_second': rate, **row._asdict()})
             cells = (
                 preset,
                 name,
@@ -338,22 +345,28 @@ def main() -> None:
             )
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
-    for preset in filter(None, arguments.presets.split(',')):
-        config = get_config(preset).unlock()
+    pairs = itertools.product(arguments.presets.split(','), arguments.dtypes.split(','))
+    for preset, dtype in pairs:
+        config = override(get_config(preset).unlock(), {'train.compute_dtype': dtype})
         if arguments.batch and config.data.points > 32:
             override(
                 config,
                 {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')},
             )
         x = fields(config)
-        report(preset, training_steps(config, x, arguments.repeats, arguments.parts))
-        report(preset, parts(config, x, arguments.repeats))
-        report(preset, samplers(config, x, arguments.repeats))
+        name = preset if dtype == 'float32' else f'{preset}, {dtype}'
+        report(name, training_steps(config, x, arguments.repeats, arguments.parts))
+        report(name, parts(config, x, arguments.repeats))
+        report(name, samplers(config, x, arguments.repeats))
     x = fields(get_config('paper'))[: arguments.batch or 16]
     rows = published(x, arguments.repeats, arguments.parts)
     report('64x64', rows)
     direct, ours = (row.milliseconds for row in rows.values())
     print(f'\nours is {direct / ours:.2f} times as fast')
+    if arguments.json:
+        machine = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
+        machine['matmul_gflop_per_second'] = peak
+        arguments.json.write_text(json.dumps(machine | {'rows': kept}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,16 @@ QUICK = (
     | section('sample', n=512)
 )
 
+# The paper's fields, this preset's networks.
+DESK = (
+    QUICK
+    | section('data', points=64, states=64, inner_steps=5)
+    | section('mirror', steps=1500)
+    | section('mdm', steps=6000)
+    | section('dm', steps=8600)
+    | section('sample', n=128)
+)
+
 PAPER = (
     presets.PAPER
     | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
@@ -29,11 +39,24 @@ PAPER = (
     | section('finetune', lambda_constr=1.0)
 )
 
+# As many steps of the paper's networks as one GPU makes in minutes.
+GPU = (
+    PAPER
+    | section('mirror', steps=2000)
+    | section('mdm', steps=3000)
+    | section('finetune', samples=1024, steps=300)
+    | section('dm', steps=4500)
+    | section('condition', steps=1000)
+    | section('sample', n=128)
+    | section('train', compute_dtype='bfloat16')
+)
+
 PUBLISHED = presets.published(PAPER) | section('data', stepper='forward_euler')
 
 TINY = presets.TINY | section('data', states=16, inner_steps=4)
 
-PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
+PRESETS = {'quick': QUICK, 'desk': DESK, 'gpu': GPU, 'paper': PAPER, 'published': PUBLISHED}
+PRESETS |= {'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):

@@ -24,6 +24,15 @@ QUICK = (
     | section('dm', steps=5600)
 )
 
+# The paper's fields, this preset's networks.
+DESK = (
+    QUICK
+    | section('data', points=64, train=4000)
+    | section('mdm', steps=6000)
+    | section('dm', steps=7000)
+    | section('sample', n=128)
+)
+
 PAPER = (
     presets.PAPER
     | presets.epochs(mirror=50, mdm=300, finetune=950, dm=1000)
@@ -36,6 +45,7 @@ TINY = presets.TINY | ACROSS
 
 PRESETS = {
     'quick': QUICK,
+    'desk': DESK,
     'paper': PAPER,
     'published': presets.published(PAPER),
     'tiny': TINY,

@@ -216,7 +216,7 @@ def test_help(tmp_path, script):
     done = python(ROOT / 'launch' / script, '--help', cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ''
     assert f'python launch/{script} --config=configs/burgers.py' in done.stdout
-    assert 'burgers (quick, paper, published, tiny)' in done.stdout
+    assert 'burgers (quick, desk, gpu, paper, published, tiny)' in done.stdout
     assert '--config.' in done.stdout and '--workdir' in done.stdout
     assert ('tune' in done.stdout) == (script == 'main.py') and 'flagfile' not in done.stdout
 

@@ -106,6 +106,7 @@ PUBLISHED = {  # a deviation from the paper -> the option that switches it back
     'warm-up': ('mirror.optimizer.warmup', 0.0),
     'law of the noise': ('mirror.sigma_power', 1.0),
     'law of the noise in finetuning': ('finetune.sigma_power', 1.0),
+    'steps that end f': ('sample.landing', 0),
     'momentum': ('mirror.optimizer.b1', 0.5),
 }
 
