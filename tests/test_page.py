@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -19,11 +20,12 @@ import pytest
 from namm_jax.experiment.files import UserError
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.__main__ import main
-from namm_jax.report.page import SECTIONS, page
+from namm_jax.report.page import FIGURES, SECTIONS, page
 from namm_jax.report.pictures import Picture
 from namm_jax.report.reading import ARRAYS, find_runs, read_run, training_curves
 from namm_jax.report.table import cells, row_name, three_digits
 
+ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
 VOID = {'meta', 'img', 'source', 'br'}
 
@@ -73,10 +75,20 @@ def test_page_is_whole_and_asks_for_nothing_else(written):
         source.startswith('data:image/') for source in sources
     )
     ids = [tag['id'] for _, tag in parsed.tags if 'id' in tag]
-    assert len(ids) == len(set(ids)) and {tag['href'] for tag in parsed.every('a')} == {
-        f'#{name}' for name in ids
-    }
-    assert not re.search(r'https?:|url\(|@import', written)
+    links = {tag['href'] for tag in parsed.every('a')}
+    inside = {link for link in links if link[0] == '#'}
+    assert len(ids) == len(set(ids)) and inside == {f'#{name}' for name in ids}
+    assert not re.search(r'url\(|@import', written)
+    assert set(re.findall(r'https?:[^"]*', written)) == links - inside  # nothing but links
+
+
+def test_each_figure_links_to_the_page_that_explains_it(written):
+    text = (ROOT / 'docs' / FIGURES).read_text()
+    anchors = {line[4:].lower().replace(' ', '-') for line in text.splitlines() if '### ' in line}
+    links = [tag['href'] for tag in Parsed(written).every('a') if tag['href'][0] != '#']
+    assert len(links) == len(SECTIONS)
+    assert {link.partition('#')[2] for link in links} <= anchors
+    assert all(f'/docs/{FIGURES}#' in link for link in links)
 
 
 def test_pictures_open_and_are_described(written, tiny_run):

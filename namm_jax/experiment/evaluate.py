@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params

@@ -3,6 +3,7 @@ finished run or several side by side.
 """
 
 import base64
+import importlib.metadata
 import json
 import shlex
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ SECTIONS = {
         'One panel a stage, a colour a term. Solid lines: training; dashed: held-out data.',
     ),
 }
+FIGURES = 'running/folder.md'  # of the documentation: a section of the same heading tells more
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader(__package__, '.'), autoescape=True)
 
 
@@ -84,7 +86,18 @@ def page(runs: Mapping[str, tuple[Results, Mapping[str, Picture]]]) -> str:
         assimilation_columns=one_line(ASSIMILATION_COLUMNS),
         inverse_problems=any(view['posteriors'] for view in views),
         source=_source,
+        explained=_explained,
     )
+
+
+def _explained(heading: str) -> str:
+    """Returns the address of the documentation on a figure; empty where the package has none."""
+    try:
+        urls = importlib.metadata.metadata('namm_jax').get_all('Project-URL') or []
+    except importlib.metadata.PackageNotFoundError:
+        return ''
+    site = next((url for name, url in (url.split(', ') for url in urls) if name[0] == 'D'), '')
+    return site and f'{site}/{FIGURES}#{heading.lower().replace(" ", "-")}'
 
 
 def _source(picture: Picture, data: bytes) -> str:
