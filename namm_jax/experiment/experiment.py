@@ -99,9 +99,13 @@ class Experiment(NamedTuple):
         """The unit of the rule's distance, for its weight in a loss."""
         return (self.run.record('data') or {}).get('unit', self.problem.unit)
 
-    def split(self, name: str) -> np.ndarray:
-        """Returns a split of the data, `(n, h, w, c)`, as networks see it."""
-        return self.packed(dataset.load_split(self.run.directory / 'data', name))
+    def split(self, name: str) -> np.ndarray | dataset.Rows:
+        """Returns a split of the data, `(n, h, w, c)`, as networks see it; many samples of a user's
+        own, to train on, stay in their file.
+        """
+        folder, large = self.run.directory / 'data', name == 'train' and not self.problem.generated
+        x = dataset.load_split(folder, name, limit=dataset.IN_MEMORY if large else math.inf)
+        return x if large else self.packed(x)
 
     def packed(self, x: np.ndarray) -> np.ndarray:
         """Returns fields of a file as networks see them."""

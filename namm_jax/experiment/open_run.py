@@ -64,7 +64,7 @@ class OpenRun:
     def data(self, split: str = 'test') -> np.ndarray:
         """Returns a split of the data, `train`, `validation` or `test`, `(n, h, w, c)`."""
         choose('split', split, dict.fromkeys(SPLITS))
-        return self._experiment.split(split)
+        return self._experiment.split(split)[:]
 
     @functools.cached_property
     def constraint(self) -> Constraint:
