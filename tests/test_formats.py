@@ -1,9 +1,12 @@
 """Data of one's own in the formats of the field: layouts, masks, files that stay on the disk."""
 
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import namm_jax as nj
@@ -16,6 +19,68 @@ from namm_jax.problems.own_arrays import moments, units
 
 X = np.random.default_rng(0).normal(size=(40, 4, 6, 2)).astype(np.float32)
 FIRST = np.moveaxis(X, -1, 1)  # (n, c, h, w)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def page_blocks(*signs):
+    """Returns the programs of the page on data of one's own, each the one that has a sign in it."""
+    text = (ROOT / 'docs' / 'your-own.md').read_text()
+    blocks = re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    return [next(block for block in blocks if sign in block) for sign in signs] or blocks
+
+
+def save_page_files(folder):
+    """Writes the data that the page reads, small."""
+    np.savez(folder / 'flows.npz', vorticity=X[..., 0])
+    np.save(folder / 'signals.npy', X[:, 0, :, 0])
+    (folder / 'pictures').mkdir()
+    PIL.Image.new('RGB', (6, 4)).save(folder / 'pictures' / 'a.png')
+    save_hdf5(folder / 'flows.h5', velocity=FIRST)
+    xarray = pytest.importorskip('xarray')
+    pytest.importorskip('netCDF4')
+    land = np.arange(24).reshape(4, 6) % 5 == 0
+    fields = {
+        'sst': (('day', 'lat', 'lon'), np.where(land, np.nan, X[..., 0])),
+        'sea': (('lat', 'lon'), 1.0 - land),
+        'forecast': (('start', 'time', 'lat', 'lon'), FIRST),
+    }
+    xarray.Dataset(fields).to_netcdf(folder / 'ocean.nc')
+    return land
+
+
+def save_net(folder):
+    """Writes the weights that the page's denoisers read; returns their two programs."""
+    import flax.serialization
+    import jax
+
+    flax_program, torch_program = page_blocks('net.msgpack', 'net.npz')
+    scope = {}
+    exec(flax_program.split('NET = ')[0], scope)
+    params = scope['Net']().init(jax.random.key(0), np.zeros((1, 8, 8, 1)), np.zeros(1))
+    (folder / 'net.msgpack').write_bytes(flax.serialization.to_bytes(params))
+    layers = dict(first='Conv_0', level='Dense_0', last='Conv_1')
+    weights = {name: params['params'][layer] for name, layer in layers.items()}
+    state = {f'{name}.bias': layer['bias'] for name, layer in weights.items()}
+    for name, layer in weights.items():
+        kernel = np.asarray(layer['kernel'])
+        state[f'{name}.weight'] = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+    np.savez(folder / 'net.npz', **state)
+    return flax_program, torch_program
+
+
+def test_the_page_reads_each_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    land = save_page_files(tmp_path)
+    scope = {'nj': nj}
+    exec(page_blocks('nj.read')[0], scope)
+    np.testing.assert_array_equal(scope['flows'], X[..., :1])
+    np.testing.assert_array_equal(scope['pairs'], X)
+    np.testing.assert_array_equal(scope['states'], X)
+    np.testing.assert_array_equal(scope['ocean'][:, ~land], X[:, ~land, :1])
+    np.testing.assert_array_equal(scope['signals'][:, 0, :, 0], X[:, 0, :, 0])
+    assert scope['pictures'].shape == (1, 4, 6, 3)
 
 
 def save_hdf5(path, **arrays):

@@ -32,7 +32,7 @@ BLOCK = 2**26  # bytes of more than that, about, which are read together
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class Stored:
     """Samples `(n, h, w, c)`, float32, that stay in their files until rows of them are read."""
 
     read: Callable[[Int[np.ndarray, ' m']], Float[np.ndarray, 'm h w c']]
@@ -50,9 +50,9 @@ class Rows:
         size = max(1, BLOCK // (4 * int(np.prod(self.shape[1:]))))
         return (self.read(rows[start : start + size]) for start in range(0, len(rows), size))
 
-    def map(self, function: Callable[[Any], Any]) -> 'Rows':
+    def map(self, function: Callable[[Any], Any]) -> 'Stored':
         """Returns the rows of a function of each, which keeps their shape."""
-        return Rows(lambda rows: np.asarray(function(self.read(rows))), self.shape)
+        return Stored(lambda rows: np.asarray(function(self.read(rows))), self.shape)
 
     def mean(self) -> float:
         """Returns the mean over all values."""
@@ -169,9 +169,9 @@ def _read_part(part: Path, name: str, shape: tuple[int, ...] = ()) -> Float[np.n
 
 
 def load_split(
-    directory: str | os.PathLike[str], split: str, *, limit: float = np.inf
-) -> Float[np.ndarray, 'n h w c'] | Rows:
-    """Returns one split of a data set of `write_dataset`, of more bytes than a limit as `Rows`.
+    directory: str | os.PathLike[str], split: str, *, limit: float | int = np.inf
+) -> Float[np.ndarray, 'n h w c'] | Stored:
+    """Returns one split of a data set of `write_dataset`, of more bytes than a limit as `Stored`.
 
     Raises:
         ValueError: naming the file that is missing, damaged, or of another shape.
@@ -188,10 +188,10 @@ def load_split(
     return fields
 
 
-def _rows_of(path: Path) -> Rows:
+def _rows_of(path: Path) -> Stored:
     # Mapped anew each time: what has been read of a mapped file stays in memory.
     rows = lambda rows: as_fields(path, np.load(path, mmap_mode='r')[rows])
-    return Rows(rows, map_array(path).shape)
+    return Stored(rows, map_array(path).shape)
 
 
 def read_fields(

@@ -99,7 +99,7 @@ class Experiment(NamedTuple):
         """The unit of the rule's distance, for its weight in a loss."""
         return (self.run.record('data') or {}).get('unit', self.problem.unit)
 
-    def split(self, name: str) -> np.ndarray | dataset.Rows:
+    def split(self, name: str) -> np.ndarray | dataset.Stored:
         """Returns a split of the data, `(n, h, w, c)`, as networks see it; many samples of a user's
         own, to train on, stay in their file.
         """
@@ -146,6 +146,8 @@ def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     shape = make_problem(config).shape
     mesh = make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)
+    if config.score.external:
+        build.external_denoiser(config)
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
     if (got := config.finetune.optimizer.name) != (expected := config.mirror.optimizer.name):
@@ -291,7 +293,11 @@ def counter_parameters(experiment: Experiment) -> Params:
 
 
 def score_parameters(experiment: Experiment, stage: str) -> Params:
-    """Returns the averaged parameters of a diffusion model, `dm` or `mdm`."""
+    """Returns the averaged parameters of a diffusion model, `dm` or `mdm`; in the place of those of
+    `dm`, a user's own denoiser.
+    """
+    if stage == 'dm' and experiment.config.score.external:
+        return build.external_denoiser(experiment.config)
     task = build.denoising_task(experiment.config, 1, 0.0, 1.0)
     return restore(experiment, stage, {'ema': _shapes(task.init)})['ema']
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from namm_jax._checks import choose, nearest
-from namm_jax.experiment.dataset import IN_MEMORY, Rows, as_fields, map_array
+from namm_jax.experiment.dataset import IN_MEMORY, Stored, as_fields, map_array
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.progress import say
 from namm_jax.problems.own_arrays import moments
@@ -212,7 +212,7 @@ def _axes_of(
     return names
 
 
-def _rows(parts: Sequence[_Part], mask: np.ndarray | None = None, fill: Any = 0.0) -> Rows:
+def _rows(parts: Sequence[_Part], mask: np.ndarray | None = None, fill: Any = 0.0) -> Stored:
     """Returns the samples of all files, one after another, `fill` where a mask `(h, w, 1)` is 0."""
     starts = np.cumsum([0, *(part.shape[0] for part in parts)])
 
@@ -226,7 +226,7 @@ def _rows(parts: Sequence[_Part], mask: np.ndarray | None = None, fill: Any = 0.
             x[files == k] = as_fields(parts[k].path, part)
         return x
 
-    return Rows(read, (int(starts[-1]), *parts[0].shape[1:]))
+    return Stored(read, (int(starts[-1]), *parts[0].shape[1:]))
 
 
 def _mask(place: str, shape: Sequence[int]) -> np.ndarray:
@@ -241,8 +241,8 @@ def _mask(place: str, shape: Sequence[int]) -> np.ndarray:
 
 def read_user_data(
     given: str | os.PathLike[str], axes: str = '', mask: str = ''
-) -> Float[np.ndarray, 'n h w c'] | Rows:
-    """Returns the samples at a place, float32; those of more than `IN_MEMORY` bytes as `Rows`.
+) -> Float[np.ndarray, 'n h w c'] | Stored:
+    """Returns the samples at a place, float32; those of more than `IN_MEMORY` bytes as `Stored`.
 
     Args:
         given: `FILE.npy`, `FILE.npz:NAME`, `FILE.h5:DATASET`, `FILE.nc:VARIABLE`, a folder of

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from namm_jax.experiment.cli import STAGES
 from namm_jax.experiment.config import flatten
-from namm_jax.experiment.dataset import Rows
+from namm_jax.experiment.dataset import Stored
 from namm_jax.experiment.devices import first_devices
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.formats import place_of, read_user_data
@@ -97,11 +97,11 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
 
 
 @functools.lru_cache(maxsize=1)
-def _samples(place: tuple[str, str, str], version: tuple[int, ...]) -> np.ndarray | Rows:
+def _samples(place: tuple[str, str, str], version: tuple[int, ...]) -> np.ndarray | Stored:
     return read_user_data(*place)
 
 
-def own_samples(data: ConfigDict) -> np.ndarray | Rows:
+def own_samples(data: ConfigDict) -> np.ndarray | Stored:
     """Returns a user's own samples, read again where their files have changed."""
     version = tuple(checksum(name, data[name.removeprefix('data.')]) for name in DATA)
     return _samples((data.path, data.axes, data.mask), version)
@@ -113,7 +113,7 @@ def forget_samples() -> None:
 
 
 def _fields_of_files(
-    config: ConfigDict, read: Callable[[], np.ndarray | Rows], indices: np.ndarray
+    config: ConfigDict, read: Callable[[], np.ndarray | Stored], indices: np.ndarray
 ) -> np.ndarray:
     data = config.data
     x = read()
@@ -161,6 +161,10 @@ def _of_files(config: ConfigDict) -> dict[str, Any]:
         train = found['train'] = len(x) - found['validation'] - found['test']
     training = _order(config, len(x))[:train]
     if len(training) and not data.mean:
-        blocks = x.blocks(training) if isinstance(x, Rows) else [x[training]]
+        blocks = x.blocks(training) if isinstance(x, Stored) else [x[training]]
         found['mean'], found['scale'] = units(blocks)
+        if config.score.external:  # its noise has one level for all channels
+            found['scale'] = (float(np.linalg.norm(found['scale']) / x.shape[3] ** 0.5),) * x.shape[
+                3
+            ]
     return found

@@ -144,6 +144,7 @@ FIELDS = {
     **_section('mirror', TRAINING),
     # network and training of both diffusion models, DM and MDM
     'score.network': _field('unet', 'of both diffusion models', choices=('unet', CLASS)),
+    'score.external': _field('', 'FILE.py:FUNCTION, a denoiser in place of the DM'),
     'score.parameterisation': _field('edm', 'vp: published', choices=tuple(PARAMETERISATIONS)),
     'score.reduction': _field('mean', 'of errors; half_sum: published', choices=tuple(REDUCTIONS)),
     'score.padding': _field('periodic', 'zeros: published', choices=PADDINGS),

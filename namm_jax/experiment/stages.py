@@ -20,7 +20,13 @@ from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
-from namm_jax.experiment.experiment import Experiment, mirror_parameters, restore, train
+from namm_jax.experiment.experiment import (
+    Experiment,
+    mirror_parameters,
+    restore,
+    score_parameters,
+    train,
+)
 from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.methods import (
     ACTS,
@@ -170,7 +176,7 @@ def mirror(experiment: Experiment) -> Facts:
 
 def _splits(
     experiment: Experiment, function: Callable[[Any], Any] | None = None, size: int = 0
-) -> list[np.ndarray | dataset.Rows]:
+) -> list[np.ndarray | dataset.Stored]:
     """Returns training and validation data, or what a function makes of them, in batches or whole;
     of data that stay in their file, it does when they are read.
     """
@@ -179,13 +185,13 @@ def _splits(
         return splits
     whole = lambda x: np.asarray(function(jnp.asarray(x)))
     of = lambda x: in_batches(function, x, size, experiment.local_mesh) if size else whole(x)
-    return [x.map(function) if isinstance(x, dataset.Rows) else of(x) for x in splits]
+    return [x.map(function) if isinstance(x, dataset.Stored) else of(x) for x in splits]
 
 
 def _train_diffusion(
     experiment: Experiment,
     stage: str,
-    x: np.ndarray | dataset.Rows,
+    x: np.ndarray | dataset.Stored,
     held_out: np.ndarray,
     to_data: Callable[[Any], Any],
 ) -> Facts:
@@ -207,10 +213,29 @@ def _train_diffusion(
 
 
 def dm(experiment: Experiment) -> Facts:
-    """Trains the plain diffusion model, on the data, standardised."""
+    """Trains the plain diffusion model, on the data, standardised; takes a user's own denoiser as
+    it is.
+    """
     standardise, to_data = experiment.unit_maps
     x, held_out = _splits(experiment, standardise)
+    if experiment.config.score.external:
+        std = float(x.std())
+        _try_denoiser(experiment, held_out[:64], 0.5 * std)
+        return {'training_seconds': 0.0, 'training_flops': 0.0, 'mean': float(x.mean()), 'std': std}
     return _train_diffusion(experiment, 'dm', x, held_out, to_data)
+
+
+def _try_denoiser(experiment: Experiment, x: np.ndarray, sigma: float) -> None:
+    """Warns where a user's own denoiser is no better on standardised data with noise than none."""
+    denoiser = jax.jit(score_parameters(experiment, 'dm'))
+    noise = sigma * jax.random.normal(experiment.key('dm'), x.shape)
+    error = float(jnp.sqrt(jnp.mean((denoiser(x + noise, jnp.float32(sigma)) - x) ** 2)))
+    say(f'score.external: error {error / sigma:.3g} of the noise, of half a standard deviation')
+    if not error < sigma:
+        say(
+            'warning: score.external: that is no better than no denoising, expected less than 1; '
+            'are its x and sigma in the unit of the data, and does it return their mean?'
+        )
 
 
 def _checked_map(experiment: Experiment) -> Facts:
