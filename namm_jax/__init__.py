@@ -2,7 +2,7 @@
 
 The front door: these names are imported when they are first used.
 
-    problem     problems, problem, Problem                    data and the rule that they obey
+    problem     problems, problem, Problem, read              data and the rule that they obey
     rule        constraints, constraint, project_onto, land   a set M, given by a distance
     network     networks                                      Flax modules, and what one must be
     training    namm, finetune, diffusion, fit, optimizer     from data to a mirror map or a prior
@@ -18,6 +18,7 @@ __version__ = '0.1.0'
 _PLACES = {
     'problems': 'problems',
     'problem': 'problems.own_arrays:problem',
+    'read': 'experiment.formats:read',
     'Problem': 'problems.base:Problem',
     'View': 'problems.base:View',
     'parameter': 'problems.base:parameter',

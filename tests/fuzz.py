@@ -71,7 +71,7 @@ from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.config import flatten, override, steps_of
 from namm_jax.experiment.devices import rules_of
 from namm_jax.experiment.folder import Folder, Run
-from namm_jax.experiment.own import read_user_data
+from namm_jax.experiment.formats import read_user_data
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.experiment.stages import check_stages

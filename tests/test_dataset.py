@@ -101,7 +101,7 @@ def test_other_data_in_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize('first', [3, 7])
 def test_a_kill_while_parts_become_one_file_is_made_good(tmp_path, monkeypatch, first):
     """Before the file is there, and before its parts are gone."""
-    function = files.write_checked
+    function = files.write_blocks
 
     def killed(path, data):
         if path.name == 'train.npy':
@@ -111,7 +111,7 @@ def test_a_kill_while_parts_become_one_file_is_made_good(tmp_path, monkeypatch, 
         function(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(files, 'write_checked', killed)
+        patch.setattr(files, 'write_blocks', killed)
         write(tmp_path / 'killed')
     later = []
     write(tmp_path / 'killed', lambda i: later.extend(i) or fields_of(i))

@@ -52,7 +52,11 @@ ALLOWED = {
         SYSTEM | {'flax', 'ml_collections', 'optax'},
     ),
     'namm_jax.experiment.own': (
-        'experiment.files experiment.dataset experiment.progress',
+        'experiment.files experiment.formats experiment.progress',
+        SYSTEM,
+    ),
+    'namm_jax.experiment.formats': (
+        'experiment.files experiment.dataset experiment.progress problems.own_arrays',
         SYSTEM | {'PIL'},
     ),
     'namm_jax.experiment.checkpoint': ('experiment', SYSTEM | {'orbax'}),
@@ -214,7 +218,7 @@ def test_a_violation_is_found(module, source):
             'from namm_jax.networks.icnn import gradient_map\nimport jax.numpy as jnp',
             False,
         ),
-        ('namm_jax.experiment.own', 'import PIL.Image', False),
+        ('namm_jax.experiment.formats', 'import PIL.Image', False),
         ('configs.burgers', 'from namm_jax.experiment.config import experiment', False),
     ],
 )

@@ -20,10 +20,11 @@ import namm_jax as nj
 from namm_jax import __main__ as program
 from namm_jax._checks import check_rule
 from namm_jax.constraints.base import function_rule
-from namm_jax.experiment import cli, own
+from namm_jax.experiment import cli, formats
 from namm_jax.experiment.dataset import SPLITS
 from namm_jax.experiment.files import UserError, read_json, write_json
-from namm_jax.experiment.own import load_function, read_user_data
+from namm_jax.experiment.formats import read_user_data
+from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import fields_of, make_problem, with_own_data
 from namm_jax.experiment.schema import check_ranges
 
@@ -191,10 +192,10 @@ def _save(folder, name, value):
 @pytest.mark.parametrize(
     ('files', 'message'),
     [
-        ({}, r'got 0 .npy files and 0 images'),
+        ({}, r'got 0 files of arrays .* and 0 images'),
         (
             {'a.npy': X, 'b.png': PIL.Image.new('L', (6, 4))},
-            'got 1 .npy files and 1 images.*the one or the other',
+            'got 1 files of arrays .* and 1 images.*the one or the other',
         ),
         (
             {'a.npy': X, 'b.npy': X[0], 'c.npy': X[:, :2]},
@@ -210,7 +211,7 @@ def _save(folder, name, value):
             "a.npy: got Array can't be memory-mapped: Python objects",
         ),
         ({'a.npy': np.zeros((2, 2), complex)}, 'a.npy: got dtype complex128'),
-        ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\)'),
+        ({'a.npy': np.zeros(3)}, r'a.npy: got shape \(3,\), expected \(h, w\), \(h, w, c\)'),
         ({'a.npy': np.zeros((0, 2, 2, 1))}, r'a.npy: got dtype float64 and shape \(0, 2, 2, 1\)'),
         ({'a.npy': np.array([[np.nan, 1e300]])}, 'a.npy: got 2 of 2 values NaN or infinite'),
         (
@@ -221,7 +222,7 @@ def _save(folder, name, value):
         ({'a.png': b'no image'}, 'a.png: got cannot identify'),
         (
             {'a.png': PIL.Image.new('L', (6, 4)), 'b.tif': PIL.Image.new('L', (6, 4))},
-            r"got 0 .npy files and 1 images .*, 1 of other kinds \['b.tif'\], .*convert or move",
+            r"got 0 files of arrays .* and 1 images .*, 1 of other kinds \['b.tif'\], .*convert",
         ),
     ],
 )
@@ -435,8 +436,8 @@ def test_too_few_samples_are_told_in_one_message(tmp_path):
 def test_every_image_is_read_once(tmp_path, monkeypatch):
     for i in range(40):
         PIL.Image.new('L', (6, 4), i).save(tmp_path / f'{i:02}.png')
-    read, decoded = [], own._read_image
-    monkeypatch.setattr(own, '_read_image', lambda path: read.append(path) or decoded(path))
+    read, decoded = [], formats._read_image
+    monkeypatch.setattr(formats, '_read_image', lambda path: read.append(path) or decoded(path))
     config = with_own_data(own_config('tiny', tmp_path))
     of = fields_of(with_own_data(config), make_problem(config))
     parts = [of(np.arange(40)[i::4]) for i in range(4)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_formats import save_net, save_page_files
 
 from namm_jax.experiment import schema
 from namm_jax.networks.icnn import ICNN
@@ -67,6 +68,9 @@ def test_a_program_runs_as_printed_but_for_its_sizes(index):
 @pytest.mark.parametrize('page', PAGES)
 def test_the_programs_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page == 'docs/your-own.md':
+        save_page_files(tmp_path)
+        save_net(tmp_path)
     scope = run('\n\n'.join(PROGRAM.findall(TEXTS[page])), page)
     for name in {'projected', 'restored', 'while_sampling'} & set(scope):  # their sum is 10
         np.testing.assert_allclose(np.asarray(scope[name]).sum((1, 2, 3)), 10, rtol=1e-4)

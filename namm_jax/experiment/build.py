@@ -18,6 +18,7 @@ from namm_jax import mirror
 from namm_jax._arrays import Constraint, Denoiser, Key, MirrorMap, Params, Task
 from namm_jax._checks import choose
 from namm_jax.denoising.denoisers import make_parameterisation
+from namm_jax.denoising.prior import prior
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem, plain
@@ -309,12 +310,35 @@ def make_denoiser(
     config: ConfigDict, params: Params, mean: Array | float, std: Array | float, *level: Array
 ) -> Denoiser:
     """Returns the denoiser of a diffusion model trained on data of this mean and std, scalars; of
-    one that is conditioned on a level `(b,)`, that given one.
+    one that is conditioned on a level `(b,)`, that given one; one of `external_denoiser` is there
+    in the place of parameters.
     """
+    if callable(params):
+        return params
     network = make_score(config)
     score = lambda x, label: recipes.score(network, params, x, label, *level)
     name = config.score.parameterisation
     return make_parameterisation(name, mean=mean, std=std).denoiser(score)
+
+
+def external_denoiser(config: ConfigDict) -> Denoiser:
+    """Returns the trained denoiser that a user brings, `(x, sigma) -> E[x_0 | x]` in the units of
+    the data, as one of standardised fields.
+
+    Raises:
+        ValueError: if it does not return fields like x, or noise of one level for all channels is
+            not one level of standardised fields.
+    """
+    problem = make_problem(config)
+    mean, scale = problem.units
+    if len(set(np.ravel(scale).tolist())) > 1:
+        raise UserError(
+            f'score.external: got data of the scales {scale}, expected one for all channels, as '
+            'the noise of a denoiser has: --redo=data takes their root mean square'
+        )
+    denoiser = load_function(config.score.external)
+    std = float(np.ravel(scale)[0])
+    return prior(denoiser, problem.shape, mean=np.float32(mean), std=std).standard
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
@@ -348,5 +372,5 @@ def conditioned_task(
 
 
 def takes_level(config: ConfigDict) -> bool:
-    """Returns whether the score network takes a level, as one of a user's own need not."""
-    return 'level' in inspect.signature(_kind(config, SCORE).__call__).parameters
+    """Returns whether the DM can be told a level, as a network of a user's own need not."""
+    return not config.score.external and 'level' in inspect.signature(_kind(config, SCORE).__call__).parameters

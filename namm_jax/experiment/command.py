@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from namm_jax.experiment import processes
+from namm_jax.experiment.advice import advise
 from namm_jax.experiment.config import flatten, override
 from namm_jax.experiment.experiment import Experiment, check, make_experiment
 from namm_jax.experiment.files import UserError, local, read_json, write_json
@@ -198,8 +199,11 @@ def _say_table(directory: Path, *, evaluated: bool) -> None:
         from namm_jax.report.reading import read_metrics
         from namm_jax.report.table import render, summary_table
 
-        if rows := read_metrics(directory).get('rows'):
+        metrics = read_metrics(directory)
+        if rows := metrics.get('rows'):
             say(render(summary_table(rows, width())))
+        if advice := metrics.get('advice'):
+            say(advice['text'])
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 
@@ -210,5 +214,8 @@ def _aggregate(workdir: Path, seeds: list[int]) -> None:
     paths = [workdir / f'seed{seed}' / 'metrics.json' for seed in seeds]
     metrics = [read_json(path, dict) if path.exists() else {} for path in paths]
     if all('rows' in one for one in metrics):  # a discarded or unfinished evaluation has none
-        write_json(workdir / 'metrics.json', aggregate(metrics))
+        numbers = [{k: v for k, v in one.items() if k != 'advice'} for one in metrics]
+        means = aggregate(numbers)
+        advice = advise(means['rows'])
+        write_json(workdir / 'metrics.json', means | ({'advice': advice} if advice else {}))
         _say_table(workdir, evaluated=True)

@@ -6,8 +6,10 @@ a function of. Samples are numbered through train, validation, test, so that sam
 and nothing else.
 """
 
+import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +23,44 @@ from jaxtyping import Float, Int, Num
 from namm_jax.experiment import files
 from namm_jax.experiment.files import UserError
 from namm_jax.experiment.processes import from_first, gather
+from namm_jax.problems.own_arrays import moments
 
 SPLITS = ('train', 'validation', 'test')
 REMEDY = 'restore it from a copy, or generate the data again with --redo=data'
+IN_MEMORY = 2**28  # bytes of a user's own data, at most, that are read at once
+BLOCK = 2**26  # bytes of more than that, about, which are read together
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Samples `(n, h, w, c)`, float32, that stay in their files until rows of them are read."""
+
+    read: Callable[[Int[np.ndarray, ' m']], Float[np.ndarray, 'm h w c']]
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Float[np.ndarray, 'm h w c']:
+        return self.read(np.arange(len(self))[rows])
+
+    def blocks(self, rows: Any = slice(None)) -> Iterator[Float[np.ndarray, 'm h w c']]:
+        """Returns an iterator over these rows, in the order of the files, block by block."""
+        rows = np.sort(np.arange(len(self))[rows])
+        size = max(1, BLOCK // (4 * int(np.prod(self.shape[1:]))))
+        return (self.read(rows[start : start + size]) for start in range(0, len(rows), size))
+
+    def map(self, function: Callable[[Any], Any]) -> 'Stored':
+        """Returns the rows of a function of each, which keeps their shape."""
+        return Stored(lambda rows: np.asarray(function(self.read(rows))), self.shape)
+
+    def mean(self) -> float:
+        """Returns the mean over all values."""
+        return moments(self.blocks(), None)[0]
+
+    def std(self) -> float:
+        """Returns their standard deviation."""
+        return moments(self.blocks(), None)[1]
 
 
 def write_dataset(
@@ -68,7 +105,7 @@ def write_dataset(
                     _write_part(part, fields_of(indices), indices, names[part])
             gather(None)  # all of them are there
             progress(int(together[-1][1][-1]) + 1, sum(sizes.values()))
-        from_first(functools.partial(_join, path, names))
+        from_first(functools.partial(_join, path, names, sizes[split]))
         start = stop
     from_first(lambda: files.write_json(directory / 'data.json', {**plan, 'complete': True}))
 
@@ -108,27 +145,33 @@ def _write_part(path: Path, fields: Any, indices: Int[np.ndarray, ' n'], name: s
     files.write_bytes(path, file.getbuffer())
 
 
-def _join(path: Path, parts: Mapping[Path, str]) -> None:
-    """Makes one file of a split, and deletes its parts; two copies of it are in memory."""
-    arrays, file = [], io.BytesIO()
-    for part, name in ({} if path.exists() else parts).items():
-        try:
-            with np.load(part, allow_pickle=False) as archive:
-                if str(archive['name']) != name:
-                    raise ValueError('a part of another place, or of other data')
-                arrays.append(archive['fields'])
-        except Exception as error:  # damage comes as BadZipFile, KeyError, RuntimeError and more
-            raise ValueError(f'{part} is damaged: got {error!r:.300}; {REMEDY}') from error
-    if arrays:
-        arrays = np.concatenate(arrays)
-        np.save(file, arrays, allow_pickle=False)
-        files.write_checked(path, file.getbuffer())
+def _join(path: Path, parts: Mapping[Path, str], n: int) -> None:
+    """Makes one file of a split, of n samples, and deletes its parts."""
+    if not path.exists():
+        shape, header = _read_part(*next(iter(parts.items()))).shape[1:], io.BytesIO()
+        like = {'descr': '<f4', 'fortran_order': False, 'shape': (n, *shape)}
+        np.lib.format.write_array_header_1_0(header, like)
+        arrays = lambda: (_read_part(*part, shape) for part in parts.items())
+        files.write_blocks(path, lambda: itertools.chain([header.getvalue()], arrays()))
     for part in parts:
         part.unlink(missing_ok=True)
 
 
-def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarray, 'n h w c']:
-    """Returns one split of a data set of `write_dataset`.
+def _read_part(part: Path, name: str, shape: tuple[int, ...] = ()) -> Float[np.ndarray, 'n h w c']:
+    try:
+        with np.load(part, allow_pickle=False) as archive:
+            fields = np.ascontiguousarray(archive['fields'], np.float32)
+            if str(archive['name']) != name or (shape and fields.shape[1:] != shape):
+                raise ValueError('a part of another place, or of other data')
+            return fields
+    except Exception as error:  # damage comes as BadZipFile, KeyError, RuntimeError and more
+        raise ValueError(f'{part} is damaged: got {error!r:.300}; {REMEDY}') from error
+
+
+def load_split(
+    directory: str | os.PathLike[str], split: str, *, limit: float | int = np.inf
+) -> Float[np.ndarray, 'n h w c'] | Stored:
+    """Returns one split of a data set of `write_dataset`, of more bytes than a limit as `Stored`.
 
     Raises:
         ValueError: naming the file that is missing, damaged, or of another shape.
@@ -136,12 +179,19 @@ def load_split(directory: str | os.PathLike[str], split: str) -> Float[np.ndarra
     record, path = Path(directory, 'data.json'), Path(directory, f'{split}.npy')
     match files.read_json(record):
         case {'complete': True, 'sizes': {**sizes}}:
-            fields = read_fields(path)
+            large = path.exists() and path.stat().st_size > limit
+            fields = _rows_of(path) if large else read_fields(path)
         case _:
             raise ValueError(f'{record}: got no complete data set, expected one; {REMEDY}')
     if len(fields) != sizes.get(split):
         raise ValueError(f'{path}: got {len(fields)} samples, not as in {record.name}; {REMEDY}')
     return fields
+
+
+def _rows_of(path: Path) -> Stored:
+    # Mapped anew each time: what has been read of a mapped file stays in memory.
+    rows = lambda rows: as_fields(path, np.load(path, mmap_mode='r')[rows])
+    return Stored(rows, map_array(path).shape)
 
 
 def read_fields(
@@ -170,23 +220,30 @@ def as_fields(
     if bad := fields.size - int(np.isfinite(fields).sum()):
         raise UserError(
             f'{path}: got {bad} of {fields.size} values NaN or infinite in float32, expected none; '
-            'drop those samples'
+            'drop those samples, or where they are the same pixels in each, give a mask'
         )
     return fields
 
 
 def read_array(path: Path) -> np.ndarray:
     """Returns the array in a `.npy` file; raises a UserError naming it if there is none."""
+    return np.array(map_array(path))
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Returns the array in a `.npy` file, mapped; raises a UserError naming it if there is none."""
     if not path.is_file():
         raise UserError(f'{path}: got no such file, expected a .npy file; check the path')
-    start = files.read_checked(path)[:12]
+    files.check(path)
+    with open(path, 'rb') as file:
+        start = file.read(12)
     if start[:1] == b'\x80':
         raise UserError(f'{path}: got a pickle, which is never opened; write it with numpy.save')
     try:
         # mapped, so that no room is made for what a header promises and the file does not hold
         if start[6:7] > b'\1' and int.from_bytes(start[8:], 'little') > path.stat().st_size:
             raise ValueError('a header that is cut short')
-        return np.array(np.lib.format.open_memmap(path, mode='r'))
+        return np.lib.format.open_memmap(path, mode='r')
     except Exception as error:  # a damaged header comes as SyntaxError, TokenError and more
         got = str(error)[:300] or repr(error)
         message = f'{path}: got {got}, expected a whole numeric array; write it with numpy.save'

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build, dataset
+from namm_jax.experiment.advice import advise
 from namm_jax.experiment.comparison import against, comparison, copying, floors
 from namm_jax.experiment.counter import count_statistics
 from namm_jax.experiment.drawing import sampler_of
@@ -56,7 +57,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
     table = _table(experiment, rows, samples, distances)
-    run.merge_metrics({'rows': table, 'robustness': _robustness(experiment, maps)})
+    measured = {'rows': table, 'robustness': _robustness(experiment, maps)}
+    advice = advise(table)
+    run.merge_metrics(measured | ({'advice': advice} if advice else {}))
     return {}
 
 

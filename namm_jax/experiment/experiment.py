@@ -119,9 +119,13 @@ class Experiment(NamedTuple):
         """The unit of the rule's distance, for its weight in a loss."""
         return (self.run.record('data') or {}).get('unit', self.problem.unit)
 
-    def split(self, name: str) -> np.ndarray:
-        """Returns a split of the data, `(n, h, w, c)`, as networks see it."""
-        return self.packed(dataset.load_split(self.run.directory / 'data', name))
+    def split(self, name: str) -> np.ndarray | dataset.Stored:
+        """Returns a split of the data, `(n, h, w, c)`, as networks see it; many samples of a user's
+        own, to train on, stay in their file.
+        """
+        folder, large = self.run.directory / 'data', name == 'train' and not self.problem.generated
+        x = dataset.load_split(folder, name, limit=dataset.IN_MEMORY if large else math.inf)
+        return x if large else self.packed(x)
 
     def packed(self, x: np.ndarray) -> np.ndarray:
         """Returns fields of a file as networks see them."""
@@ -162,6 +166,8 @@ def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     shape = make_problem(config).shape
     mesh = make_mesh(first_devices(config.train.devices))
     rules_of(config.sharding.parameters, config.sharding.rules)
+    if config.score.external:
+        build.external_denoiser(config)
     for section in ('mirror', 'score', 'finetune'):
         check_batch_size(mesh, config[section].batch_size)
     if (got := config.finetune.optimizer.name) != (expected := config.mirror.optimizer.name):
@@ -307,7 +313,11 @@ def counter_parameters(experiment: Experiment) -> Params:
 
 
 def score_parameters(experiment: Experiment, stage: str) -> Params:
-    """Returns the averaged parameters of a diffusion model, of `dm`, `mdm` or `condition`."""
+    """Returns the averaged parameters of a diffusion model, of `dm`, `mdm` or `condition`; in the
+    place of those of `dm`, a user's own denoiser.
+    """
+    if stage == 'dm' and experiment.config.score.external:
+        return build.external_denoiser(experiment.config)
     kind = build.conditioned_task if stage == 'condition' else build.denoising_task
     task = kind(experiment.config, 1, 0.0, 1.0)
     return restore(experiment, stage, {'ema': _shapes(task.init)})['ema']

@@ -1,11 +1,12 @@
 """Files that are whole or absent, and checked when read: atomic writes, checksums, JSON."""
 
 import contextlib
+import functools
 import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,22 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f'{error.strerror}, while writing', str(path)) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+Block = Any  # bytes, or an array that has them
+
+
+def write_bytes(path: Path, *blocks: Block) -> None:
     """Writes a file such that any reader, at any time, finds the old content or the new."""
+    _write(path, blocks)
+
+
+def _write(path: Path, blocks: Iterable[Block]) -> None:
     temporary = path.with_name(path.name + '.tmp')
     with naming(path):
         try:
             temporary.unlink(missing_ok=True)  # what a kill left, or a link to somebody's file
             with open(temporary, 'xb') as file:
-                file.write(data)
+                for block in blocks:
+                    file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -50,22 +59,41 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
 
 
-def write_checked(path: Path, data: bytes) -> None:
+def write_checked(path: Path, data: Block) -> None:
     """Writes a file as `write_bytes` does, and its checksum where `read_checked` looks for it."""
+    write_blocks(path, lambda: [data])
+
+
+def write_blocks(path: Path, blocks: Callable[[], Iterable[Block]]) -> None:
+    """Writes a file as `write_checked` does, of blocks that are made twice, one at a time."""
     # Before the file, beside that of the old content: a kill leaves nothing that looks damaged.
-    old = [zlib.crc32(path.read_bytes())] if path.exists() else []
-    crcs = [zlib.crc32(data), *old]
+    old = [checksum(path)] if path.exists() else []
+    crcs = [functools.reduce(lambda crc, block: zlib.crc32(block, crc), blocks(), 0), *old]
     write_checksums(path.parent, checksums(path.parent) | {path.name: crcs})
-    write_bytes(path, data)
+    _write(path, blocks())
+
+
+def checksum(path: Path, crc: int = 0) -> int:
+    """Returns the CRC-32 of a file, which goes on from that of others."""
+    with open(path, 'rb') as file:
+        while block := file.read(2**24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def check(path: Path, crc: int | None = None) -> None:
+    """Raises a UserError that names a file whose checksum is not that on record."""
+    expected = checksums(path.parent).get(path.name, [])
+    got = checksum(path) if expected and crc is None else crc
+    if expected and got not in expected:
+        got = f'the checksum {got} over {path.stat().st_size} bytes'
+        raise damage(path, got, f'{expected[0]} of {CHECKSUMS} beside it')
 
 
 def read_checked(path: Path) -> bytes:
-    """Returns a file's bytes; a UserError names one whose checksum is not that on record."""
+    """Returns a file's bytes, after `check`."""
     data = path.read_bytes()
-    got, expected = zlib.crc32(data), checksums(path.parent).get(path.name, [])
-    if expected and got not in expected:
-        got = f'the checksum {got} over {len(data)} bytes'
-        raise damage(path, got, f'{expected[0]} of {CHECKSUMS} beside it')
+    check(path, zlib.crc32(data))
     return data
 
 

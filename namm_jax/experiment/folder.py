@@ -47,7 +47,8 @@ from namm_jax.problems import PROBLEMS
 
 Config = Mapping[str, Any]
 # Key of metrics.json -> the stage that writes it.
-WRITERS = dict(rows='evaluate', robustness='evaluate', assimilation='assimilate', tune='tune')
+WRITERS = dict.fromkeys(('rows', 'robustness', 'advice'), 'evaluate')
+WRITERS |= dict(assimilation='assimilate', tune='tune')
 
 
 class Folder:

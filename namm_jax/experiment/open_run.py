@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from namm_jax._arrays import Constraint, Fields, Measure
 from namm_jax._checks import choose
-from namm_jax.denoising.prior import NetworkDenoiser, Prior, sample
+from namm_jax.denoising.prior import NetworkDenoiser, Prior, prior, sample
 from namm_jax.experiment import build
 from namm_jax.experiment.dataset import SPLITS
 from namm_jax.experiment.devices import make_mesh
@@ -64,7 +64,7 @@ class OpenRun:
     def data(self, split: str = 'test') -> np.ndarray:
         """Returns a split of the data, `train`, `validation` or `test`, `(n, h, w, c)`."""
         choose('split', split, dict.fromkeys(SPLITS))
-        return self._experiment.split(split)
+        return self._experiment.split(split)[:]
 
     @functools.cached_property
     def constraint(self) -> Constraint:
@@ -119,9 +119,12 @@ class OpenRun:
             raise UserError(f'{folder}: stage {model} has not finished; finish it with {command}')
         params = score_parameters(self._experiment, model)
         score = self.config.score
-        denoiser = NetworkDenoiser(params, build.make_score(self.config), score.parameterisation)
         moments = jnp.float32(record['mean']), jnp.float32(record['std'])
         examples = to_model(jnp.asarray(self.data('validation')[:EXAMPLES]))
+        if callable(params):  # one's own denoiser
+            mean, std = map(float, moments)
+            return prior(params, self.problem.shape, mean=mean, std=std, examples=examples)
+        denoiser = NetworkDenoiser(params, build.make_score(self.config), score.parameterisation)
         return Prior(denoiser, *moments, examples, self.problem.shape)
 
     def sample(self, n: int, *, seed: int = 0) -> Fields:

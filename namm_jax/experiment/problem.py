@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from namm_jax.experiment.cli import STAGES
 from namm_jax.experiment.config import flatten
+from namm_jax.experiment.dataset import Stored
 from namm_jax.experiment.devices import first_devices
 from namm_jax.experiment.files import UserError
-from namm_jax.experiment.own import checksum, load_function, read_user_data
+from namm_jax.experiment.formats import place_of, read_user_data
+from namm_jax.experiment.own import DATA, checksum, load_function
 from namm_jax.experiment.progress import say
 from namm_jax.experiment.schema import problem_class
 from namm_jax.problems.base import Problem, parameters
@@ -44,9 +46,9 @@ def make_problem(config: ConfigDict) -> Problem:
 
 def user_files(sections: Mapping[str, Any]) -> dict[str, int]:
     """Returns the fields of these sections that name a user's function or data, and checksums."""
-    names = lambda name, value: name == 'data.path' or re.fullmatch(r'.+:[^\W\d]\w*', value)
+    named = lambda name, value: value and name in DATA or re.fullmatch(r'.+:[^\W\d]\w*', value)
     texts = {name: text for name, text in flatten(sections).items() if isinstance(text, str)}
-    return {name: checksum(name, text) for name, text in texts.items() if names(name, text)}
+    return {name: checksum(name, text) for name, text in texts.items() if named(name, text)}
 
 
 def check_files(
@@ -59,8 +61,8 @@ def check_files(
     for stage, record in ((stage, record_of(stage) or {}) for stage in STAGES):
         saved, fields = record.get('files', {}), flatten(record.get('sections', {}))
         for name in saved:
-            value, copied = fields.get(name, ''), name == 'data.path' and record.get('finished')
-            place = value if name == 'data.path' else value.rpartition(':')[0]
+            value, copied = fields.get(name, ''), name in DATA and record.get('finished')
+            place = place_of(value)[0] if name in DATA else value.rpartition(':')[0]
             if stays and not goes_on and not os.path.exists(os.path.expanduser(place)):
                 continue
             got = checksum(name, value)
@@ -81,7 +83,9 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
-        return functools.partial(_fields_of_files, config, functools.cache(own_samples))
+        return functools.partial(
+            _fields_of_files, config, functools.cache(lambda: own_samples(config.data))
+        )
     root = jax.random.key(config.data.seed)
 
     @jax.jit
@@ -93,13 +97,14 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
 
 
 @functools.lru_cache(maxsize=1)
-def _samples(path: str, version: int) -> np.ndarray:
-    return read_user_data(path)
+def _samples(place: tuple[str, str, str], version: tuple[int, ...]) -> np.ndarray | Stored:
+    return read_user_data(*place)
 
 
-def own_samples(path: str) -> np.ndarray:
+def own_samples(data: ConfigDict) -> np.ndarray | Stored:
     """Returns a user's own samples, read again where their files have changed."""
-    return _samples(path, checksum('data.path', path))
+    version = tuple(checksum(name, data[name.removeprefix('data.')]) for name in DATA)
+    return _samples((data.path, data.axes, data.mask), version)
 
 
 def forget_samples() -> None:
@@ -108,10 +113,10 @@ def forget_samples() -> None:
 
 
 def _fields_of_files(
-    config: ConfigDict, read: Callable[[str], np.ndarray], indices: np.ndarray
+    config: ConfigDict, read: Callable[[], np.ndarray | Stored], indices: np.ndarray
 ) -> np.ndarray:
     data = config.data
-    x = read(data.path)
+    x = read()
     if len(x) < (n := data.train + data.validation + data.test):
         raise UserError(
             f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '
@@ -147,14 +152,19 @@ def with_own_data(config: ConfigDict, record: Mapping[str, Any] | None = None) -
 
 
 def _of_files(config: ConfigDict) -> dict[str, Any]:
-    data, x = config.data, own_samples(config.data.path)
+    data, x = config.data, own_samples(config.data)
     if len(x) < FEWEST:
         raise UserError(f'{data.path}: got {len(x)} samples, expected at least {FEWEST}; add more')
     found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True))
     if not (train := data.train):
         found |= {name: min(data[name], len(x) // 6) for name in ('validation', 'test')}
         train = found['train'] = len(x) - found['validation'] - found['test']
-    training = x[_order(config, len(x))[:train]]
+    training = _order(config, len(x))[:train]
     if len(training) and not data.mean:
-        found['mean'], found['scale'] = units(training)
+        blocks = x.blocks(training) if isinstance(x, Stored) else [x[training]]
+        found['mean'], found['scale'] = units(blocks)
+        if config.score.external:  # its noise has one level for all channels
+            found['scale'] = (float(np.linalg.norm(found['scale']) / x.shape[3] ** 0.5),) * x.shape[
+                3
+            ]
     return found

@@ -144,6 +144,7 @@ FIELDS = {
     **_section('mirror', TRAINING),
     # network and training of both diffusion models, DM and MDM
     'score.network': _field('unet', 'of both diffusion models', choices=('unet', CLASS)),
+    'score.external': _field('', 'FILE.py:FUNCTION, a denoiser in place of the DM'),
     'score.parameterisation': _field('edm', 'vp: published', choices=tuple(PARAMETERISATIONS)),
     'score.reduction': _field('mean', 'of errors; half_sum: published', choices=tuple(REDUCTIONS)),
     'score.padding': _field('periodic', 'zeros: published', choices=PADDINGS),
@@ -246,7 +247,9 @@ OTHERS = {
         **_section('counter.optimizer', OPTIMIZER),
     },
     'own': {
-        'data.path': _field('', 'a .npy file (n, h, w, c), or a folder of .npy files or images'),
+        'data.path': _field('', 'FILE.npy, .npz:NAME, .h5:DATASET, .nc:VARIABLE, or their folder'),
+        'data.axes': _field('', 'of the file, such as n,c,h,w or n,time,lat,lon; empty: n,h,w,c'),
+        'data.mask': _field('', 'a file like those, (h, w): 0 where there are no data, as on land'),
         'constraint.distance': _field('', 'FILE.py:FUNCTION, (b, h, w, c) -> (b,)'),
     },
 }

@@ -23,15 +23,15 @@ from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
 from namm_jax.experiment.command import configure_jax
 from namm_jax.experiment.config import FREE_SECTIONS, flatten, override
-from namm_jax.experiment.dataset import read_array, read_fields
+from namm_jax.experiment.dataset import as_fields
 from namm_jax.experiment.devices import make_mesh
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.experiment import make_experiment
 from namm_jax.experiment.files import UserError, finite, naming, write_bytes
 from namm_jax.experiment.folder import Folder
+from namm_jax.experiment.formats import read, read_values
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
-from namm_jax.experiment.own import read_user_data
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
 from namm_jax.experiment.progress import Bar
 from namm_jax.experiment.schema import check_ranges
@@ -47,8 +47,9 @@ def evaluate(given: argparse.Namespace) -> None:
     configure_jax()
     config, problem = given.config, make_problem(given.config)
     shape = problem.file_shape if all(problem.file_shape) else None
-    read = functools.partial(read_fields, shape=shape) if problem.generated else read_user_data
-    x = np.asarray(problem.pack(jnp.asarray(read(given.samples))))
+    layout = [config.data.get(name, '') for name in ('axes', 'mask')]
+    x = as_fields(given.samples, read(given.samples, *layout), shape)
+    x = np.asarray(problem.pack(jnp.asarray(x)))
     if not build.holds_network(config):
         constraint = build.make_constraint(config)
     elif given.workdir:
@@ -81,11 +82,11 @@ def _check_values(
 
 def solve(given: argparse.Namespace) -> None:
     """Writes posterior samples to a file, and how well they fit, as JSON, to standard output."""
-    out, source = Path(given.out), Path(given.measurement)
+    out, source = Path(given.out), given.measurement
     folder = Folder(Path(given.workdir), experiment=given.name)
     config = config_of(folder.config, given)
     images = config.assimilate.operator in MEASUREMENTS
-    measurement = imaging.observation_of(config, source) if images else read_array(source)
+    measurement = imaging.observation_of(config, Path(source)) if images else read_values(source)
     for path in (out, *map(out.with_suffix, ('.npz', '.png') if images else ())):
         _check_out(path, folder.directory, given.overwrite)
     configure_jax()

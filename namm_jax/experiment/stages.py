@@ -3,6 +3,7 @@ result there.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -68,12 +69,15 @@ def data(experiment: Experiment) -> Facts:
     """Generates the data set, and draws a picture of it."""
     config = experiment.config
     sizes = {split: config.data[split] for split in dataset.SPLITS}
+    size = config.data.shard_size
+    if not experiment.problem.generated:  # of large ones, no more than fit into memory
+        size = min(size, max(1, dataset.BLOCK // (4 * math.prod(experiment.problem.shape))))
     with Bar('data', sum(sizes.values()), unit='field') as bar:
         dataset.write_dataset(
             experiment.run.directory / 'data',
             fields_of(config, experiment.problem),
             sizes=sizes,
-            shard_size=config.data.shard_size,
+            shard_size=size,
             provenance={name: config[name].to_dict() for name in ('data', 'constraint')},
             progress=lambda done, total: (bar.update(done), experiment.pause()),
         )
@@ -172,14 +176,24 @@ def mirror(experiment: Experiment) -> Facts:
     return _costs(fitted)
 
 
-def _splits(experiment: Experiment) -> list[np.ndarray]:
-    return [experiment.split(name) for name in ('train', 'validation')]
+def _splits(
+    experiment: Experiment, function: Callable[[Any], Any] | None = None, size: int = 0
+) -> list[np.ndarray | dataset.Stored]:
+    """Returns training and validation data, or what a function makes of them, in batches or whole;
+    of data that stay in their file, it does when they are read.
+    """
+    splits = [experiment.split(name) for name in ('train', 'validation')]
+    if not function:
+        return splits
+    whole = lambda x: np.asarray(function(jnp.asarray(x)))
+    of = lambda x: in_batches(function, x, size, experiment.local_mesh) if size else whole(x)
+    return [x.map(function) if isinstance(x, dataset.Stored) else of(x) for x in splits]
 
 
 def _train_diffusion(
     experiment: Experiment,
     stage: str,
-    x: np.ndarray,
+    x: np.ndarray | dataset.Stored,
     held_out: np.ndarray,
     to_data: Callable[[Any], Any],
 ) -> Facts:
@@ -201,10 +215,29 @@ def _train_diffusion(
 
 
 def dm(experiment: Experiment) -> Facts:
-    """Trains the plain diffusion model, on the data, standardised."""
+    """Trains the plain diffusion model, on the data, standardised; takes a user's own denoiser as
+    it is.
+    """
     standardise, to_data = experiment.unit_maps
-    x, held_out = (np.asarray(standardise(jnp.asarray(x))) for x in _splits(experiment))
+    x, held_out = _splits(experiment, standardise)
+    if experiment.config.score.external:
+        std = float(x.std())
+        _try_denoiser(experiment, held_out[:64], 0.5 * std)
+        return {'training_seconds': 0.0, 'training_flops': 0.0, 'mean': float(x.mean()), 'std': std}
     return _train_diffusion(experiment, 'dm', x, held_out, to_data)
+
+
+def _try_denoiser(experiment: Experiment, x: np.ndarray, sigma: float) -> None:
+    """Warns where a user's own denoiser is no better on standardised data with noise than none."""
+    denoiser = jax.jit(score_parameters(experiment, 'dm'))
+    noise = sigma * jax.random.normal(experiment.key('dm'), x.shape)
+    error = float(jnp.sqrt(jnp.mean((denoiser(x + noise, jnp.float32(sigma)) - x) ** 2)))
+    say(f'score.external: error {error / sigma:.3g} of the noise, of half a standard deviation')
+    if not error < sigma:
+        say(
+            'warning: score.external: that is no better than no denoising, expected less than 1; '
+            'are its x and sigma in the unit of the data, and does it return their mean?'
+        )
 
 
 def _checked_map(experiment: Experiment) -> Facts:
@@ -215,7 +248,7 @@ def _checked_map(experiment: Experiment) -> Facts:
 def mdm(experiment: Experiment) -> Facts:
     """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
     g, f = map(jax.jit, experiment.mirror.bind(mirror_parameters(experiment)))
-    z, held_out = (in_batches(g, x, 256, experiment.local_mesh) for x in _splits(experiment))
+    z, held_out = _splits(experiment, g, 256)
     sigma_max, std = experiment.config.mirror.sigma_max, float(z.std())
     if build.learns_map(experiment.config) and sigma_max > std:
         say(

@@ -5,7 +5,7 @@ and positive elsewhere, or a residual `(b, ...)`, whose mean size is the distanc
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ def problem(
         raise ValueError(f'periodic: got {periodic}, expected two, one for each spatial axis')
     functions = {'distance_function': distance, 'residual_function': residual}
     wraps = tuple(map(bool, periodic))
-    own = Arrays(*x.shape[1:], wraps, *units(x), name=name, **functions)
+    own = Arrays(*x.shape[1:], wraps, *units([x]), name=name, **functions)
     some = np.linspace(0, len(x) - 1, min(len(x), SAMPLES)).astype(int)
     few = jnp.asarray(x[some], jnp.float32)
     key_check, key_unit = jax.random.split(jax.random.key(0))
@@ -111,17 +111,38 @@ def problem(
     return dataclasses.replace(own, unit=unit)
 
 
-def units(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation (of a constant: 1) of `x (n, h, w, c)`, by channel."""
-    mean = x.mean((0, 1, 2), dtype=np.float64)
-    varies = x.min((0, 1, 2)) < x.max((0, 1, 2))
-    scale = np.where(varies, x.std((0, 1, 2), dtype=np.float64), 1)
-    return tuple(mean.tolist()), tuple(scale.tolist())
+def units(blocks: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation (of a constant: 1), by channel, of the blocks
+    `(m, h, w, c)` that data are.
+    """
+    mean, scale, low, high = moments(blocks, (0, 1, 2))
+    return tuple(mean.tolist()), tuple(np.where(low < high, scale, 1).tolist())
+
+
+def moments(
+    blocks: Iterable[np.ndarray], over: tuple[int, ...] | None
+) -> tuple[Any, Any, Any, Any]:
+    """Returns mean, standard deviation, least and greatest value of blocks together, over axes."""
+    n = 0
+    for x in blocks:
+        mean_x, variance_x = x.mean(over, dtype=np.float64), x.std(over, dtype=np.float64) ** 2
+        low_x, high_x = x.min(over), x.max(over)
+        if not n:
+            mean, variance, low, high = mean_x, variance_x, low_x, high_x
+        n += len(x)
+        part = len(x) / n  # all of the first, to which this adds 0
+        gap = mean_x - mean
+        variance = variance + part * (variance_x - variance) + part * (1 - part) * gap**2
+        mean = mean + part * gap
+        low, high = np.minimum(low, low_x), np.maximum(high, high_x)
+    return mean, np.sqrt(variance), low, high
 
 
 def _check_data(x: np.ndarray) -> None:
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (np.bool_, jnp.integer, jnp.floating)):
-        raise ValueError(f'x: got values of type {x.dtype}, expected real numbers')
+        raise ValueError(
+            f'x: got values of type {x.dtype}, expected real numbers; nj.read reads those of a file'
+        )
     if x.ndim != 4 or len(x) < 2 or not x.size:
         raise ValueError(
             f'x: got shape {x.shape}, expected (n, h, w, c) of two samples or more; one channel is '

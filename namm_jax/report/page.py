@@ -140,6 +140,7 @@ def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict
         'title': f'{name}, preset {preset}, seed {results.config["seed"]}',
         'experiment': results.experiment,
         'headline': headline(rows, _distance_words(results.config)),
+        'advice': results.metrics.get('advice', {}).get('text', ''),
         'copies': {
             row: three_digits(of['memorisation'])
             for row, of in rows.items()

@@ -1,0 +1,73 @@
+"""Which way to take for a rule: two sentences, made of the table of a run and nothing else."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from namm_jax.report.table import three_digits
+
+SAMPLES = 1000  # that a way's cost counts, beside its training
+CLEAR = 2.0  # factor by which a distance or a time is another one
+MIRRORED = ('mdm', 'dm_mapped')  # how the rows that need a mirror map begin
+
+
+def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns which row of a table to take, as `text`, `nearest`, `cheapest` and `mirror_map`.
+
+    A row keeps the distribution if its two-sample area is no more than a standard deviation of the
+    floor's above that of `dm`. Of those, `nearest` has the least median distance, one below the
+    floor of the data counting as the floor, the cheaper first; `cheapest` is the cheapest, by its
+    training and 1,000 samples, of those whose distance is half of `dm`'s or less; `mirror_map` says
+    whether a mirror map is worth its training: where nothing else is as near, or as fast to draw.
+
+    Args:
+        rows: of `metrics.json`, or of its means over seeds; {} is returned where it has too little.
+    """
+    value = lambda row, *path: _number(rows.get(row, {}), *path)
+    area = lambda row: value(row, 'distribution', 'two_sample', 'value')
+    limit = area('dm') + value('data', 'distribution', 'two_sample', 'std')
+    floor = value('data', 'distance', 'median')
+    near = {row: max(value(row, 'distance', 'median'), floor) for row in rows if row != 'data'}
+    draw = {row: value(row, 'seconds_per_sample') for row in near}
+    train = {row: value(row, 'training_seconds') for row in near}
+    cost = {row: train[row] + SAMPLES * draw[row] for row in near}
+    kept = [row for row in near if area(row) <= limit and math.isfinite(near[row] + cost[row])]
+    if 'dm' not in kept:
+        return {}
+    best = lambda names: min(names, key=lambda row: (near[row], cost[row]), default='')
+    nearest = best(kept)
+    better = [row for row in kept if CLEAR * near[row] <= near['dm']]
+    cheapest = min(better, key=cost.get, default='dm')
+    shown = lambda row: f'{row} (median distance {three_digits(near[row])})'
+    first = f'Take {shown(nearest)}: nearest to the rule at no loss of distribution'
+    if not better:
+        nearest = 'dm'
+        first = f'Take {shown("dm")}: no row is clearly nearer at no loss of distribution'
+    elif cheapest == nearest:
+        first += ', and cheapest'
+    else:
+        part = three_digits(cost[cheapest] / cost[nearest])
+        first += f'; {shown(cheapest)} is cheapest, at {part} of the time for 1,000 samples'
+    mirror = best([row for row in kept if row.startswith(MIRRORED)])
+    other = best([row for row in kept if not row.startswith(MIRRORED)])
+    worth, why = False, 'all its rows lose distribution'
+    if mirror:
+        nearer = CLEAR * near[mirror] <= near[other] != near[mirror]
+        faster = CLEAR * draw[mirror] <= draw[other] and near[mirror] <= CLEAR * near[other]
+        worth = nearer or faster
+        why = f'{shown(mirror)} against {shown(other)} without it'
+        if faster and not nearer:
+            least = max(0.0, train[mirror] - train[other]) / (draw[other] - draw[mirror])
+            why += f', and faster to draw: it pays from {math.ceil(least):,} samples on'
+    text = f'{first}.'
+    if any(row.startswith(MIRRORED) for row in near):
+        verdict = 'worth' if worth else 'not worth'
+        text += f' The mirror map is {verdict} its training here: {why}.'
+    return {'text': text, 'nearest': nearest, 'cheapest': cheapest, 'mirror_map': worth}
+
+
+def _number(tree: Any, *path: str) -> float:
+    """Returns a number in a table, or its mean over seeds; NaN where there is none."""
+    for name in (*path, 'mean'):
+        tree = tree.get(name) if isinstance(tree, Mapping) else tree
+    return math.nan if tree is None or isinstance(tree, Mapping) else float(tree)
