@@ -1,0 +1,28 @@
+"""The heat equation: waves that decay at random rates, and conserve mass.
+
+    python launch/main.py --config=configs/heat.py
+
+`desk` has the size of the paper that the data are of (arXiv 2506.04171), 100 x 100.
+"""
+
+from namm_jax.experiment import presets
+from namm_jax.experiment.config import experiment
+from namm_jax.experiment.presets import section
+
+QUICK = (
+    presets.MUON
+    | section('data', points=32, states=32)
+    | section('mdm', steps=2000)
+    | section('finetune', samples=512, steps=800)
+    | section('dm', steps=5200)
+)
+
+DESK = QUICK | section('data', points=100, states=100)
+
+TINY = presets.TINY | section('data', states=16)
+
+PRESETS = {'quick': QUICK, 'desk': DESK, 'tiny': TINY}
+
+
+def get_config(preset: str = 'quick'):
+    return experiment(PRESETS, preset, problem='heat')
