@@ -37,12 +37,13 @@ def ways(run: Any, x: jax.Array, noises: tuple[float, ...]) -> dict[str, Callabl
     y, least = operator(x), min(noises)
     given = {s: functools.partial(nj.sample, nj.given(run.dm, operator, y, s)) for s in noises}
     mirrored = nj.given(run.mdm, operator.after(run.f), y, least)
+    mirror = lambda key, n: run.f(nj.sample(mirrored, key, n))
     both = nj.projected(nj.given(run.dm, operator, y, least), onto)
     return {f'given, noise {s:g}': draw for s, draw in given.items()} | {
         'given, then projected': lambda key, n: onto(given[least](key, n)),
         'projected while sampling': functools.partial(nj.sample, nj.projected(run.dm, onto)),
         'given, projected while sampling': functools.partial(nj.sample, both),
-        'mirror model, given': lambda key, n: run.f(nj.sample(mirrored, key, n)),
+        'mirror model, given': mirror,
         'mirror model, given, then projected': lambda key, n: onto(
             run.f(nj.sample(mirrored, key, n))
         ),
