@@ -2,7 +2,7 @@
 
     python launch/main.py --config=configs/decaying_flow.py
 
-`desk` has the size of the paper that the data are of (arXiv 2608.26748), 64 x 64.
+`desk` has the fields of the paper that the data are of (arXiv 2608.26748), 64 x 64.
 """
 
 from namm_jax.experiment import presets
@@ -29,9 +29,11 @@ QUICK = (
 
 DESK = QUICK | section('data', points=64, train=4000)
 
+PAPER = presets.PAPER | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
+
 TINY = presets.TINY | section('data', inner_steps=2)
 
-PRESETS = {'quick': QUICK, 'desk': DESK, 'tiny': TINY}
+PRESETS = {'quick': QUICK, 'desk': DESK, 'paper': PAPER, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):

@@ -2,7 +2,7 @@
 
     python launch/main.py --config=configs/heat.py
 
-`desk` has the size of the paper that the data are of (arXiv 2506.04171), 100 x 100.
+`desk` has the fields of the paper that the data are of (arXiv 2506.04171), 100 x 100.
 """
 
 from namm_jax.experiment import presets
@@ -19,9 +19,11 @@ QUICK = (
 
 DESK = QUICK | section('data', points=100, states=100)
 
+PAPER = presets.PAPER | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
+
 TINY = presets.TINY | section('data', states=16)
 
-PRESETS = {'quick': QUICK, 'desk': DESK, 'tiny': TINY}
+PRESETS = {'quick': QUICK, 'desk': DESK, 'paper': PAPER, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):
