@@ -24,6 +24,10 @@ HOLES = problems.black_holes(points=16, total=20.0)
 TEXTURES = problems.textures(points=16)
 GALAXIES = problems.galaxies(points=16, count=1)
 
+DECAY = problems.decaying_flow(points=16, inner_steps=1)
+HEAT = problems.heat(points=16, states=8)
+REACTION = problems.reaction_diffusion(points=16, states=8)
+
 
 def keys(n=N):
     return jax.random.split(jax.random.key(0), n)
@@ -126,6 +130,25 @@ CASES = {
         texture_fields,
         (roll(1, 8), roll(2, 8), roll(1, 3), lambda x: 1 - x, lambda x: x[:, ::-1]),
         restores=('mean', 'median', 'copy'),
+    ),
+    'decaying_flow': Case(
+        lambda: DECAY.constraint(),
+        lambda: DECAY.fields(keys()),
+        (roll(1, 3), roll(2, 5)),
+        restores=('resolve',),
+    ),
+    'heat': Case(
+        lambda: HEAT.constraint(),
+        lambda: HEAT.fields(keys()),
+        (roll(1, 3), lambda x: -x),
+        2e-6,
+        ('shift',),
+    ),
+    'reaction_diffusion': Case(
+        lambda: REACTION.constraint(),
+        lambda: REACTION.fields(keys()),
+        (lambda x: x[:, ::-1],),
+        restores=('balance',),
     ),
     'count': Case(counting, counted_images, (), 2e-6),
     'own': Case(

@@ -23,33 +23,31 @@ def shown(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     spec = importlib.util.spec_from_file_location(
-        'namm_jax.problems.heat_equation', tmp_path / 'heat_equation.py'
+        'namm_jax.problems.warm_rod', tmp_path / 'warm_rod.py'
     )
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    (line,) = re.findall(r"'heat': \('heat_equation', 'Heat'\)", PAGE.read_text())
+    (line,) = re.findall(r"'rod': \('warm_rod', 'Rod'\)", PAGE.read_text())
     monkeypatch.setitem(PROBLEMS, *eval(f'({line.replace(":", ",", 1)})'))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_page_has_every_part():
-    assert set(FILES) >= {'heat_equation.py', 'heat.py', 'my_network.py', 'my_sampler.py'}
+    assert set(FILES) >= {'warm_rod.py', 'rod.py', 'my_network.py', 'my_sampler.py'}
 
 
 def test_a_problem_obeys_its_rule_and_no_other_field_does(shown):
-    heat = nj.problems.heat(points=16, states=8)
-    x = heat.sample(jax.random.key(0), 4)
-    assert float(heat.distance(x).max()) < 1e-6
-    assert (
-        float(heat.distance(x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)).min()) > 0.01
-    )
+    rod = nj.problems.rod(points=16, states=8)
+    x = rod.sample(jax.random.key(0), 4)
+    assert float(rod.distance(x).max()) < 1e-6
+    assert float(rod.distance(x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)).min()) > 0.01
 
 
 @pytest.mark.slow
 def test_every_stage_works_for_the_problem(shown, launch):
-    arguments = ['--config=heat.py:tiny', '--workdir=run', '--config.data.train=64']
+    arguments = ['--config=rod.py:tiny', '--workdir=run', '--config.data.train=64']
     assert launch(*arguments) == 0
     assert launch(*arguments, '--stages=assimilate') == 0
     assert (shown / 'run' / 'report.html').exists()
@@ -65,11 +63,11 @@ def test_a_network_and_a_sampler_of_ones_own_in_a_program(shown):
         import my_sampler
     finally:
         sys.path.remove(str(shown))
-    heat = nj.problems.heat(points=16, states=8)
-    x = heat.sample(jax.random.key(0), 40)
+    rod = nj.problems.rod(points=16, states=8)
+    x = rod.sample(jax.random.key(0), 40)
     mine = my_network.Mine()
-    mirror = nj.fit(nj.namm(heat, inverse=mine), x, steps=2, progress=False)
-    prior = nj.fit(nj.diffusion(heat, network=mine), mirror.forward(x), steps=2, progress=False)
+    mirror = nj.fit(nj.namm(rod, inverse=mine), x, steps=2, progress=False)
+    prior = nj.fit(nj.diffusion(rod, network=mine), mirror.forward(x), steps=2, progress=False)
     samples = nj.sample(prior, jax.random.key(1), 3, sampler=my_sampler.euler, steps=5)
     ddim = nj.sample(prior, jax.random.key(1), 3, sampler='ddim', steps=5)
     np.testing.assert_allclose(samples, ddim, atol=1e-4)  # which it is

@@ -12,6 +12,9 @@ PROBLEMS = {
     'black_holes': ('black_hole_images', 'BlackHoles'),
     'textures': ('periodic_textures', 'Textures'),
     'galaxies': ('galaxy_images', 'Galaxies'),
+    'decaying_flow': ('decaying_vorticity', 'DecayingFlow'),
+    'heat': ('heat_equation', 'Heat'),
+    'reaction_diffusion': ('reaction_diffusion_equation', 'ReactionDiffusion'),
     'own': ('own_arrays', 'Arrays'),
 }
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, PerSample
 from namm_jax._checks import check_within, choose
-from namm_jax.constraints.base import weighted_sum
+from namm_jax.constraints.base import Rule, mean_absolute, rule, weighted_sum
 from namm_jax.inverse.operators import OPERATORS, Operator
 
 CHUNK = 256  # fields made at once by `sample`
@@ -200,6 +200,22 @@ class Problem:
         if getattr(constraint, 'restores', None):
             return (x - constraint.restore(x)[0])[..., 0]
         return jnp.zeros((len(x), 0, 0))
+
+
+def given_first_state(problem: Problem, u_0: Float[Array, '*b h']) -> Rule:
+    """Returns the rule that the first column of images `(b, h, w, 1)` is `u_0`, one or one a
+    sample, beside the problem's, whose way back leaves that column: so both are kept exactly.
+    """
+    base = problem.constraint()
+    started = lambda x: x.at[:, :, 0, 0].set(u_0)
+    gap = lambda x: (x - started(x))[:, :, 0, 0]
+    others = lambda x: base.residual(started(x)).reshape(len(x), -1)
+    terms = {
+        'first_state': lambda x: mean_absolute(gap(x)),
+        problem.rule_name: lambda x: base.distance(started(x)),
+    }
+    both = lambda x: jnp.concatenate([gap(x), others(x)], 1)
+    return rule('given', both, terms=terms, restores={'both': lambda x: base.restore(started(x))})
 
 
 def check_fields(problem: Problem, x: Array) -> Fields:
