@@ -373,4 +373,5 @@ def conditioned_task(
 
 def takes_level(config: ConfigDict) -> bool:
     """Returns whether the DM can be told a level, as a network of a user's own need not."""
-    return not config.score.external and 'level' in inspect.signature(_kind(config, SCORE).__call__).parameters
+    arguments = inspect.signature(_kind(config, SCORE).__call__).parameters
+    return not config.score.external and 'level' in arguments
