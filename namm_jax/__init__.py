@@ -3,7 +3,7 @@
 The front door: these names are imported when they are first used.
 
     problem     problems, problem, Problem, read              data and the rule that they obey
-    rule        constraints, constraint, project_onto, land   a set M, given by a distance
+    rule        rules, constraint, rule, project_onto, land   a set M, given by a distance
     network     networks                                      Flax modules, and what one must be
     training    namm, finetune, diffusion, fit, optimizer     from data to a mirror map or a prior
     models      Mirror, Prior, prior, save, load, open_run    what training makes, and its files
@@ -23,6 +23,7 @@ _PLACES = {
     'View': 'problems.base:View',
     'parameter': 'problems.base:parameter',
     'constraints': 'constraints',
+    'rules': 'constraints',
     'constraint': 'constraints.base:function_rule',
     'rule': 'constraints.base:rule',
     'weighted_sum': 'constraints.base:weighted_sum',

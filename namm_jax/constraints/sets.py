@@ -2,9 +2,10 @@
 
 Each residual is the violation, zero inside and on the border, so no derivative pulls a point that
 satisfies the set; `relu` and the norms here have the derivative 0 where they have a corner. Every
-set but the half-spaces has one way back, `nearest`, to its Euclidean-nearest point. Fields are
-`(b, h, w, c)` of any size; half precision is raised to float32, float64 kept. Numbers must be
-finite: all functions that build a set raise a ValueError for others.
+set has one way back, `nearest`, to its Euclidean-nearest point, half-spaces if their normals are at
+right angles to each other. Fields are `(b, h, w, c)` of any size; half precision is raised to
+float32, float64 kept. Numbers must be finite: all functions that build a set raise a ValueError for
+others.
 """
 
 import math
@@ -153,7 +154,16 @@ def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> Rule:
             '> 0.'
         )
     unit = normals / norm[..., None, None]
-    return rule('half_spaces', Partial(_beyond, unit, offsets / norm[:, 0]))
+    beyond = Partial(_beyond, unit, offsets / norm[:, 0])
+    angles = jnp.einsum('khwc,lhwc->kl', unit, unit, precision=jax.lax.Precision.HIGHEST)
+    apart = jnp.abs(angles - jnp.eye(len(unit))).max() < 1e-6
+    restores = {'nearest': Partial(_back, beyond)} if apart else {}
+    return rule('half_spaces', beyond, restores=restores)
+
+
+def _back(beyond: Partial, x: Fields) -> tuple[Fields, Metrics]:
+    x = _raised(x)
+    return x - jnp.einsum('bk,khwc->bhwc', beyond(x), beyond.args[0]), {}
 
 
 def _beyond(

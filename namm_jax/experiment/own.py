@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from namm_jax._arrays import Constraint
 from namm_jax._checks import nearest
 from namm_jax.experiment import files
 from namm_jax.experiment.files import UserError
@@ -23,7 +24,7 @@ DATA = 'data.path', 'data.mask'  # the fields that name a user's data
 
 
 def load_function(spec: str, *, quiet: bool = False) -> Callable[..., Any]:
-    """Returns the function that a string names; says what it executes for it.
+    """Returns the function, or the rule, that a string names; says what it executes for it.
 
     A file is executed once for as long as it does not change, so that the same string gives the
     same function; it may import what lies beside it.
@@ -49,7 +50,7 @@ def load_function(spec: str, *, quiet: bool = False) -> Callable[..., Any]:
         fault = nearest(name, public) if public else f'got {name!r}, but it defines no function'
         raise UserError(f'{place}: {fault}')
     function = getattr(module, name)
-    if not callable(function):
+    if not callable(function) and not isinstance(function, Constraint):
         raise UserError(
             f'{spec}: got a value of type {type(function).__name__}, expected a function'
         )

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._checks import POSITIVE, check_alone, check_operator, choose, refuse
+from namm_jax._checks import POSITIVE, FunctionError, check_alone, check_operator, choose, refuse
 from namm_jax.experiment import build, imaging, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
@@ -33,7 +33,7 @@ from namm_jax.experiment.formats import read, read_values
 from namm_jax.experiment.methods import correction
 from namm_jax.experiment.open_run import open_run
 from namm_jax.experiment.problem import check_files, make_problem, with_own_data
-from namm_jax.experiment.progress import Bar
+from namm_jax.experiment.progress import Bar, say
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.inverse.closures import MEASUREMENTS, Observation
 from namm_jax.inverse.likelihood import likelihood
@@ -57,13 +57,27 @@ def evaluate(given: argparse.Namespace) -> None:
     else:
         rule = f'the constraint {config.constraint.name} holds a trained network'
         raise UserError(f'--workdir is missing: {rule}; expected a run with a finished counter')
-    measure = jax.jit(constraint.distance)
+    measure = _compiled(constraint.distance, x)
     distances = in_batches(measure, x, min(len(x), 256), make_mesh())
     if not problem.generated:
         _check_values(f'the distance {constraint.name!r}', measure, x[:64], distances)
     statistics = finite(distance_statistics(jnp.asarray(distances)))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
     tell(json.dumps(result | {'per_sample': finite(distances)}))
+
+
+def _compiled(distance: Callable[[Array], Array], x: np.ndarray) -> Callable[[Array], Array]:
+    """Returns a rule compiled, one in NumPy as it is."""
+    try:
+        jax.eval_shape(distance, jax.ShapeDtypeStruct(x[:1].shape, np.float32))
+    except FunctionError as error:
+        if 'TracerArray' not in str(error):
+            raise
+        say(
+            'the rule is in NumPy, which measures; to train with it, write it in jax.numpy'
+        )
+        return distance
+    return jax.jit(distance)
 
 
 def _check_values(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from namm_jax._arrays import Fields, Key
+from namm_jax._arrays import Constraint, Fields, Key
 from namm_jax._checks import check_rule
-from namm_jax.constraints.base import Rule, function_rule
+from namm_jax.constraints.base import function_rule
 from namm_jax.problems.base import Problem, parameter
 
 SAMPLES = 64  # of the data, at most, on which a rule is checked
@@ -37,7 +37,7 @@ class Arrays(Problem):
     mean: float | tuple[float, ...] = parameter((), 'of the data, one a channel; (): 0')
     scale: float | tuple[float, ...] = parameter((), 'their standard deviation; (): 1', above=0)
     unit: float = 1.0
-    distance_function: Callable[..., Any] | None = None  # x (b, h, w, c) -> (b,)
+    distance_function: Any = None  # x (b, h, w, c) -> (b,), or a rule
     residual_function: Callable[..., Any] | None = None  # x -> (b, ...); one of the two is given
     name: str = 'own'  # of the rule
 
@@ -62,9 +62,11 @@ class Arrays(Problem):
         """Raises a ValueError."""
         raise ValueError('fields: arrays of your own are not generated; take the arrays themselves')
 
-    def rule(self) -> Rule:
+    def rule(self) -> Constraint:
         """Returns the rule that the functions say; raises a ValueError if there is none."""
         functions = self.distance_function, self.residual_function
+        if isinstance(self.distance_function, Constraint):
+            return self.distance_function
         if functions == (None, None):
             raise ValueError(
                 f'the rule {self.name!r}: got no function of fields (b, h, w, c), expected '
@@ -77,7 +79,7 @@ class Arrays(Problem):
 def problem(
     x: ArrayLike,
     *,
-    distance: Callable[..., Any] | None = None,
+    distance: Callable[..., Any] | Constraint | None = None,
     residual: Callable[..., Any] | None = None,
     periodic: tuple[bool, bool] = (False, False),
     name: str = 'own',
@@ -87,7 +89,7 @@ def problem(
     Args:
         x: data that obey the rule `(n, h, w, c)`, real and finite, n >= 2.
         distance: `x -> (b,)`, 0 where the rule holds, positive elsewhere; the mean of `|residual|`
-            unless given.
+            unless given. Or a rule as it is, such as one of `constraints`, with its ways back.
         residual: `x -> (b, ...)`, 0 where the rule holds; the distance unless given.
         periodic: which of the two spatial axes wrap.
         name: of the rule, in logs and errors.
