@@ -191,10 +191,7 @@ def _root_mean_square(constraint: Constraint, x: Array) -> Array:
 
 
 RENOISED = 2  # times that an estimate of `dm_ppr` is
-CALLS = {
-    'ppr': 1 + RENOISED,
-    'level': 2,
-}  # of the network, a call of the denoiser; else 1
+CALLS = {'ppr': 1 + RENOISED, 'level': 2}  # of the network, a call of the denoiser; else 1
 
 # What guidance lowers. One residual a field has no other size than its distance.
 FORMS = {'distance': lambda constraint, x: constraint.distance(x), 'residual': _root_mean_square}

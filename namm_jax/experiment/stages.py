@@ -375,19 +375,19 @@ def sample(experiment: Experiment) -> Facts:
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
-            draws = 1.0  # for a sample
+            candidates = 1.0  # for a sample
             if row.map == 'rejection':
                 found = rejection(experiment, z, sampler(experiment, row.prior, config.sample))
                 if found is None:
                     say(f'{name}: not one sample in {PATIENCE} is as near as data: no such row')
                     continue
-                (x, draws), mapping = found, 0.0
+                (x, candidates), mapping = found, 0.0
             else:
                 x, mapping = time_each(experiment, way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
-            seconds[name] = draws * drawing + mapping
-            calls[name] = draws * each * CALLS.get(row.act, 1)
+            seconds[name] = candidates * drawing + mapping
+            calls[name] = candidates * each * CALLS.get(row.act, 1)
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[name]})
     return {'seconds_per_sample': seconds, 'calls': calls}
 
