@@ -26,8 +26,8 @@ from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar
-from namm_jax.experiment.rejection import distances_of
 from namm_jax.mirror import robustness
+from namm_jax.problems.base import Problem
 from namm_jax.report.reading import ARRAYS
 
 SHOWN = 6  # samples of each row that the report shows
@@ -43,7 +43,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     of_row = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
     samples = {'data': experiment.split('test')}
     samples |= {row: experiment.packed(of_row(row)) for row in rows}
-    distances = {row: distances_of(experiment, x) for row, x in samples.items()}
+    distances = {row: experiment.distances(x) for row, x in samples.items()}
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = views(experiment, x[:SHOWN])
@@ -53,7 +53,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     *_, last = maps.values()
     z = jnp.asarray(experiment.packed(of_row('mirror'))[:SHOWN])
     image = lambda x: experiment.problem.image(x)[..., None]
-    arrays |= {'mirror/z': image(z), 'mirror/x': image(experiment.landed(last)[1](z))}
+    arrays |= {'mirror/z': image(z), 'mirror/x': image(jax.jit(experiment.landed(last)[1])(z))}
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
     table = _table(experiment, rows, samples, distances)
@@ -67,9 +67,13 @@ def views(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns images `(n, h', w', 1)` of fields `(n, h, w, c)`, and of what breaks the rule in
     them, `(n, h', w')`.
     """
-    x = jnp.asarray(x)
-    residuals = experiment.problem.residual_map(experiment.constraint, x)
-    return np.asarray(experiment.problem.image(x))[..., None], np.asarray(residuals)
+    images, residuals = _views(experiment.problem, experiment.constraint, jnp.asarray(x))
+    return np.asarray(images)[..., None], np.asarray(residuals)
+
+
+@jax.jit
+def _views(problem: Problem, constraint: Constraint, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return problem.image(x), problem.residual_map(constraint, x)
 
 
 def _table(
@@ -132,7 +136,7 @@ def _robustness(experiment: Experiment, maps: dict[str, Params]) -> dict[str, An
 
     constraint = experiment.constraint
     errors = {name: measure(constraint, params, x) for name, params in maps.items()}
-    z = experiment.mirror.forward(maps['f'], x)
+    z = jax.jit(experiment.mirror.forward)(maps['f'], x)
     line = evaluation.line(experiment.unit_maps[0](x), z) | {'std': jnp.std(z)}
     return {'sigma': sigma, 'sigma_max': sigma_max, 'n': len(x), 'g': line} | errors
 

@@ -37,7 +37,7 @@ from namm_jax.experiment.devices import (
     replicated,
     rules_of,
 )
-from namm_jax.experiment.drawing import make_draw
+from namm_jax.experiment.drawing import in_batches, make_draw
 from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.folder import SharedRun
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
@@ -83,6 +83,11 @@ class Experiment(NamedTuple):
         """The set M; the network that it may hold is that of the finished stage `counter`."""
         counts = build.holds_network(self.config)
         return build.make_constraint(self.config, counter_parameters(self) if counts else None)
+
+    def distances(self, x: np.ndarray) -> np.ndarray:
+        """Returns the distances `(n,)` of fields from M."""
+        measure = Partial(_distance, self.constraint)
+        return in_batches(measure, x, min(len(x), 256), self.local_mesh)
 
     @property
     def unit_maps(self) -> tuple[Partial, Partial]:
@@ -145,6 +150,11 @@ class Experiment(NamedTuple):
         folder = self.run.directory / stage / 'checkpoints'
         keep = self.config.train.checkpoints
         return Checkpoints(folder, keep=keep, origin=self.run.origin(stage))
+
+
+@jax.jit
+def _distance(constraint: Constraint, x: Array) -> Array:
+    return constraint.distance(x)
 
 
 def make_experiment(

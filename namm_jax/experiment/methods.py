@@ -203,7 +203,7 @@ def _guidance(experiment: Experiment) -> Around:
     """
     section, path = experiment.config.sample, experiment.run.directory / 'sample' / 'guidance.json'
     limit = experiment.run.record('dm')['std']  # a step is no longer than the data are wide
-    constraint, standard = experiment.constraint, experiment.standard_constraint
+    standard = experiment.standard_constraint
 
     @functools.cache
     def act(form: str, steps: int) -> Callable:
@@ -228,7 +228,7 @@ def _guidance(experiment: Experiment) -> Around:
             for scale in section.guidance_scales:
                 settings = {'form': form, 'steps': steps, 'scale': scale}
                 x = draw(keys, around=around(**settings))
-                median = float(jnp.nan_to_num(jnp.median(constraint.distance(x)), nan=jnp.inf))
+                median = float(jnp.nan_to_num(np.median(experiment.distances(x)), nan=jnp.inf))
                 trials.append(settings | {'median_distance': median})
         best = min(trials, key=lambda trial: trial['median_distance'])
         from_first(lambda: write_json(path, {'best': best, 'trials': trials}))

@@ -65,7 +65,7 @@ TINY = (
     | section('assimilate', measurements=2, samples=2)
     | section('assimilate', steps=3, few_steps=3, langevin_steps=2, iterations=2)
     | section('train', devices=1, parts=1, log_every=4, validate_every=4)
-    | section('train', probes=2, probe_samples=8)
+    | section('train', probes=1, probe_samples=8)
     | section('train.sample', sampler='heun', steps=4)
 )
 

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
-from namm_jax._arrays import Constraint, Key
+from namm_jax._arrays import Key
 from namm_jax.experiment import dataset
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.experiment import Experiment
@@ -47,19 +46,8 @@ def bound(experiment: Experiment) -> float:
     x = experiment.split('validation')
     rounding = np.finfo(np.float32).eps * jax.random.normal(experiment.key('probe'), x.shape)
     off = np.asarray(x * (1 + rounding))
-    distances = [distances_of(experiment, fields) for fields in (x, off)]
+    distances = [experiment.distances(fields) for fields in (x, off)]
     return float(np.quantile(np.maximum(*distances), QUANTILE))
-
-
-def distances_of(experiment: Experiment, x: np.ndarray) -> np.ndarray:
-    """Returns the distances `(m,)` of fields from the rule."""
-    distance = Partial(_distance, experiment.constraint)
-    return in_batches(distance, x, min(len(x), 256), experiment.local_mesh)
-
-
-@jax.jit
-def _distance(constraint: Constraint, x: jax.Array) -> jax.Array:
-    return constraint.distance(x)
 
 
 def rejection(
@@ -69,7 +57,7 @@ def rejection(
     each, as of `accepted`. Candidate i is the sample of key i, and kept on disk as it is drawn.
     """
     n, limit = len(x), bound(experiment)
-    passes = lambda x: distances_of(experiment, x) <= limit
+    passes = lambda x: experiment.distances(x) <= limit
     size = min(n, experiment.config.sample.batch_size)
 
     def block(i: int) -> np.ndarray:

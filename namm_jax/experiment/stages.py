@@ -42,7 +42,7 @@ from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar, say
-from namm_jax.experiment.rejection import PATIENCE, distances_of, rejection
+from namm_jax.experiment.rejection import PATIENCE, rejection
 from namm_jax.experiment.tune import tune
 from namm_jax.mirror import add_noise
 from namm_jax.problems.base import parameters
@@ -136,8 +136,7 @@ def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> Non
     rows = {'data': experiment.split('test')} | rows
     panels = {row: views(experiment, x[:SHOWN]) for row, x in rows.items()}
     style = experiment.problem.view._asdict()
-    distance = lambda x: np.asarray(experiment.constraint.distance(jnp.asarray(x[:SHOWN])))
-    distances = {row: distance(x) for row, x in rows.items()}
+    distances = {row: experiment.distances(x[:SHOWN]) for row, x in rows.items()}
 
     def draw() -> None:
         path.parent.mkdir(exist_ok=True)
@@ -149,8 +148,7 @@ def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> Non
 
 def _probe(experiment: Experiment, what: str, x: np.ndarray) -> dict[str, float]:
     """Draws `figures/progress.png` of samples; returns their distances' mean and spread."""
-    constraint = experiment.constraint
-    distances = in_batches(constraint.distance, x, len(x), experiment.local_mesh)
+    distances = experiment.distances(x)
     _draw(experiment, 'progress', {what: x})
     return {'distance_mean': float(distances.mean()), 'distance_std': float(distances.std())}
 
@@ -325,7 +323,7 @@ def condition(experiment: Experiment) -> Facts:
     """
     config, record = experiment.config, experiment.run.record('dm')
     fields, drawing = _drawn(experiment, 'condition', 'dm', 'samples')
-    distances = distances_of(experiment, fields)
+    distances = experiment.distances(fields)
     level = distances / (distances + (np.median(distances) or 1))
     standardise = lambda x: np.asarray(experiment.unit_maps[0](jnp.asarray(x)))
     x, held_x = map(standardise, _splits(experiment))
