@@ -351,7 +351,7 @@ def test_figures_of_a_failed_f_can_be_drawn(bad):
 
 def test_a_trajectory_ends_at_the_first_sample(results):
     ends = results.of('trajectory')['estimates'][-1], results.of('samples')['mdm_finetuned'][0]
-    np.testing.assert_allclose(*ends, atol=1e-4)
+    np.testing.assert_allclose(*ends, atol=1e-3)
 
 
 def test_damaged_record_is_no_traceback(tiny_run, tmp_path):
