@@ -73,9 +73,7 @@ def _compiled(distance: Callable[[Array], Array], x: np.ndarray) -> Callable[[Ar
     except FunctionError as error:
         if 'TracerArray' not in str(error):
             raise
-        say(
-            'the rule is in NumPy, which measures; to train with it, write it in jax.numpy'
-        )
+        say('the rule is in NumPy, which measures; to train with it, write it in jax.numpy')
         return distance
     return jax.jit(distance)
 
