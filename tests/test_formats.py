@@ -249,6 +249,10 @@ def test_axes_that_cannot_be(tmp_path, capsys):
     }.items():
         refused(tmp_path / 'x.npy', message, capsys, f'--config.data.axes={axes}')
     save_netcdf(tmp_path / 'x.nc', FIRST)
+    (tmp_path / 'folder').mkdir()
+    np.save(tmp_path / 'folder' / 'x.npy', X[0])
+    with pytest.raises(UserError, match='x.npy: got shape .* expected axes c,n,h,w'):
+        read_user_data(tmp_path / 'folder', 'c,n,h,w')
     refused(
         f'{tmp_path}/x.nc:sst',
         'with the axes n,time,lat,lon, expected axes n,lat,time,lon',

@@ -56,11 +56,15 @@ class Stored:
 
     def mean(self) -> float:
         """Returns the mean over all values."""
-        return moments(self.blocks(), None)[0]
+        return self._moments[0]
 
     def std(self) -> float:
         """Returns their standard deviation."""
-        return moments(self.blocks(), None)[1]
+        return self._moments[1]
+
+    @functools.cached_property
+    def _moments(self) -> tuple[Any, Any, Any, Any]:
+        return moments(self.blocks(), None)
 
 
 def write_dataset(

@@ -31,7 +31,7 @@ LEVELS = {'L': 255, 'RGB': 255, 'I;16': 65535, 'I': 65535}  # image mode -> the 
 EXTRAS = {'h5py': 'hdf5', 'xarray': 'netcdf'}
 # The names of axes, and which axis of fields each becomes; those of c are merged.
 AXES = {
-    'n': ('n', 'sample'),
+    'n': ('n',),
     'h': ('h', 'y', 'lat', 'latitude', 'height', 'row'),
     'w': ('w', 'x', 'lon', 'longitude', 'width', 'column', 'length'),
     'c': ('c', 'channel', 'time', 't', 'level', 'depth', 'z'),
@@ -88,8 +88,13 @@ def _npz(path: Path, name: str) -> Iterator[_Array]:
 @contextlib.contextmanager
 def _hdf5(path: Path, name: str) -> Iterator[_Array]:
     h5py, names = _package('h5py', path), []
+
+    def visit(place: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.append(place)
+
     with h5py.File(path, 'r') as file:
-        file.visititems(lambda n, item: isinstance(item, h5py.Dataset) and names.append(n) or None)
+        file.visititems(visit)
         yield _Array(file[_one_of(path, name.strip('/'), names)])
 
 
@@ -100,7 +105,7 @@ def _netcdf(path: Path, name: str) -> Iterator[_Array]:
     with xarray.open_dataset(path, decode_times=False, cache=False) as file:
         values = file[_one_of(path, name, [str(name) for name in file.data_vars])]
         for axis, numbers in values.coords.items():
-            if numbers.dtype.kind in 'OSU':
+            if axis in values.dims and numbers.dtype.kind in 'OSU':
                 raise UserError(
                     f'{path}: got text on the axis {axis!r} of {values.name}, such as '
                     f'{str(numbers.values.flat[0])!r}, expected numbers; write it again with them'
@@ -108,14 +113,7 @@ def _netcdf(path: Path, name: str) -> Iterator[_Array]:
         yield _Array(values, tuple(map(str, values.dims)))
 
 
-READERS = {
-    '.npy': _npy,
-    '.npz': _npz,
-    '.h5': _hdf5,
-    '.hdf5': _hdf5,
-    '.nc': _netcdf,
-    '.nc4': _netcdf,
-}
+READERS = {'.npy': _npy, '.npz': _npz, '.h5': _hdf5, '.hdf5': _hdf5, '.nc': _netcdf}
 
 
 def _package(name: str, path: Path) -> Any:
@@ -199,7 +197,7 @@ def _axes_of(
         raise UserError(f'axes: got {axes}, expected one of n, one of h, one of w at most')
     if folder and names[0] and 'n' not in names:
         names = ['n', *names]
-    single = folder and len(names) == len(shape) + 1
+    single = folder and names[0] == 'n' and len(names) == len(shape) + 1
     own = names[1:] if single else names
     moved = any(name in dims and name != at for name, at in zip(own, dims, strict=False))
     if len(own) != len(shape) or moved or 'n' not in names:
