@@ -124,14 +124,15 @@ def renoised(denoiser: Denoiser, keys: Key, *, rounds: int = 2) -> Denoiser:
     check_within('[0, inf)', kinds='iu', rounds=rounds)
 
     def denoise(x: Array, sigma: Array) -> Array:
-        x_0 = denoiser(x, sigma)
         # A denoiser is not told the step that it is called in, which its level tells apart.
         level = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
         of_level = jax.vmap(jax.random.fold_in)(keys, level.view(jnp.uint32))
-        for m in range(rounds):
-            noise = normal(fold_in(of_level, m), x_0)
-            x_0 = denoiser(x_0 + broadcast(sigma, x_0) * noise, sigma)
-        return x_0
+
+        def once(m: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            x_0 = denoiser(now[0], sigma).astype(x.dtype)
+            return x_0 + broadcast(sigma, x) * normal(fold_in(of_level, m), x), x_0
+
+        return jax.lax.fori_loop(0, rounds + 1, once, (x, jnp.zeros_like(x)))[1]
 
     return denoise
 
