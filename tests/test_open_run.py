@@ -28,7 +28,9 @@ def test_data_rule_maps_and_priors_are_there(run):
     x = jnp.asarray(run.data('test')[:4])
     assert x.shape[1:] == run.problem.shape
     np.testing.assert_allclose(run.constraint.distance(jnp.asarray(x)), 0, atol=1e-6)
-    np.testing.assert_allclose(run.f(run.g(x)), nj.land(run.constraint, run.mirror.project(x)), atol=1e-4)
+    np.testing.assert_allclose(
+        run.f(run.g(x)), nj.land(run.constraint, run.mirror.project(x)), atol=1e-4
+    )
     for prior in (run.dm, run.mdm):
         assert nj.sample(prior, jax_key(), 2, steps=2).shape == (2, *run.problem.shape)
 

@@ -62,7 +62,10 @@ def test_every_stage_has_finished(tiny_run):
 
 def test_metrics_are_those_of_the_contract(tiny_run):
     metrics = read(tiny_run / 'metrics.json')
-    assert set(metrics) == {'rows', 'robustness', 'advice'} and set(metrics['rows']) == {'data', *ROWS}
+    assert set(metrics) == {'rows', 'robustness', 'advice'} and set(metrics['rows']) == {
+        'data',
+        *ROWS,
+    }
     of_samples = {'distance', 'distribution', 'n'}
     for name, row in metrics['rows'].items():
         costs = {
