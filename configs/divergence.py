@@ -3,7 +3,7 @@
     python launch/main.py --config=configs/divergence.py
 
 19.2 minutes on two cores of an AMD EPYC. Expect a median distance of 0.011 of the finetuned f
-alone, 0.024 times the diffusion model's 0.46 (seed 0), and a tenth of it after the step that ends f.
+alone, 0.024 times the diffusion model's 0.46 (seed 0), and a tenth of that after its last step.
 """
 
 from namm_jax.experiment import presets
