@@ -86,6 +86,18 @@ def test_every_strip_and_colour_bar_is_labelled():
     }
 
 
+@pytest.mark.parametrize(
+    ('extent', 'x', 'y'), [((0, 1.6, 0, 10), '0 1.6', '0 10'), (None, '0 6', '5 0')]
+)
+def test_edges_of_the_first_image_have_numbers(extent, x, y):
+    image = np.zeros((2, 5, 6, 1)), np.zeros((2, 0, 0))
+    figure = figures.samples_with_residuals({'data': image}, extent=extent)
+    axes = [ax for part in figure.subfigs[1:] for ax in part.axes]
+    text = lambda labels: ' '.join(label.get_text() for label in labels)
+    assert text(axes[0].get_xticklabels()) == x and text(axes[0].get_yticklabels()) == y
+    assert not axes[1].get_xticklabels()
+
+
 def test_histograms_share_the_axis_and_count_what_they_cannot_place():
     distances = {'dm': np.array([0.1, 0.3, np.nan, np.inf]), 'data': np.array([0.0, 0.0, 1e-7])}
     axes = figures.distance_histograms(distances).get_axes()

@@ -140,7 +140,8 @@ def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> Non
 
     def draw() -> None:
         path.parent.mkdir(exist_ok=True)
-        figure = figures.samples_with_residuals(panels, distances=distances, **style)
+        extent = experiment.problem.extent
+        figure = figures.samples_with_residuals(panels, distances=distances, extent=extent, **style)
         figures.save(figure, path)
 
     from_first(draw)

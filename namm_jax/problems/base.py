@@ -193,6 +193,13 @@ class Problem:
         """Returns images of fields to look at."""
         return x[..., 0]
 
+    @property
+    def extent(self) -> tuple[float, float, float, float] | None:
+        """Where an image's left, right, lower and upper edge lie, in the units of `view`'s axes;
+        None to count its pixels.
+        """
+        return None
+
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images of what breaks the rule, oriented as `image`: what the rule's way back
         changes, x less it; `(b, 0, 0)` where it has none, and samples show their distance alone.

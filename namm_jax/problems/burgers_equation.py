@@ -130,6 +130,10 @@ class Burgers(Trajectories):
         spectra = [jnp.log(jnp.abs(jnp.fft.rfft(u)) ** 2 + 1e-12) for u in (first, last)]
         return jnp.concatenate([*spectra, jnp.sort(jnp.abs(jnp.diff(first)), axis=1)], axis=1)
 
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        return 0, self.states * self.inner_steps * self.dt, 0, self.points * self.dx
+
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""
         return self.from_states(constraint.residual(x))[..., 0]

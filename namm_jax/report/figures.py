@@ -45,6 +45,7 @@ def samples_with_residuals(
     axis_names: tuple[str, str] = ('space', 'time'),
     colours: str = 'viridis',
     centred: bool = False,
+    extent: tuple[float, float, float, float] | None = None,
     channel: int = 0,
     count: int = 6,
 ) -> Figure:
@@ -63,6 +64,7 @@ def samples_with_residuals(
         axis_names: what rows and columns of an image are.
         colours: the samples' colour map.
         centred: whether their scale is centred on 0.
+        extent: edges of an image, left, right, lower, upper; its pixels are counted unless given.
         channel: which channel of the samples is shown.
         count: how many samples of each row, at most.
 
@@ -85,7 +87,7 @@ def samples_with_residuals(
         part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
         axes = part.subplots(strips, columns, squeeze=False)
         looks = zip(axes, (images, maps), norms, (colours, 'magma'), strict=False)
-        shown = [image_strip(*look) for look in looks]
+        shown = [image_strip(*look, extent) for look in looks]
         for label, line in zip(('sample', 'residual'), axes, strict=False):
             line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
         for ax in axes[-1]:

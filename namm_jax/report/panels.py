@@ -68,10 +68,15 @@ def colour_ticks(norm: Normalize) -> dict[str, Any]:
 
 
 def image_strip(
-    axes: Collection[Axes], images: Float[np.ndarray, 'n h w'], norm: Normalize, colours: str
+    axes: Collection[Axes],
+    images: Float[np.ndarray, 'n h w'],
+    norm: Normalize,
+    colours: str,
+    extent: tuple[float, float, float, float] | None = None,
 ) -> AxesImage:
     """Draws images `(n, h, w)` side by side in one colour scale, grey where they are not finite;
-    returns the last one, for a colour bar. Axes beyond the last image are left empty.
+    returns the last one, for a colour bar. Axes beyond the last image are left empty. The first
+    image's edges are numbered: left, right, lower and upper by `extent`, else by pixels.
     """
     colour_map = colormaps[colours].with_extremes(bad=_MISSING)
     for ax in axes:
@@ -85,6 +90,13 @@ def image_strip(
             ax.text(0.5, 0.5, 'exactly 0', color='white', ha='center', transform=ax.transAxes)
         image = np.where(image <= 0, norm.vmin, image) if isinstance(norm, LogNorm) else image
         shown = ax.imshow(image, norm=norm, cmap=colour_map, interpolation='nearest')
+    h, w = images.shape[1:]
+    left, right, lower, upper = extent or (0, w, h, 0)
+    first = next(iter(axes))
+    first.set_xticks([-0.5, w - 0.5], [f'{left:g}', f'{right:.3g}'])
+    first.set_yticks([h - 0.5, -0.5], [f'{lower:g}', f'{upper:.3g}'])
+    first.tick_params(labelsize=7, length=2)
+    first.xaxis.labelpad = -7  # between its numbers
     return shown
 
 

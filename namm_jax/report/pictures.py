@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from namm_jax import problems
 from namm_jax.experiment.progress import Bar
-from namm_jax.problems.base import View
+from namm_jax.problems.base import Problem, View, parameters
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.posterior import Posterior, posteriors
 from namm_jax.report.reading import Results, training_curves
@@ -31,9 +31,16 @@ class Picture(NamedTuple):
     still: bytes | None = None
 
 
+def problem_of(config: Mapping[str, Any]) -> Problem:
+    """Returns the problem of a run, without a user's rule, by its nested config."""
+    cls, data = getattr(problems, config['data']['problem']), config['data']
+    values = {name: data[name] for name in parameters(cls) if name in data}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
 def view_of(config: Mapping[str, Any]) -> View:
     """Returns how the fields of a run are shown, by its nested config."""
-    return getattr(problems, config['data']['problem']).view
+    return problem_of(config).view
 
 
 Drawing = tuple[Callable[[], Figure], str]  # and what it shows, in words
@@ -84,7 +91,9 @@ def _of_samples(results: Results) -> dict[str, Drawing]:
     every = _and(map(row_name, in_order(list(rows))))
     return {
         'samples': (
-            lambda: figures.samples_with_residuals(rows, distances=distances, **look),
+            lambda: figures.samples_with_residuals(
+                rows, distances=distances, extent=problem_of(results.config).extent, **look
+            ),
             f'Fields of {every}, each above the map of its residual.',
         ),
         'distances': (
