@@ -83,12 +83,12 @@ def test_a_run_draws_until_it_has_enough_and_goes_on_where_it_was(
         assert conditioned['training_flops'] > found['dm']['training_flops']
         x, first = np.load(folder / 'sample/dm_rejected.npy'), np.load(folder / 'sample/dm.npy')
         assert all(any((a == b).all() for b in first) for a in x[:8])
-        kept = (folder / 'sample/candidates-1.npy').read_bytes()
-        (folder / 'stages/sample.json').unlink()
-        (folder / 'stages/evaluate.json').unlink()
-        (folder / 'stages/report.json').unlink()
-        assert launch(*arguments) == 0
-        assert (folder / 'sample/candidates-1.npy').read_bytes() == kept
+        record = json.loads((folder / 'stages/sample.json').read_text())
+        (folder / 'stages/sample.json').write_text(json.dumps(record | {'finished': False}))
+        (folder / 'sample/dm_rejected.npy').unlink()  # as if it had been stopped before
+        kept = (folder / 'sample/candidates-1.npy').stat().st_mtime_ns
+        assert launch(*arguments, '--stages=sample') == 0
+        assert (folder / 'sample/candidates-1.npy').stat().st_mtime_ns == kept
         np.testing.assert_array_equal(np.load(folder / 'sample/dm_rejected.npy'), x)
     assert launch(*arguments, '--redo=sample') == 0
     assert 'dm_rejected: not one sample in 200' in capsys.readouterr().err
