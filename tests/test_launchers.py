@@ -7,6 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+from namm_jax.experiment import cli
+from namm_jax.experiment.processes import Place
 
 NAMES = {'PROJECT': 'p', 'ZONE': 'z', 'BUCKET': 'b', 'REPOSITORY': 'r'}
 LAUNCH = Path(__file__).resolve().parent.parent / 'launch'
@@ -110,3 +114,26 @@ def test_slurm_job_queues_itself_again_when_its_time_is_up(run, tmp_path, status
     )
     assert done.returncode == status and '--distributed --config=a --workdir=b' in log[0]
     assert log[1:] == ['scontrol requeue 7'] * queued
+
+
+def test_pods_of_a_kubernetes_job_are_processes_of_one_run():
+    service, job = yaml.safe_load_all((LAUNCH / 'kubernetes.yaml').read_text())
+    name, pods = job['metadata']['name'], job['spec']['completions']
+    pod = job['spec']['template']['spec']
+    (container,) = pod['containers']
+    assert job['spec']['completionMode'] == 'Indexed' and job['spec']['parallelism'] == pods > 1
+    assert pod['restartPolicy'] == 'OnFailure' and container['command'][1] == 'launch/main.py'
+    mounted = {mount['name']: mount['mountPath'] for mount in container['volumeMounts']}
+    assert [volume['name'] for volume in pod['volumes']] == list(mounted)
+    for index in range(pods):
+        words = [word.replace('$(JOB_COMPLETION_INDEX)', str(index)) for word in container['args']]
+        given = cli.parse('run', words)
+        place = Place(given.coordinator, given.num_processes, given.process_index)
+        assert (place.count, place.index, given.name) == (pods, index, 'burgers:paper')
+        assert given.workdir.startswith(f'{mounted["runs"]}/')
+    # An indexed pod's host name is the job's and its index, found in the subdomain of a service.
+    assert place.coordinator.split(':')[0] == f'{name}-0.{pod["subdomain"]}'
+    assert (
+        service['metadata']['name'] == pod['subdomain'] and service['spec']['clusterIP'] == 'None'
+    )
+    assert service['spec']['selector'] == {'job-name': name}

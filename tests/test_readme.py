@@ -120,9 +120,19 @@ def test_pictures_and_pages_that_the_readme_links_exist():
     assert len(links) > 10 and not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_a_release_gives_every_link_the_address_of_the_repository():
+    (names,) = re.findall(
+        r'OWNER/namm_jax#\$repository#" (.*)', (ROOT / '.ci' / 'build').read_text()
+    )
+    replaced = {path for name in names.split() for path in ROOT.glob(name)}
+    texts = [*(ROOT / name for name in TEXTS), ROOT / 'setup.cfg', *ROOT.glob('notebooks/*')]
+    placed = {path for path in texts if path.is_file() and 'OWNER/namm_jax' in path.read_text()}
+    assert len(placed) == 5 and placed == replaced
+
+
 def test_every_program_of_the_gallery_is_on_its_page():
     programs = [path.name for path in ROOT.glob('docs/gallery/*.py')]
-    assert len(programs) > 5
+    assert len(programs) > 10
     assert not [name for name in programs if f'gallery/{name}' not in TEXTS['docs/gallery.md']]
 
 
