@@ -55,8 +55,14 @@ PUBLISHED = presets.published(PAPER) | section('data', stepper='forward_euler')
 
 TINY = presets.TINY | section('data', states=16, inner_steps=4)
 
-PRESETS = {'quick': QUICK, 'desk': DESK, 'gpu': GPU, 'paper': PAPER, 'published': PUBLISHED}
-PRESETS |= {'tiny': TINY}
+PRESETS = {
+    'quick': QUICK,
+    'desk': DESK,
+    'gpu': GPU,
+    'paper': PAPER,
+    'published': PUBLISHED,
+    'tiny': TINY,
+}
 
 
 def get_config(preset: str = 'quick'):

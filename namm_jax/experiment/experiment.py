@@ -84,7 +84,7 @@ class Experiment(NamedTuple):
         counts = build.holds_network(self.config)
         return build.make_constraint(self.config, counter_parameters(self) if counts else None)
 
-    def distances(self, x: np.ndarray) -> np.ndarray:
+    def distances(self, x: np.ndarray | Array) -> np.ndarray:
         """Returns the distances `(n,)` of fields from M."""
         measure = Partial(_distance, self.constraint)
         return in_batches(measure, x, min(len(x), 256), self.local_mesh)
