@@ -2,7 +2,7 @@
 
     python launch/main.py --config=configs/burgers.py
 
-Within three quarters of an hour on two cores, from nothing to the report. Expect a median distance
+Within an hour on two cores, from nothing to the report. Expect a median distance
 of 1.2e-6 of the finetuned samples, 0.0031 times the diffusion model's 3.7e-4, and 1.0e-4 of f
 without its last step (seed 0).
 """
