@@ -132,7 +132,7 @@ class Burgers(Trajectories):
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        return 0, self.states * self.inner_steps * self.dt, 0, self.points * self.dx
+        return 0.0, self.states * self.inner_steps * self.dt, 0.0, self.points * self.dx
 
     def residual_map(self, constraint: Constraint, x: Fields) -> Float[Array, 'b H W']:
         """Returns images `(b, points, states - 1)` of the residual, oriented as fields are."""
