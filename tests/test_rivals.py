@@ -16,6 +16,7 @@ from namm_jax.denoising.denoisers import edm
 from namm_jax.denoising.guidance import classifier_free
 from namm_jax.denoising.samplers import make_sampler, sample_keys
 from namm_jax.experiment import rejection
+from namm_jax.experiment.files import read_json, write_json
 from namm_jax.experiment.rejection import PATIENCE, accepted
 from namm_jax.networks.unet import UNet
 from namm_jax.training.recipes import conditioned_task, denoising_task, score
@@ -83,8 +84,8 @@ def test_a_run_draws_until_it_has_enough_and_goes_on_where_it_was(
         assert conditioned['training_flops'] > found['dm']['training_flops']
         x, first = np.load(folder / 'sample/dm_rejected.npy'), np.load(folder / 'sample/dm.npy')
         assert all(any((a == b).all() for b in first) for a in x[:8])
-        record = json.loads((folder / 'stages/sample.json').read_text())
-        (folder / 'stages/sample.json').write_text(json.dumps(record | {'finished': False}))
+        record = folder / 'stages/sample.json'
+        write_json(record, read_json(record) | {'finished': False})
         (folder / 'sample/dm_rejected.npy').unlink()  # as if it had been stopped before
         kept = (folder / 'sample/candidates-1.npy').stat().st_mtime_ns
         assert launch(*arguments, '--stages=sample') == 0
