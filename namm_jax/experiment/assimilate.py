@@ -53,7 +53,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     @functools.cache
     def noise_floor(model: str) -> dict[str, Any]:
         x = posteriors.with_noise_floor(experiment, model, jnp.asarray(test[: section.samples]))
-        return distance_statistics(experiment.distances(x))
+        return distance_statistics(jnp.asarray(experiment.distances(x)))
 
     with Bar('assimilate', len(rows) * len(y), unit='measurement') as bar:
         done = itertools.count(1)
@@ -134,7 +134,7 @@ def statistics_of(
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
     of_y = posteriors.likelihood_of(experiment.config, operator, of_each)
-    distance = distance_statistics(experiment.distances(x))
+    distance = distance_statistics(jnp.asarray(experiment.distances(x)))
     return entry | {'distance': distance, 'misfit': float(of_y.misfit_per_value(x).mean())}
 
 
