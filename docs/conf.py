@@ -20,7 +20,7 @@ html_math_renderer = 'mathml'  # of `extension`: no script, no font, no network
 
 nitpicky = True
 # Annotations are shown as they are written; their names are explained in `api/index`.
-nitpick_ignore_regex = [('py:class', '.*')]
+nitpick_ignore_regex = [('py:class', '.*'), ('py:exc', 'UserError')]
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
 napoleon_numpy_docstring = False

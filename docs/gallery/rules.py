@@ -7,6 +7,7 @@ its exact way back, `restore`.
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ figure = Figure(figsize=(9, 3.4), layout='constrained')
 axes = figure.subplots(1, 3)
 for ax, (name, (rule, signal, noise, label)) in zip(axes, cases.items(), strict=True):
     noisy = signal + noise * (0.5 + np.asarray(jax.random.normal(jax.random.key(0), (N,))))
-    fields = noisy.astype(np.float32).reshape(1, N, 1, 1)
+    fields = jnp.asarray(noisy, jnp.float32).reshape(1, N, 1, 1)
     back, _ = rule.restore(fields)
     ax.plot(t, signal, color='black', lw=1, label='signal')
     ax.plot(t, noisy, 'o', color='tab:orange', ms=3, label='noisy')
