@@ -11,8 +11,12 @@ from namm_jax.experiment import presets
 from namm_jax.experiment.config import experiment
 from namm_jax.experiment.presets import section
 
+# The steps that end f would fool the counter, whose count is the rule.
+ALONE = section('sample', landing=0)
+
 QUICK = (
     presets.MUON
+    | ALONE
     # data: images of 64x64 cost four times those of the other configs
     | section('data', points=64, train=2000)
     # the networks that count
@@ -26,14 +30,14 @@ QUICK = (
     | section('finetune', lambda_constr=0.02, samples=256, steps=150)
     # a diffusion model that trains as long
     | section('dm', steps=2700)
-    # the steps that end f would fool the counter, whose count is the rule
-    | section('sample', n=128, landing=0)
+    | section('sample', n=128)
     # half the standard deviation of the images
     | section('assimilate', noise_std=0.05)
 )
 
 PAPER = (
     presets.PAPER
+    | ALONE
     | presets.epochs(mirror=50, mdm=300, finetune=650, dm=1500)
     | section('counter', samples=50_000, steps=40_000)
     | section('mirror', layers=2, lambda_constr=0.01)

@@ -174,7 +174,7 @@ FIELDS = {
     'sample.projection_tolerance': _field(1e-6, 'on the mean absolute residual', above=0),
     'sample.projection_iterations': _field(20, 'of a projection, at most', least=0),
     'sample.projected_sampling_iterations': _field(1, 'at a step of sampling', least=0),
-    'sample.landing': _field(1, 'Gauss-Newton steps that end a learned f', least=0),
+    'sample.landing': _field(1, 'Gauss-Newton steps that end a learned f, for a residual', least=0),
     'sample.guidance_scales': _field(
         (0.0, 0.1, 0.3, 0.6, 1.0, 1.5), 'that dm_guided chooses from', least=0
     ),
