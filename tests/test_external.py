@@ -96,7 +96,7 @@ def test_a_run_takes_it_and_trains_no_model_of_data(tmp_path, monkeypatch, launc
     x = np.random.default_rng(0).normal(1 / 6, 0.3, size=(120, 8, 8, 1))
     np.save('x.npy', x.astype(np.float32))
     (tmp_path / 'rule.py').write_text('def rule(x): return abs(x).mean((1, 2, 3))')
-    fields = ['data.path=x.npy', 'constraint.distance=rule.py:rule', 'sample.rows=dm,mdm']
+    fields = ['data.path=x.npy', 'constraint.distance=rule.py:rule', "sample.rows=('dm', 'mdm')"]
     arguments = ['run', 'own:tiny', '--workdir=run', *(f'--config.{field}' for field in fields)]
     fields += ['score.external=mine.py:denoiser']
     assert program.main([*arguments, f'--config.{fields[-1]}']) == 0
@@ -104,9 +104,9 @@ def test_a_run_takes_it_and_trains_no_model_of_data(tmp_path, monkeypatch, launc
     assert 'score.external: error 0.' in told and 'warning: score.external' not in told
     # sigma half the standard deviation: the error is sqrt(1 / 1.25) of the noise
     error = float(told.split('score.external: error ')[1].split()[0])
-    assert error == pytest.approx(np.sqrt(1 / 1.25), rel=0.03)
+    assert error == pytest.approx(np.sqrt(1 / 1.25), rel=0.1)  # of 20 held-out fields of 64 values
     record = json.loads((tmp_path / 'run/stages/dm.json').read_text())
-    assert record['training_seconds'] == 0 and not (tmp_path / 'run/dm').exists()
+    assert record['training_seconds'] == 0 and not (tmp_path / 'run/dm/checkpoints').exists()
     samples = np.load('run/sample/dm.npy')
     assert samples.mean() == pytest.approx(1 / 6, abs=0.02)
     assert samples.std() == pytest.approx(0.3, rel=0.1)
