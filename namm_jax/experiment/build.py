@@ -343,32 +343,24 @@ def external_denoiser(config: ConfigDict) -> Denoiser:
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:
     """Returns the training of a diffusion model, DM or MDM, on data of this mean and std."""
-    return recipes.denoising_task(
-        make_score(config),
-        make_problem(config).shape,
-        optimizer_of(config.score.optimizer, steps),
-        mean=mean,
-        std=std,
-        parameterisation=config.score.parameterisation,
-        reduction=config.score.reduction,
-    )
+    network, shape, optimizer, options = _denoising(config, steps)
+    return recipes.denoising_task(network, shape, optimizer, mean=mean, std=std, **options)
+
+
+def _denoising(config: ConfigDict, steps: int) -> tuple[Any, Any, Any, dict[str, str]]:
+    """Returns what both denoising tasks take of the config: network, shape, optimizer, options."""
+    options = {name: config.score[name] for name in ('parameterisation', 'reduction')}
+    optimizer = optimizer_of(config.score.optimizer, steps)
+    return make_score(config), make_problem(config).shape, optimizer, options
 
 
 def conditioned_task(
     config: ConfigDict, steps: int, mean: Array | float, std: Array | float, params: Params = None
 ) -> Task:
     """Returns the training on of the DM that is told a field's level, from its parameters."""
-    return recipes.conditioned_task(
-        make_score(config),
-        make_problem(config).shape,
-        params or {},
-        optimizer_of(config.score.optimizer, steps),
-        mean=mean,
-        std=std,
-        parameterisation=config.score.parameterisation,
-        reduction=config.score.reduction,
-        unlabelled=config.condition.unlabelled,
-    )
+    network, shape, optimizer, options = _denoising(config, steps)
+    options |= {'mean': mean, 'std': std, 'unlabelled': config.condition.unlabelled}
+    return recipes.conditioned_task(network, shape, params or {}, optimizer, **options)
 
 
 def takes_level(config: ConfigDict) -> bool:

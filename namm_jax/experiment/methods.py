@@ -147,13 +147,12 @@ def trained_by(config: ConfigDict, method: Method) -> tuple[str, ...]:
 
 def way_of(experiment: Experiment, method: Method) -> Way:
     """Returns the map to data of what a row draws."""
-    mended = correction(experiment, method.map)
     if method.map not in MIRRORED:
-        return mended
+        return correction(experiment, method.map)
     params = (finetuned_parameters if method.map in LEARNED else mirror_parameters)(experiment)
     bind = experiment.mirror.bind if method.map == 'network' else experiment.landed
     g, f = map(jax.jit, bind(params))
-    return (lambda x: mended(f(g(x)))) if method.prior == 'dm' else lambda z: mended(f(z))
+    return (lambda x: f(g(x))) if method.prior == 'dm' else f
 
 
 def correction(experiment: Experiment, name: str) -> Way:

@@ -326,10 +326,11 @@ def condition(experiment: Experiment) -> Facts:
     fields, drawing = _drawn(experiment, 'condition', 'dm', 'samples')
     distances = experiment.distances(fields)
     level = distances / (distances + (np.median(distances) or 1))
-    standardise = lambda x: np.asarray(experiment.unit_maps[0](jnp.asarray(x)))
-    x, held_x = map(standardise, _splits(experiment))
+    standardise = experiment.unit_maps[0]
+    x, held_x = _splits(experiment, standardise)
     last = max(config.score.batch_size, len(fields) // 16)
-    drawn = {'z': standardise(fields), 'level': level.astype(np.float32)}
+    z = np.asarray(standardise(jnp.asarray(fields)))
+    drawn = {'z': z, 'level': level.astype(np.float32)}
     task = build.conditioned_task(
         config,
         steps_of(config, 'condition'),

@@ -96,7 +96,7 @@ def _explained(heading: str) -> str:
         urls = importlib.metadata.metadata('namm_jax').get_all('Project-URL') or []
     except importlib.metadata.PackageNotFoundError:
         return ''
-    site = next((url for name, url in (url.split(', ') for url in urls) if name[0] == 'D'), '')
+    site = dict(url.split(', ', 1) for url in urls).get('Documentation', '')
     return site and f'{site}/{FIGURES}#{heading.lower().replace(" ", "-")}'
 
 

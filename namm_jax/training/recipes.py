@@ -103,6 +103,29 @@ def score(
     return output_like('score network', network, params, x, *of, dropout_key=dropout_key)
 
 
+def _denoising(
+    network: Any,
+    params: Params,
+    moments: PyTree,
+    keys: tuple[Key, Key | None],
+    x: Array,
+    *level: Array,
+    parameterisation: str,
+    reduction: str,
+) -> tuple[Array, Metrics]:
+    """Returns the denoising loss of a network on standardised points, by keys of noise and dropout;
+    of one that takes a level, given theirs.
+    """
+    key, dropout_key = keys
+    of = make_parameterisation(parameterisation, **moments)
+    output = lambda u, label: score(network, params, u, label, *level, dropout_key=dropout_key)
+    return denoising_loss(of.denoiser(output), of, key, x, reduction=reduction)
+
+
+def _moments(mean: Array | float, std: Array | float) -> PyTree:
+    return {'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)}
+
+
 def denoising_task(
     network: Any,
     shape: Shape,
@@ -122,22 +145,21 @@ def denoising_task(
         parameterisation, reduction: keys of `PARAMETERISATIONS`, `REDUCTIONS` in `denoisers`.
         units: mean and scale by which the training set is standardised.
     """
+    options = dict(parameterisation=parameterisation, reduction=reduction)
+    of_points = functools.partial(_denoising, network, **options)
 
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
         key_loss, key_dropout = jax.random.split(key)
-        of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
-        dropout_key = key_dropout if train else None
-        denoiser = of.denoiser(functools.partial(score, network, params, dropout_key=dropout_key))
-        x = to_standard(batch['x'], *units)
-        return denoising_loss(denoiser, of, key_loss, x, reduction=reduction)
+        keys = key_loss, key_dropout if train else None
+        return of_points(params, frozen, keys, to_standard(batch['x'], *units))
 
     return Task(
         init=jax.jit(lambda key: network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))['params']),
         loss=loss,
         optimizer=optimizer,
-        frozen={'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)},
+        frozen=_moments(mean, std),
     )
 
 
@@ -166,6 +188,8 @@ def conditioned_task(
         Others are those of `denoising_task`.
     """
     check_within('[0, 1)', unlabelled=unlabelled)
+    options = dict(parameterisation=parameterisation, reduction=reduction)
+    of_points = functools.partial(_denoising, network, **options)
 
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
@@ -175,17 +199,13 @@ def conditioned_task(
         x = jnp.concatenate([batch['x'][:half], batch['z'][half:]])
         level = jnp.where(jnp.arange(len(x)) < half, 0, batch['level'])
         level = jnp.where(jax.random.bernoulli(key_level, unlabelled, level.shape), -1, level)
-        of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
-        dropout_key = key_dropout if train else None
-        output = lambda u, label: score(network, params, u, label, level, dropout_key=dropout_key)
-        return denoising_loss(of.denoiser(output), of, key_loss, x, reduction=reduction)
+        return of_points(params, frozen, (key_loss, key_dropout if train else None), x, level)
 
     def init(key: Key) -> Params:
         started = network.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1))['params']
         return started | jax.tree.map(jnp.copy, params)
 
-    frozen = {'mean': jnp.asarray(mean, jnp.float32), 'std': jnp.asarray(std, jnp.float32)}
-    return Task(jax.jit(init), loss, optimizer, frozen)
+    return Task(jax.jit(init), loss, optimizer, _moments(mean, std))
 
 
 def namm(
