@@ -106,7 +106,7 @@ def score(
 def _denoising(
     network: Any,
     params: Params,
-    moments: PyTree,
+    frozen: PyTree,
     keys: tuple[Key, Key | None],
     x: Array,
     *level: Array,
@@ -114,10 +114,10 @@ def _denoising(
     reduction: str,
 ) -> tuple[Array, Metrics]:
     """Returns the denoising loss of a network on standardised points, by keys of noise and dropout;
-    of one that takes a level, given theirs.
+    of one that takes a level, given theirs. `frozen` holds the `_moments`.
     """
     key, dropout_key = keys
-    of = make_parameterisation(parameterisation, **moments)
+    of = make_parameterisation(parameterisation, mean=frozen['mean'], std=frozen['std'])
     output = lambda u, label: score(network, params, u, label, *level, dropout_key=dropout_key)
     return denoising_loss(of.denoiser(output), of, key, x, reduction=reduction)
 
