@@ -5,6 +5,7 @@ one tiny run.
 import collections
 import contextlib
 import fcntl
+import gc
 import importlib.metadata
 import os
 import signal
@@ -19,7 +20,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers of a parallel run sha
     os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
 # Most of the tests' time is compilation.
-os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '0'}
+gc.set_threshold(100_000, 50, 1000)  # tracing makes many objects, few of them garbage
 if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
     # Later ones have no such flag.
     os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'

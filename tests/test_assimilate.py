@@ -131,6 +131,7 @@ def test_solve_writes_samples_and_says_how_well_they_fit(folder, capsys):
     )  # as they were
 
 
+@pytest.mark.slow
 def test_solve_takes_one_number_a_measurement_and_draws_one_sample(folder, capsys):
     (folder / 'own.py').write_text('def total(x):\n    return x.mean((1, 2, 3))\n')
     own = ['--operator=own', f'--config.assimilate.function={folder}/own.py:total']

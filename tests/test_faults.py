@@ -117,6 +117,7 @@ def test_damaged_record_of_training_is_named_with_its_line(run, launch, capsys):
     assert (run / 'mirror/checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_and_training_ends_as_if_it_were_whole(
     run, tiny_run, launch, capsys
 ):

@@ -217,6 +217,7 @@ def timeless(records):
     ]
 
 
+@pytest.mark.slow
 def test_redo_discards_a_stage_and_what_was_built_on_it(run, launch, capsys):
     """Nothing else is touched, and what is done again comes out as before, to the bit."""
     kept, before = files_of(run, 'data', 'mirror', 'mdm', 'dm'), records(run, 'finetune')
