@@ -21,7 +21,6 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # the workers of a parallel run sha
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'}
 # Most of the tests' time is compilation.
 os.environ |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '0'}
-gc.set_threshold(100_000, 50, 1000)  # tracing makes many objects, few of them garbage
 if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
     # Later ones have no such flag.
     os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
@@ -31,6 +30,7 @@ import jax
 import jaxtyping
 import pytest
 
+gc.set_threshold(100_000, 50, 1000)  # tracing makes many objects, few of them garbage
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])

@@ -33,6 +33,7 @@ def folder(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_a_named_sampler_fills_its_entry_and_its_files(launch, folder, capsys):
     (folder / 'report.html').unlink()  # not to be drawn again
     assert (

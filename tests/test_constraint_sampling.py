@@ -220,6 +220,7 @@ def test_a_projected_and_renoised_estimate_has_its_law_on_a_plane():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['ancestral', 'heun'])
 def test_renoised_samples_depend_on_their_key_alone_and_lie_on_the_plane(scheme):
     draw = make_sampler(scheme, steps=12, mean=MEAN, std=STD)
@@ -231,6 +232,7 @@ def test_renoised_samples_depend_on_their_key_alone_and_lie_on_the_plane(scheme)
     assert float(jnp.abs(x - draw(keys, onto, SHAPE)).max()) > 0.01
 
 
+@pytest.mark.slow
 def test_renoised_samples_scatter_as_the_recursion_says():
     """An ancestral step of a linear denoiser is linear, so the variance along the plane is known at
     each noise level, and that of the samples at the last.

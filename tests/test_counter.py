@@ -62,6 +62,7 @@ def test_counter_with_known_weights_adds_up_pixels(adding):
     np.testing.assert_allclose(network.apply({'params': params}, x), [1, 2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_density_counter_is_the_sum_of_its_density_at_any_size():
     network = DensityCounter(channels=(2, 4))
     params, apply = init(network, 1, 8, 8, 1), jax.jit(network.apply)
@@ -91,6 +92,7 @@ def test_huber_is_that_of_optax():
     )
 
 
+@pytest.mark.slow
 def test_misplacement_is_least_at_the_mean_of_images_that_look_alike():
     inside = jnp.asarray(np.random.default_rng(0).binomial(1, 0.3, (50, 2, 3, 1)), jnp.float32)
     loss = lambda logits: misplacement(jnp.broadcast_to(logits, inside.shape), inside).mean()
@@ -102,6 +104,7 @@ def test_misplacement_is_least_at_the_mean_of_images_that_look_alike():
     np.testing.assert_allclose(loss(logits), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sources_teach_their_places():
     """Moving an object to another cell changes the loss of the density, and not that of the count
     alone.
@@ -140,6 +143,7 @@ def test_counters_need_sizes_that_can_be_halved(network, factor):
         jax.eval_shape(lambda: init(network, 1, 8, 9, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'network', [Counter(filters=(2,), hidden=3), DensityCounter(channels=(2, 2))]
 )

@@ -47,6 +47,7 @@ def test_mmd_of_one_distribution_is_zero_on_average_and_negative_at_times():
     assert (values < 0).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_mmd_of_two_gaussians_is_the_closed_form():
     x, y = 1 + 2 * normal(3, 1500, 1), normal(4, 1500, 1)
     h = math.sqrt(2) * scipy.stats.norm.ppf(0.75)  # median of |y - y'|

@@ -152,6 +152,7 @@ def test_the_last_state_of_a_finished_stage_is_taken_or_none(run, launch, capsys
     assert not (run / 'sample/dm.npy').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['mirror', pytest.param('dm', marks=pytest.mark.slow)])
 def test_no_intact_checkpoint_is_no_fresh_start(run, launch, capsys, stage):
     for path in (run / stage / 'checkpoints').glob('*.json'):
@@ -169,6 +170,7 @@ def test_no_intact_checkpoint_is_no_fresh_start(run, launch, capsys, stage):
     assert f'{run}/{stage}/checkpoints: got no checkpoint' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoint_that_cannot_be_written_ends_the_run(run, launch, capsys):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(

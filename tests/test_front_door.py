@@ -126,7 +126,10 @@ def test_the_estimate_of_a_prior_is_in_the_users_units():
     np.testing.assert_allclose(prior(x, jnp.full(2, 0.5)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('which', ['mirror', 'prior', 'both'])
+SEPARATE = [pytest.param(which, marks=pytest.mark.slow) for which in ('mirror', 'prior')]
+
+
+@pytest.mark.parametrize('which', [*SEPARATE, 'both'])
 def test_a_model_file_gives_the_same_model(tmp_path, which):
     mirror, prior = fitted()
     model = {'mirror': mirror, 'prior': prior, 'both': {'mirror': mirror, 'prior': prior}}[which]
@@ -386,6 +389,7 @@ def test_each_sample_has_a_measurement_of_its_own(monkeypatch):
     np.testing.assert_array_equal(nj.sample(posterior, KEY, 5, steps=9), whole)
 
 
+@pytest.mark.slow
 def test_keys_of_either_kind_and_functions_as_rules():
     prior = gaussian(3.0, 2.0)
     total = lambda x: jnp.abs(x.sum((1, 2, 3)) - 40)
@@ -398,6 +402,7 @@ def test_keys_of_either_kind_and_functions_as_rules():
     assert float(jnp.linalg.norm(x.reshape(len(x), -1), axis=1).max()) < 1.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_half_precision_is_raised(dtype):
     half = own_data().astype(dtype)

@@ -20,6 +20,7 @@ QUIET = pytest.mark.filterwarnings(
 )  # of headers that look as if Python 2 wrote them
 
 
+@pytest.mark.slow
 @QUIET
 @pytest.mark.parametrize('name', fuzz.FUZZERS)
 @settings(

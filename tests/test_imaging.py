@@ -144,6 +144,7 @@ def config():
     return experiment({'quick': {'data.points': 32, 'data.total': 30.0}}, problem='black_holes')
 
 
+@pytest.mark.slow
 def test_the_image_that_was_seen_fits_and_is_told(tmp_path, config):
     noise = 0.01
     path = write(tmp_path / 'a.csv', rows_of(image(0.35, 200.0), noise=noise, records=12))

@@ -39,6 +39,7 @@ def test_the_projection_is_that_of_gauss_newton():
     np.testing.assert_allclose(nearest(rule), near, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_inequalities_at_right_angles_have_a_nearest_point():
     normals = np.zeros((2, 4, 5, 2))
     normals[0, 0, 0], normals[1, 1, 1] = [3, 4], [0, 2]

@@ -143,6 +143,7 @@ def test_no_noise_at_sigma_0():
     assert (noisy == z).all() and (sigma == 0).all()
 
 
+@pytest.mark.slow
 def test_start_of_the_learned_map_undoes_its_linear_part():
     """The U-Net starts at 0; where the input-convex network is 0 too, g(x) = a x, and f inverts
     it.
@@ -185,6 +186,7 @@ def test_one_stacked_call_equals_two(neural):
     np.testing.assert_allclose(terms['constraint'], jnp.abs(f(z).sum((1, 2, 3))).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only_and_follows_the_key(neural):
     mirror, params = neural
     x = fields(0)

@@ -25,6 +25,7 @@ def test_its_samples_are_those_of_the_table(tiny_run, run):
     np.testing.assert_allclose(run.sample(4, seed=run.config.seed), kept[:4], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_rule_maps_and_priors_are_there(run):
     x = jnp.asarray(run.data('test')[:4])
     assert x.shape[1:] == run.problem.shape

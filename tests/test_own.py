@@ -261,6 +261,7 @@ def save_rows(path, n, width):
     np.save(path, np.eye(width, dtype=np.float32)[ones][..., None])
 
 
+@pytest.mark.slow
 def test_what_was_read_off_the_data_follows_them(tmp_path, monkeypatch, launch, capsys):
     monkeypatch.chdir(tmp_path)
     save_rows('a.npy', 40, 6)

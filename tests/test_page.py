@@ -123,6 +123,7 @@ def test_table_has_the_numbers_of_the_metrics(written, results):
     assert '<th scope="row">seed</th><td>0</td>' in written and 'git revision' in written
 
 
+@pytest.mark.slow
 def test_redrawn_page_is_the_same_to_the_byte_without_training_code(tiny_run, tmp_path, written):
     out = tmp_path / 'again.html'
     program = (

@@ -112,6 +112,7 @@ def test_cyclic_solve_is_differentiable_in_bands_and_right_side():
         )
 
 
+@pytest.mark.slow
 def test_crank_nicolson_derivatives_against_finite_differences():
     # n = 5 is prime: the bands are then read one column at a time.
     with jax.enable_x64(True):

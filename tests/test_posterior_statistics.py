@@ -171,6 +171,7 @@ def test_errors(ensemble):
         posterior_moments(samples[0])
 
 
+@pytest.mark.slow
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     x = np.random.default_rng(3).normal(size=50)
     found = jackknife(lambda x: {'mean': x.mean()}, jnp.asarray(x))['mean']

@@ -32,6 +32,7 @@ def test_heat_solves_its_equation_and_starts_where_it_is_told():
     assert float(jnp.std(u[:, :, -1, 0], axis=0).max()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['heat', 'reaction_diffusion'])
 def test_first_state_and_conservation_hold_exactly_at_once(name):
     problem = getattr(problems, name)(points=16, states=8)
@@ -66,6 +67,7 @@ def test_a_mode_between_closed_ends_decays_as_the_scheme_says_and_to_second_orde
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.02)
 
 
+@pytest.mark.slow
 def test_reaction_follows_the_logistic_law_to_second_order_and_inflow_fills():
     with jax.enable_x64(True):
 

@@ -120,6 +120,7 @@ class Affine(nn.Module):
         return slope[..., None, None] * x + shift[..., None, None]
 
 
+@pytest.mark.slow
 def test_what_is_trained_with_levels_draws_normal_data_at_level_zero():
     """Data are N(0.5, 0.2), the samples of the model N(-0.5, 0.2), half of what has no level."""
     task = conditioned_task(Affine(), (4, 4, 1), {}, optax.adam(1e-2))

@@ -211,6 +211,7 @@ def contents(directory):
     return {name: data for name, data in whole if not name.endswith(('crc32.json', '.tmp'))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fault', [KeyboardInterrupt(), OSError(28, 'No space left on device')])
 def test_a_redo_that_is_cut_short_is_completed_with_its_override(finished, monkeypatch, fault):
     """At whichever file operation it ends, the next opening, which names neither, finds all of it
