@@ -141,6 +141,8 @@ def distance_histograms(
         ax.set(xscale='log', xlim=(bins[0], bins[-1]), ylabel='samples')
         if not placed[name].size:
             ax.set(yticks=[], ylim=(0, 1))
+            words = 'all exactly 0' if np.all(values == 0) else 'none on this axis'
+            ax.text(0.5, 0.4, words, ha='center', transform=ax.transAxes)
         ax.spines[['top', 'right']].set_visible(False)
     axes[-1].set_xlabel(
         'constraint distance' + (f' ({unit})' if unit else '') + '; black line: median'
