@@ -5,7 +5,8 @@
     python benchmarks/results.py --readme # the tables between <!-- table: NAME --> and <!-- end -->
 
 NAME is `<config>-<preset>[-<label>]`; its table has the mean and the standard deviation over the
-files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept.
+files `results/NAME-seed<k>.json`. `--label=budget3` puts a label into the name of what is kept;
+`--untimed` leaves out what the clock measured, of a run on a machine that did other work as well.
 `NAME+LABEL` has the further rows of `NAME-LABEL` too, and `NAME:OPERATOR` the posterior samplers of
 a measurement operator. Of all constraints at preset quick, `front` and `summary` have a line a
 constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
@@ -136,13 +137,18 @@ def _portable(argument: str) -> str:
     return f'{name}=runs/{Path(value).name}' if equals and name.endswith('workdir') else argument
 
 
-def keep(folders: list[Path], label: str | None, into: Path) -> None:
+def keep(folders: list[Path], label: str | None, into: Path, *, untimed: bool = False) -> None:
     """Writes one file a run."""
     for folder in find_runs(folders).values():
         results = read_run(folder)
         name = '-'.join([*results.experiment.split(':'), *filter(None, [label])])
         path = into / f'{name}-seed{results.config["seed"]}.json'
-        path.write_text(json.dumps(kept(results), indent=1, ensure_ascii=False) + '\n')
+        numbers = kept(results)
+        if untimed:
+            timed = ('training_seconds', 'seconds_per_sample')
+            leave = lambda row: {name: row[name] for name in row if name not in timed}
+            numbers['rows'] = {name: leave(row) for name, row in numbers['rows'].items()}
+        path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
         print(path)
 
 
@@ -154,8 +160,10 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
     for name in path:
         values = [value.get(name) for value in values if value]
     values = [value for value in values if value is not None]
-    if not values:
-        return ''
+    return _mean_and_spread(values) if values else ''
+
+
+def _mean_and_spread(values: list[float]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0
     return three_digits(statistics.mean(values)) + (
         f' ± {float(f"{spread:.1g}"):g}' if spread else ''
@@ -173,7 +181,7 @@ def table(name: str, folder: Path = ROOT / 'results') -> str:
     names = {row: row_name(row) for row in in_order(list(runs[0]['rows']))}
     lines = _lines('row', COLUMNS, names, [run['rows'] for run in runs])
     ratios = [
-        _median(run, 'mdm_finetuned') / _median(run, 'dm')
+        _median(run['rows'], 'mdm_finetuned') / _median(run['rows'], 'dm')
         for run in runs
         if 'mdm_finetuned' in run['rows']
     ]
@@ -267,14 +275,12 @@ def summary(folder: Path = ROOT / 'results') -> str:
     head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
     head += ['two-sample area, finetuned']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for path in sorted(folder.glob('*-quick-seed0.json')):
-        run = json.loads(path.read_text())
-        rows = _with_first_restore(run['rows'])
-        medians = [three_digits(_median(run, row)) for row in ('data',)]
-        medians += [cell([rows.get(row, {})], COLUMNS['median distance']) for row in names]
-        ratio = three_digits(_median(run, 'mdm_finetuned') / _median(run, 'dm'))
-        areas = [cell([rows[row]], COLUMNS['two-sample area']) for row in ('dm', 'mdm_finetuned')]
-        cells = [path.name.split('-')[0], *medians, f'**{ratio}**', *areas]
+    for config, runs in _quick(folder).items():
+        column = lambda row, name, runs=runs: cell([run.get(row) for run in runs], COLUMNS[name])
+        medians = [column(row, 'median distance') for row in ('data', *names)]
+        ratios = [_median(run, 'mdm_finetuned') / _median(run, 'dm') for run in runs]
+        areas = [column(row, 'two-sample area') for row in ('dm', 'mdm_finetuned')]
+        cells = [config, *medians, f'**{_mean_and_spread(ratios)}**', *areas]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -287,26 +293,30 @@ def _with_first_restore(rows: dict[str, Any]) -> dict[str, Any]:
     return rows | ({'dm_restored': rows[restores[0]]} if restores else {})
 
 
-def _quick(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the rows of the first seed of each config at preset quick."""
-    load = lambda config: json.loads((folder / f'{config}-quick-seed0.json').read_text())['rows']
-    return {config: _with_first_restore(load(config)) for config in RULES}
+def _quick(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the rows of each seed of each config at preset quick."""
+    load = lambda config: [run['rows'] for run in _runs(f'{config}-quick', folder)]
+    return {config: list(map(_with_first_restore, load(config))) for config in RULES}
 
 
 def front(folder: Path = ROOT / 'results') -> str:
     """Returns a line a config: the mean distances of true data, of the diffusion model, of its best
-    rival without a mirror map, and of the finetuned mirror diffusion model.
+    rival without a mirror map, and of the finetuned mirror diffusion model; and the areas of the
+    two-sample test.
     """
-    head = ['data', 'rule', 'true data', 'diffusion model', 'best without a mirror map', 'ours']
+    head = ['data', 'rule', 'seeds', 'true data', 'diffusion model', 'best without a mirror map']
+    head += ['ours', 'area: true data', 'diffusion model', 'ours']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for config, rows in _quick(folder).items():
-        mean = lambda row, rows=rows: _at(rows[row], COLUMNS['mean'])
-        rivals = [row for row in WAYS if row.startswith('dm') and row in rows]
-        rivals = [row for row in rivals if 'mapped' not in row]
-        best = min(rivals, key=mean)
-        told = f'{three_digits(mean(best))}, {WAYS[best]}'
-        ours = three_digits(mean('mdm_finetuned'))
-        cells = [three_digits(mean('data')), three_digits(mean('dm')), told, ours]
+    for config, runs in _quick(folder).items():
+        column = lambda row, name='mean', runs=runs: cell([run[row] for run in runs], COLUMNS[name])
+        rivals = [row for row in WAYS if row.startswith('dm') and 'mapped' not in row]
+        rivals = [row for row in rivals if all(row in run for run in runs)]
+        best = min(
+            rivals, key=lambda row, runs=runs: sum(_at(run[row], COLUMNS['mean']) for run in runs)
+        )
+        cells = [str(len(runs)), column('data'), column('dm'), f'{column(best)}, {WAYS[best]}']
+        cells += [column('mdm_finetuned')]
+        cells += [column(row, 'two-sample area') for row in ('data', 'dm', 'mdm_finetuned')]
         lines.append('| ' + ' | '.join([*RULES[config], *cells]) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -320,7 +330,9 @@ def methods(what: str, folder: Path = ROOT / 'results') -> str:
     lines = ['| way | ' + ' | '.join(f'`{name}`' for name in runs) + ' |']
     lines.append('|---' * (len(runs) + 1) + '|')
     for way, title in {'dm': 'diffusion model alone', **WAYS}.items():
-        cells = [cell([rows.get(way, {})], COLUMNS[paths[what]]) for rows in runs.values()]
+        cells = [
+            cell([rows.get(way) for rows in seeds], COLUMNS[paths[what]]) for seeds in runs.values()
+        ]
         if any(cells):
             lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
@@ -379,7 +391,7 @@ def ablations(config: str, folder: Path = ROOT / 'results') -> str:
             if not name.startswith(('train.', 'sample.'))
         }
         told = ', '.join(f'`{name}` {value}' for name, value in changed.items()) or 'nothing'
-        medians = {row: _median(run, row) for row in ('mdm', 'mdm_finetuned', 'dm')}
+        medians = {row: _median(run['rows'], row) for row in ('mdm', 'mdm_finetuned', 'dm')}
         wasserstein = {row: _at(run['rows'][row], COLUMNS['sliced W1']) for row in medians}
         ratios = [medians['mdm_finetuned'] / medians['dm']]
         ratios += [wasserstein[row] / wasserstein['dm'] for row in ('mdm', 'mdm_finetuned')]
@@ -389,8 +401,8 @@ def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _median(run: dict[str, Any], row: str) -> float:
-    return _at(run['rows'][row], ('distance', 'median'))
+def _median(rows: dict[str, Any], row: str) -> float:
+    return _at(rows[row], ('distance', 'median'))
 
 
 def with_tables(text: str) -> str:
@@ -420,10 +432,11 @@ def main() -> None:
     )
     parser.add_argument('runs', metavar='RUN', nargs='*', type=Path)
     parser.add_argument('--label', help='put into the name of what is kept, such as budget3')
+    parser.add_argument('--untimed', action='store_true', help='leave out seconds')
     parser.add_argument('--into', type=Path, default=ROOT / 'results', help='results unless given')
     parser.add_argument('--readme', action='store_true', help='write the tables of all texts')
     given = parser.parse_args()
-    keep(given.runs, given.label, given.into)
+    keep(given.runs, given.label, given.into, untimed=given.untimed)
     if given.readme:
         for path in pages():
             path.write_text(with_tables(path.read_text()))
