@@ -145,9 +145,9 @@ def keep(folders: list[Path], label: str | None, into: Path, *, untimed: bool = 
         path = into / f'{name}-seed{results.config["seed"]}.json'
         numbers = kept(results)
         if untimed:
-            timed = ('training_seconds', 'seconds_per_sample')
-            leave = lambda row: {name: row[name] for name in row if name not in timed}
-            numbers['rows'] = {name: leave(row) for name, row in numbers['rows'].items()}
+            for row in numbers['rows'].values():
+                row.pop('training_seconds', None)
+                row.pop('seconds_per_sample', None)
         path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
         print(path)
 
