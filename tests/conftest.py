@@ -95,8 +95,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The file that makes the tiny run, so that no worker waits for it, then those that take long.
 FIRST = (
-    'pipeline front_door readme open_run assimilate extending own faults processes page kill '
-    'command counter sampling'
+    'pipeline front_door readme networks open_run assimilate extending own faults processes page '
+    'kill command counter sampling'
 ).split()
 
 

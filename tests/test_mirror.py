@@ -212,6 +212,7 @@ def test_dropout_acts_in_training_only_and_follows_the_key(neural):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('given', [False, True])
 def test_constraint_moves_g_only_through_its_own_mirror_points(neural, given):
     """Finetuning's z are the diffusion model's samples: its constraint term has no gradient in

@@ -449,6 +449,7 @@ def unfinished(path):
     write_json(path, read_json(path) | {'finished': False})
 
 
+@pytest.mark.slow
 def test_own_files_that_have_changed_are_refused_by_name(own_run, tmp_path, launch, capsys):
     record = tmp_path / 'run' / 'stages' / 'data.json'
     assert set(read_json(record)['files']) == {'data.path', 'constraint.distance'}

@@ -341,6 +341,7 @@ def test_frames_follow_the_trajectory_and_only_what_moves_changes():
         motion.trajectory_frames(states, estimates[:2], **parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf, 0.0])
 def test_figures_of_a_failed_f_can_be_drawn(bad):
     values = np.full(3, bad)

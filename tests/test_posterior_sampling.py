@@ -160,6 +160,7 @@ class Correlated:
         return (y - Ax) @ np.linalg.inv(LAW).T.astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', [daps, tds])
 def test_correlated_noise_has_the_posterior_of_linear_algebra(sampler):
     prior = STD**2 * np.eye(3) if sampler is daps else COVARIANCE

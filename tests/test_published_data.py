@@ -106,6 +106,7 @@ def test_advection_and_velocity_of_two_waves():
     np.testing.assert_allclose(problem.advection(w), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_flow_is_of_second_order_and_conserves_energy_and_enstrophy_without_viscosity():
     with jax.enable_x64(True):
         problem = flow(viscosity=0.0, max_velocity=1.0)

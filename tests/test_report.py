@@ -172,6 +172,7 @@ def test_mirror_samples_and_inverses_have_scales_of_their_own():
     assert len([ax for ax in figure.get_axes() if ax not in axes and ax.get_ylabel()]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf, 0.0])
 def test_figures_of_failed_samples_can_be_written(bad, tmp_path):
     broken = np.full((2, 8, 8, 1), bad), np.full((2, 8, 8), bad)

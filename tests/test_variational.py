@@ -104,6 +104,7 @@ def test_quadratics_reach_their_minimum():
     assert float(info['gradient_norm'].max()) < 0.02
 
 
+@pytest.mark.slow
 def test_the_search_runs_in_float64():
     with jax.enable_x64(True):
         bowl = Partial(lambda y, u: jnp.sum((u - y) ** 2, 1), jnp.arange(6.0).reshape(2, 3))
