@@ -166,7 +166,7 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 def _mean_and_spread(values: list[float]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0
     return three_digits(statistics.mean(values)) + (
-        f' ± {float(f"{spread:.1g}"):g}' if spread else ''
+        f' ± {spread:.1g}'.replace('e-0', 'e-') if spread else ''
     )
 
 
