@@ -160,6 +160,7 @@ def test_second_call_changes_nothing(run, launch, capsys):
     told = capsys.readouterr().err
     assert all(f'{stage}: finished before, skipped' in told for stage in STAGES)
     assert 'median distance, mdm_finetuned / dm' in told  # the table is shown again
+    assert max(map(len, told.splitlines()[:-1])) <= 120  # but for the folder's own name
     assert files_of(run, *parts) == before
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from namm_jax.experiment.folder import Run, SharedRun, aggregate, check_needs
 from namm_jax.experiment.loop import Diverged, Stopped
 from namm_jax.experiment.problem import check_files, user_files, with_own_data
 from namm_jax.experiment.processes import Place
-from namm_jax.experiment.progress import complain, say, silence, widen, width
+from namm_jax.experiment.progress import LOG, complain, say, silence, widen, width
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.stages import STAGES, check_stages, stages_of
 
@@ -203,7 +204,7 @@ def _say_table(directory: Path, *, evaluated: bool) -> None:
         if rows := metrics.get('rows'):
             say(render(summary_table(rows, width())))
         if advice := metrics.get('advice'):
-            say(advice['text'])
+            say(textwrap.fill(advice['text'], int(min(width(), LOG))))
     say(f'run folder: {directory}' + (f'; report: {page}' if page.exists() else ''))
 
 
