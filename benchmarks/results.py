@@ -166,7 +166,7 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 def _mean_and_spread(values: list[float]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0
     return three_digits(statistics.mean(values)) + (
-        f' ± {spread:.1g}'.replace('e-0', 'e-') if spread else ''
+        f' ± {float(f"{spread:.1g}"):g}'.replace('e-0', 'e-') if spread else ''
     )
 
 
@@ -305,7 +305,7 @@ def front(folder: Path = ROOT / 'results') -> str:
     two-sample test.
     """
     head = ['data', 'rule', 'seeds', 'true data', 'diffusion model', 'best without a mirror map']
-    head += ['ours', 'area: true data', 'diffusion model', 'ours']
+    head += ['ours', 'area, true data', 'area, diffusion model', 'area, ours']
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for config, runs in _quick(folder).items():
         column = lambda row, name='mean', runs=runs: cell([run[row] for run in runs], COLUMNS[name])
