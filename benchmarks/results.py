@@ -143,13 +143,17 @@ def keep(folders: list[Path], label: str | None, into: Path, *, untimed: bool = 
         results = read_run(folder)
         name = '-'.join([*results.experiment.split(':'), *filter(None, [label])])
         path = into / f'{name}-seed{results.config["seed"]}.json'
-        numbers = kept(results)
-        if untimed:
-            for row in numbers['rows'].values():
-                row.pop('training_seconds', None)
-                row.pop('seconds_per_sample', None)
+        numbers = _untimed(kept(results)) if untimed else kept(results)
         path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + '\n')
         print(path)
+
+
+def _untimed(tree: Any) -> Any:
+    """Returns a tree of numbers without those of the clock."""
+    if not isinstance(tree, dict):
+        return tree
+    clock = ('training_seconds', 'seconds_per_sample')
+    return {name: _untimed(of) for name, of in tree.items() if name not in clock}
 
 
 def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
@@ -295,8 +299,8 @@ def _with_first_restore(rows: dict[str, Any]) -> dict[str, Any]:
 
 def _quick(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Returns the rows of each seed of each config at preset quick."""
-    load = lambda config: [run['rows'] for run in _runs(f'{config}-quick', folder)]
-    return {config: list(map(_with_first_restore, load(config))) for config in RULES}
+    runs = {config: _runs(f'{config}-quick', folder) for config in RULES}
+    return {config: [_with_first_restore(run['rows']) for run in runs[config]] for config in runs}
 
 
 def front(folder: Path = ROOT / 'results') -> str:

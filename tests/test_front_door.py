@@ -88,8 +88,12 @@ def test_fit_is_a_function_of_its_key():
     assert any((a != b).any() for a, b in zip(one, other, strict=True))
 
 
-def test_a_sample_depends_on_its_index_alone():
-    many, few = (nj.sample(gaussian(3.0, 2.0), jax.random.key(1), n, steps=3) for n in (5, 2))
+LEARNED = pytest.param(lambda: fitted()[1], marks=pytest.mark.slow, id='learned')
+
+
+@pytest.mark.parametrize('prior', [lambda: gaussian(3.0, 2.0), LEARNED])
+def test_a_sample_depends_on_its_index_alone(prior):
+    many, few = (nj.sample(prior(), jax.random.key(1), n, steps=3) for n in (5, 2))
     np.testing.assert_allclose(many[:2], few, atol=1e-5)
 
 
