@@ -16,9 +16,9 @@ out=${1:-results}
 preset=${PRESET:-gpu}
 run=$(mktemp -d)/burgers-$preset
 mkdir -p "$out"
-[ -d wheels ] && pip install --quiet --no-index --no-deps wheels/*.whl
+[ -d wheels ] && python -m pip install --quiet --no-index --no-deps wheels/*.whl
 export PYTHONPATH=$PWD
 
-python benchmarks/train_step.py --presets="${STEPS:-paper}" --batch=0 --parts=1 --dtypes=float32,bfloat16 --json="$out/gpu-steps.json"
+python benchmarks/train_step.py --presets="${STEPS:-paper}" --batch=0 --parts=1 --steps_only --dtypes=float32,bfloat16 --json="$out/gpu-steps.json"
 python launch/main.py --config="configs/burgers.py:$preset" --workdir="$run" --config.train.parts=1
 python benchmarks/results.py "$run" --into="$out"

@@ -12,8 +12,9 @@ a measurement operator. Of all constraints at preset quick, `front` and `summary
 constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
 `distribution` or `seconds`; `others` the inverse problems without a table of their own.
 `ablations:CONFIG` has a line a file of it whose label begins with `ablation`; `power` is of
-`benchmarks/power.py`. The texts are
-README.md, results/README.md and the pages under docs/.
+`benchmarks/power.py`, and `steps:MACHINE` of `results/MACHINE-steps.json`, which
+`benchmarks/train_step.py` writes. The texts are README.md, results/README.md and the pages under
+docs/.
 """
 
 import argparse
@@ -373,6 +374,26 @@ def power(folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
+def steps(machine: str, folder: Path = ROOT / 'results') -> str:
+    """Returns a line a training step, or a part of one, of `<machine>-steps.json`, and above them
+    the machine's matmul.
+    """
+    measured = json.loads((folder / f'{machine}-steps.json').read_text())
+    peaks = measured['matmul_gflop_per_second']
+    rates = ', '.join(f'{peak / 1e3:.3g} in {dtype}' for dtype, peak in peaks.items())
+    head = ['preset', 'type', 'step', 'batch', 'ms', 'TFLOP/s', 'of the matmul', 'temporaries, MB']
+    lines = [f'{measured["device"]}, JAX {measured["jax"]}; TFLOP/s of a matmul: {rates}.', '']
+    lines += ['| ' + ' | '.join([*head, 'compilation, s']) + ' |', '|---' * 9 + '|']
+    for row in measured['rows']:
+        rate = row['gflop_per_second']
+        share = f'{rate / peaks[row["dtype"]]:.0%}'
+        cells = [row['preset'], row['dtype'], row['step'], str(row['images'])]
+        cells += [f'{row["milliseconds"]:.1f}', three_digits(rate / 1e3), share]
+        cells += [f'{row["megabytes"]:.0f}', f'{row["compilation"]:.1f}']
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
 def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     """Returns a line a run: what was changed, median distances, and how the finetuned samples
     compare with the DM's.
@@ -416,7 +437,12 @@ def with_tables(text: str) -> str:
         name, _, of = name.partition(':')
         special = {'summary': lambda _: summary(), 'front': lambda _: front()}
         special |= {'power': lambda _: power()}
-        special |= {'ablations': ablations, 'methods': methods, 'others': lambda _: others()}
+        special |= {
+            'ablations': ablations,
+            'methods': methods,
+            'steps': steps,
+            'others': lambda _: others(),
+        }
         if name in special:
             return special[name](of)
         return posterior_table(name, of) if of else table(name)

@@ -3,17 +3,17 @@
 published one.
 
     python benchmarks/train_step.py [--presets=quick,paper] [--batch=4] [--parts=2] [--repeats=5]
-        [--dtypes=float32,bfloat16] [--json=FILE] [--published]
+        [--dtypes=float32,bfloat16] [--json=FILE] [--steps_only] [--published]
 
-One process, one row a step: milliseconds, achieved GFLOP/s (XLA's count of the program as written),
-their share of the peak of a float32 matmul in the same process, megabytes of temporaries and
-seconds of compilation. For each preset the parts of the mirror step follow: g, f and the
-constraint, each with its gradient; and the denoiser, with and without its gradient, each above a
-step of the sampler that calls it: drawing samples, and drawing posterior samples by DPS. A step's
-work is its network's. With `--published`, last the published networks (ICNN of 3 layers of 32
-filters, ResNet of 64) at 64x64 twice: as the method is written down, with stock convolutions and
-separate network calls, and as this library runs it. Both have the same parameters, and their losses
-are checked to agree.
+One process, one row a step: milliseconds, achieved GFLOP/s (of the operations that
+`experiment.flops` counts), their share of the rate of a matmul of that type in the same process,
+megabytes of temporaries and seconds of compilation. For each preset the parts of the mirror step
+follow: g, f and the constraint, each with its gradient; and the denoiser, with and without its
+gradient, each above a step of the sampler that calls it: drawing samples, and drawing posterior
+samples by DPS. A step's work is its network's. With `--published`, last the published networks
+(ICNN of 3 layers of 32 filters, ResNet of 64) at 64x64 twice: as the method is written down, with
+stock convolutions and separate network calls, and as this library runs it. Both have the same
+parameters, and their losses are checked to agree.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import numpy as np
 
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
-from namm_jax.experiment import build
+from namm_jax.experiment import build, flops
 from namm_jax.experiment.config import override
 from namm_jax.experiment.devices import batch_sharding, make_mesh, put, replicated
 from namm_jax.experiment.loop import make_train_step
@@ -58,9 +58,7 @@ STEPS = 10  # of the samplers
 
 
 class Measured(NamedTuple):
-    """Images a call, its median milliseconds, XLA's count of its GFLOP, MB of temporaries, seconds
-    of compilation.
-    """
+    """Images a call, its median milliseconds, GFLOP, MB of temporaries, seconds of compilation."""
 
     images: int
     milliseconds: float
@@ -75,7 +73,8 @@ def measured(
     """Times a jitted function; `carries` passes its first result on as the next call's first
     argument.
     """
-    lowered, begun = function.lower(*arguments), time.perf_counter()
+    traced = function.trace(*arguments)
+    lowered, begun = traced.lower(), time.perf_counter()
     compiled = lowered.compile()
     compilation, times = time.perf_counter() - begun, []
     for _ in range(repeats + 1):
@@ -84,22 +83,24 @@ def measured(
         times.append(time.perf_counter() - begun)
         arguments = (result[0], *arguments[1:]) if carries else arguments
     gflop, megabytes = (
-        lowered.cost_analysis()['flops'] / 1e9,
+        flops.count(traced.jaxpr) / 1e9,
         compiled.memory_analysis().temp_size_in_bytes / 1e6,
     )
     return Measured(images, 1e3 * float(np.median(times[1:])), gflop, megabytes, compilation)
 
 
-def matmul_peak(n: int = 4096) -> float:
-    """Returns the GFLOP/s of the fastest of ten float32 products of two n x n matrices."""
-    a = jax.random.normal(jax.random.key(0), (n, n))
-    product = jax.jit(lambda a: jnp.dot(a, a, precision='highest')).lower(a).compile()
-    times = []
-    for _ in range(10):
-        begun = time.perf_counter()
-        jax.block_until_ready(product(a))
-        times.append(time.perf_counter() - begun)
-    return 2 * n**3 / min(times) / 1e9
+def matmul_peak(dtype: str, n: int = 4096, times: int = 20) -> float:
+    """Returns the GFLOP/s of products of two n x n matrices, one after the other, as precise as the
+    networks' own: a GPU's float32 is TF32.
+    """
+    a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype) / n**0.5
+    product = jax.jit(jnp.dot).lower(a, a).compile()
+    b = jax.block_until_ready(product(a, a))
+    begun = time.perf_counter()
+    for _ in range(times):
+        b = product(a, b)
+    jax.block_until_ready(b)
+    return 2 * times * n**3 / (time.perf_counter() - begun) / 1e9
 
 
 def fields(config: Any) -> jax.Array:
@@ -317,25 +318,28 @@ def main() -> None:
     parser.add_argument(
         '--published', action='store_true', help='the published networks, both ways, as well'
     )
+    parser.add_argument(
+        '--steps_only', action='store_true', help='leave out the parts and the samplers'
+    )
     parser.add_argument('--json', type=Path, help='where the rows are kept, too')
     arguments = parser.parse_args()
     kept = []
-    peak = matmul_peak()
-    print(
-        f'{jax.devices()[0].device_kind}, JAX {jax.__version__}: {peak:.0f} GFLOP/s in a float32 '
-        'matmul\n'
-    )
-    print(
-        '| preset | step | batch | ms | ms an image | GFLOP/s | of the peak | MB | compilation, s |'
-    )
-    print('|---|---|---|---|---|---|---|---|---|', flush=True)
+    dtypes = arguments.dtypes.split(',')
+    peaks = {dtype: matmul_peak(dtype) for dtype in dict.fromkeys([*dtypes, 'float32'])}
+    rates = ', '.join(f'{peak:.0f} in {dtype}' for dtype, peak in peaks.items())
+    print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}; GFLOP/s of a matmul: {rates}\n')
+    head = 'preset', 'type', 'step', 'batch', 'ms', 'ms an image', 'GFLOP/s', 'of the matmul'
+    print('| ' + ' | '.join([*head, 'MB', 'compilation, s']) + ' |')
+    print('|---' * 10 + '|', flush=True)
 
-    def report(preset: str, rows: dict[str, Measured]) -> None:
+    def report(preset: str, dtype: str, rows: dict[str, Measured]) -> None:
         for name, row in rows.items():
             rate = row.gflop / row.milliseconds * 1e3
-            kept.append({'preset': preset, 'step': name, 'gflop_per_second': rate, **row._asdict()})
+            kept.append({'preset': preset, 'dtype': dtype, 'step': name})
+            kept[-1] |= {'gflop_per_second': rate, **row._asdict()}
             cells = (
                 preset,
+                dtype,
                 name,
                 row.images,
                 f'{row.milliseconds:.1f}',
@@ -343,14 +347,13 @@ def main() -> None:
             )
             cells += (
                 f'{rate:.0f}',
-                f'{rate / peak:.0%}',
+                f'{rate / peaks[dtype]:.0%}',
                 f'{row.megabytes:.0f}',
                 f'{row.compilation:.1f}',
             )
             print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
-    pairs = itertools.product(arguments.presets.split(','), arguments.dtypes.split(','))
-    for preset, dtype in pairs:
+    for preset, dtype in itertools.product(arguments.presets.split(','), dtypes):
         config = override(get_config(preset).unlock(), {'train.compute_dtype': dtype})
         if arguments.batch and config.data.points > 32:
             override(
@@ -358,19 +361,19 @@ def main() -> None:
                 {f'{name}.batch_size': arguments.batch for name in ('mirror', 'finetune', 'score')},
             )
         x = fields(config)
-        name = preset if dtype == 'float32' else f'{preset}, {dtype}'
-        report(name, training_steps(config, x, arguments.repeats, arguments.parts))
-        report(name, parts(config, x, arguments.repeats))
-        report(name, samplers(config, x, arguments.repeats))
+        report(preset, dtype, training_steps(config, x, arguments.repeats, arguments.parts))
+        if not arguments.steps_only:
+            report(preset, dtype, parts(config, x, arguments.repeats))
+            report(preset, dtype, samplers(config, x, arguments.repeats))
     if arguments.published:
         x = fields(get_config('paper'))[: arguments.batch or 16]
         rows = published(x, arguments.repeats, arguments.parts)
-        report('64x64', rows)
+        report('64x64', 'float32', rows)
         direct, ours = (row.milliseconds for row in rows.values())
         print(f'\nours is {direct / ours:.2f} times as fast')
     if arguments.json:
         machine = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
-        machine['matmul_gflop_per_second'] = peak
+        machine['matmul_gflop_per_second'] = peaks
         arguments.json.write_text(json.dumps(machine | {'rows': kept}, indent=1) + '\n')
 
 

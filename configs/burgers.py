@@ -40,16 +40,17 @@ PAPER = (
     | section('finetune', lambda_constr=1.0)
 )
 
-# As many steps of the paper's networks as one GPU makes in minutes.
+# As many steps of the paper's networks as one GPU makes in a minute a side, by Muon.
 GPU = (
     PAPER
-    | section('mirror', steps=2000)
-    | section('mdm', steps=3000)
-    | section('finetune', samples=1024, steps=300)
-    | section('dm', steps=4500)
-    | section('condition', steps=1000)
+    | presets.MUON
+    | section('mirror', steps=700)
+    | section('mdm', steps=700)
+    | section('finetune', samples=1024, steps=350)
+    | section('dm', steps=1600)
     | section('sample', n=128)
-    | section('train', compute_dtype='bfloat16')
+    | section('sample', rows=('dm', 'dm_landed', 'dm_mapped_finetuned', 'mdm', 'mdm_finetuned'))
+    | section('train', compute_dtype='bfloat16', probes=2)
 )
 
 PUBLISHED = presets.published(PAPER) | section('data', stepper='forward_euler')
