@@ -351,7 +351,8 @@ def others(folder: Path = ROOT / 'results') -> str:
     head = ['problem', *(f'`{name}`' for name in samplers)]
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
     for (config, operator), title in INVERSE.items():
-        run = json.loads((folder / f'{config}-quick-seed0.json').read_text())
+        paths = (folder / f'{config}-quick{of}-seed0.json' for of in ('-posteriors', ''))
+        run = json.loads(next(path for path in paths if path.exists()).read_text())
         entries = [run['assimilation'][operator][name] for name in samplers]
         pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
         cells = [', '.join(map(three_digits, pair)) for pair in pairs]
