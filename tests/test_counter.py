@@ -11,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from namm_jax._arrays import Constraint
-from namm_jax.experiment.counter import source_map, turn
+from namm_jax.experiment.counter import held_out_error, source_map, turn
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
 from namm_jax.problems.counting import classical_count
 from namm_jax.problems.galaxy_images import Galaxies
@@ -289,3 +289,9 @@ def test_training_images_are_turned_into_all_their_mirror_images():
     }
     found = np.asarray(turn(jax.random.key(0), jnp.asarray(image.repeat(200, 0))), float)
     assert {one.tobytes() for one in found} == expected and len(expected) == 8
+
+
+def test_a_fooled_counter_does_not_speak_for_its_samples():
+    counts = {'counter': [8.0, 8.0], 'second': [6.0, 8.0], 'classical': [11.0, 8.0]}
+    error = held_out_error({name: np.array(of) for name, of in counts.items()}, 8)
+    np.testing.assert_array_equal(error, [2.5, 0])

@@ -136,16 +136,23 @@ def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
     return counts | {'classical': classical_count(np.nan_to_num(x, posinf=0, neginf=0))}
 
 
-def count_statistics(experiment: Experiment, x: np.ndarray) -> dict[str, dict[str, float]]:
-    """Returns, of each way to count, the mean count, its mean distance from the target and how
-    often it is hit.
+def count_statistics(counts: dict[str, np.ndarray], target: int) -> dict[str, dict[str, float]]:
+    """Returns, of each way to count, as of `counted`, the mean count, its mean distance from the
+    target and how often it is hit.
     """
-    target = experiment.config.data.count
     return {
         name: {
-            'mean': float(np.mean(counts)),
-            'error': float(np.abs(counts - target).mean()),
-            'exact': float((np.rint(counts) == target).mean()),
+            'mean': float(np.mean(of)),
+            'error': float(np.abs(of - target).mean()),
+            'exact': float((np.rint(of) == target).mean()),
         }
-        for name, counts in counted(experiment, x).items()
+        for name, of in counts.items()
     }
+
+
+def held_out_error(counts: dict[str, np.ndarray], target: int) -> np.ndarray:
+    """Returns how far counts, as of `counted`, are from the target `(n,)`: the mean of the ways to
+    count that no sample was trained against or chosen by, which is all but the constraint's own.
+    """
+    held_out = [of for name, of in counts.items() if name != 'counter']
+    return np.abs(np.stack(held_out) - target).mean(0)

@@ -14,7 +14,7 @@ from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build, dataset
 from namm_jax.experiment.advice import advise
 from namm_jax.experiment.comparison import against, comparison, copying, floors
-from namm_jax.experiment.counter import count_statistics
+from namm_jax.experiment.counter import count_statistics, counted, held_out_error
 from namm_jax.experiment.drawing import sampler_of
 from namm_jax.experiment.experiment import (
     Experiment,
@@ -43,7 +43,12 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     of_row = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
     samples = {'data': experiment.split('test')}
     samples |= {row: experiment.packed(of_row(row)) for row in rows}
-    distances = {row: experiment.distances(x) for row, x in samples.items()}
+    counts, target = {}, experiment.config.data.get('count')
+    if build.holds_network(experiment.config):  # which its samples may fool
+        counts = {row: counted(experiment, x) for row, x in samples.items()}
+        distances = {row: held_out_error(of, target) for row, of in counts.items()}
+    else:
+        distances = {row: experiment.distances(x) for row, x in samples.items()}
     arrays = {f'distances/{row}': values for row, values in distances.items()}
     for row, x in samples.items():
         arrays[f'samples/{row}'], arrays[f'residuals/{row}'] = views(experiment, x[:SHOWN])
@@ -57,6 +62,8 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
     table = _table(experiment, rows, samples, distances)
+    for row, of in counts.items():
+        table[row]['counts'] = count_statistics(of, target)
     measured = {'rows': table, 'robustness': _robustness(experiment, maps)}
     advice = advise(table)
     run.merge_metrics(measured | ({'advice': advice} if advice else {}))
@@ -105,8 +112,6 @@ def _table(
             if row in rows:
                 table[row]['distribution'] = against(floor, compare(x))
                 table[row]['memorisation'] = copying(row, x, train, test)
-            if build.holds_network(experiment.config):
-                table[row]['counts'] = count_statistics(experiment, x)
             bar.update(len(table))
     costs = experiment.run.record('sample')
     cost = lambda name, stage: experiment.run.record(stage)[name]

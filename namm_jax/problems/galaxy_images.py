@@ -71,7 +71,9 @@ class Galaxies(Problem):
     rule_name = 'count'
     operator = 'downsampling'
     view = View(('brightness', '|residual|'), colours='gray')
-    distance_words = {'count': 'error of the number of sources that the network counts'}
+    distance_words = {
+        'count': 'error of the number of sources, by counters that nothing is trained against'
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
