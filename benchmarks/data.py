@@ -3,6 +3,7 @@
 solver.
 
     python benchmarks/data.py [--problems=burgers,kolmogorov,black_holes,textures,galaxies]
+        [--json=FILE]
 
 Prints a row a problem: fields a second, the median of three calls after one to compile; for
 Kolmogorov flow also the time of as many steps of jax-cfd's solver, called directly on as many flows
@@ -21,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
+from benchmarks.measured import Rows
 from namm_jax import problems
 from namm_jax.problems.base import Problem
+from namm_jax.report.table import three_digits
 
 # problem -> fields a call, at the paper's size
 CALLS = {'burgers': 500, 'kolmogorov': 8, 'black_holes': 100, 'textures': 2000, 'galaxies': 100}
@@ -71,13 +74,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--problems', default=','.join(CALLS))
-    print('| problem | fields a second | beside jax-cfd called directly |\n|---|---|---|')
-    for name in parser.parse_args().problems.split(','):
+    parser.add_argument(
+        '--json', type=Path, help='where the rows are kept, for the tables of texts'
+    )
+    given = parser.parse_args()
+    rows = Rows('problem', 'fields a second', 'time beside jax-cfd called directly')
+    for name in given.problems.split(','):
         problem, n = getattr(problems, name)(), CALLS[name]
         draw = jax.jit(problem.fields)
         seconds = seconds_of(draw, jax.random.split(jax.random.key(0), n))
-        beside = f'{seconds / jax_cfd_seconds(problem, n):.2f} x' if name == 'kolmogorov' else ''
-        print(f'| {name} | {n / seconds:.4g} | {beside} |', flush=True)
+        beside = f'{seconds / jax_cfd_seconds(problem, n):.2f}' if name == 'kolmogorov' else ''
+        rows.add(name, three_digits(n / seconds), beside)
+    rows.keep(given.json)
 
 
 if __name__ == '__main__':

@@ -12,14 +12,12 @@ a measurement operator. Of all constraints at preset quick, `front` and `summary
 constraint, its mean or its median distances; `methods:WHAT` a line a method, of `distance`,
 `distribution` or `seconds`; `others` the inverse problems without a table of their own.
 `ablations:CONFIG` has a line a file of it whose label begins with `ablation`; `power` is of
-`benchmarks/power.py`, and `steps:MACHINE` of `results/MACHINE-steps.json`, which
-`benchmarks/train_step.py` writes. The texts are README.md, results/README.md and the pages under
-docs/.
+`benchmarks/power.py`, and `measured:FILE` of a benchmark that has written `results/FILE.json`. The
+texts are README.md, results/README.md and the pages under docs/.
 """
 
 import argparse
 import json
-import platform
 import re
 import statistics
 import sys
@@ -28,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measured import head, line, processor
 from namm_jax.experiment.config import flatten
 from namm_jax.experiment.posteriors import ROWS
 from namm_jax.report.reading import Results, find_runs, read_run
@@ -39,6 +38,9 @@ COLUMNS = {
     'median distance': ('distance', 'median'),
     'mean': ('distance', 'mean'),
     'max': ('distance', 'max'),
+    'exact, classical': ('counts', 'classical', 'exact'),
+    'exact, second network': ('counts', 'second', 'exact'),
+    "error, constraint's network": ('counts', 'counter', 'error'),
     'two-sample area': ('distribution', 'two_sample', 'value'),
     'spectrum': ('distribution', 'spectrum', 'value'),
     'z': ('distribution', 'spectrum', 'z'),
@@ -98,13 +100,6 @@ WAYS = {
     'mdm_finetuned': 'mirror map, finetuned',
     'mdm_unlanded': 'mirror map, finetuned, f alone',
 }
-
-
-def processor() -> str:
-    """Returns the name of this machine's processor."""
-    info = Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
-    return f'{len(names)} x {names[0]}' if names else platform.processor()
 
 
 def kept(results: Results) -> dict[str, Any]:
@@ -239,9 +234,9 @@ def _lines(
     of = {row: [run.get(row, {}) for run in runs] for row in names}
     cells = {name: {row: cell(of[row], path) for row in names} for name, path in columns.items()}
     cells = {name: column for name, column in cells.items() if any(column.values())}
-    lines = [f'| {first} | ' + ' | '.join(cells) + ' |', '|---' * (len(cells) + 1) + '|']
+    lines = head([first, *cells])
     for row, title in names.items():
-        lines.append('| ' + ' | '.join([title, *(column[row] for column in cells.values())]) + ' |')
+        lines.append(line([title, *(column[row] for column in cells.values())]))
     return lines
 
 
@@ -277,16 +272,16 @@ def summary(folder: Path = ROOT / 'results') -> str:
         'mdm_finetuned': 'finetuned',
         'mdm_unlanded': 'f alone',
     }
-    head = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
-    head += ['two-sample area, finetuned']
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    columns = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
+    columns += ['two-sample area, finetuned']
+    lines = head(columns)
     for config, runs in _quick(folder).items():
         column = lambda row, name, runs=runs: cell([run.get(row) for run in runs], COLUMNS[name])
         medians = [column(row, 'median distance') for row in ('data', *names)]
         ratios = [_median(run, 'mdm_finetuned') / _median(run, 'dm') for run in runs]
         areas = [column(row, 'two-sample area') for row in ('dm', 'mdm_finetuned')]
         cells = [config, *medians, f'**{_mean_and_spread(ratios)}**', *areas]
-        lines.append('| ' + ' | '.join(cells) + ' |')
+        lines.append(line(cells))
     return '\n'.join(lines) + '\n'
 
 
@@ -309,9 +304,9 @@ def front(folder: Path = ROOT / 'results') -> str:
     rival without a mirror map, and of the finetuned mirror diffusion model; and the areas of the
     two-sample test.
     """
-    head = ['data', 'rule', 'seeds', 'true data', 'diffusion model', 'best without a mirror map']
-    head += ['ours', 'area, true data', 'area, diffusion model', 'area, ours']
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    columns = ['data', 'rule', 'seeds', 'true data', 'diffusion model', 'best without a mirror map']
+    columns += ['ours', 'area, true data', 'area, diffusion model', 'area, ours']
+    lines = head(columns)
     for config, runs in _quick(folder).items():
         column = lambda row, name='mean', runs=runs: cell([run[row] for run in runs], COLUMNS[name])
         rivals = [row for row in WAYS if row.startswith('dm') and 'mapped' not in row]
@@ -322,7 +317,7 @@ def front(folder: Path = ROOT / 'results') -> str:
         cells = [str(len(runs)), column('data'), column('dm'), f'{column(best)}, {WAYS[best]}']
         cells += [column('mdm_finetuned')]
         cells += [column(row, 'two-sample area') for row in ('data', 'dm', 'mdm_finetuned')]
-        lines.append('| ' + ' | '.join([*RULES[config], *cells]) + ' |')
+        lines.append(line([*RULES[config], *cells]))
     return '\n'.join(lines) + '\n'
 
 
@@ -332,14 +327,13 @@ def methods(what: str, folder: Path = ROOT / 'results') -> str:
     """
     runs = _quick(folder)
     paths = {'distance': 'mean', 'distribution': 'two-sample area', 'seconds': 's a sample'}
-    lines = ['| way | ' + ' | '.join(f'`{name}`' for name in runs) + ' |']
-    lines.append('|---' * (len(runs) + 1) + '|')
+    lines = head(['way', *(f'`{name}`' for name in runs)])
     for way, title in {'dm': 'diffusion model alone', **WAYS}.items():
         cells = [
             cell([rows.get(way) for rows in seeds], COLUMNS[paths[what]]) for seeds in runs.values()
         ]
         if any(cells):
-            lines.append(f'| {title} | ' + ' | '.join(cells) + ' |')
+            lines.append(line([title, *cells]))
     return '\n'.join(lines) + '\n'
 
 
@@ -348,15 +342,15 @@ def others(folder: Path = ROOT / 'results') -> str:
     four samplers.
     """
     samplers = ('dps', 'mirror_dps', 'few_steps', 'mirror_few_steps')
-    head = ['problem', *(f'`{name}`' for name in samplers)]
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    columns = ['problem', *(f'`{name}`' for name in samplers)]
+    lines = head(columns)
     for (config, operator), title in INVERSE.items():
         paths = (folder / f'{config}-quick{of}-seed0.json' for of in ('-posteriors', ''))
         run = json.loads(next(path for path in paths if path.exists()).read_text())
         entries = [run['assimilation'][operator][name] for name in samplers]
         pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
         cells = [', '.join(map(three_digits, pair)) for pair in pairs]
-        lines.append('| ' + ' | '.join([title, *cells]) + ' |')
+        lines.append(line([title, *cells]))
     return '\n'.join(lines) + '\n'
 
 
@@ -364,42 +358,30 @@ def power(folder: Path = ROOT / 'results') -> str:
     """Returns a line a problem and what was done to its data: the z of each distribution metric."""
     metrics = {'two_sample': 'two-sample area', 'spectrum': 'spectrum'}
     metrics |= {'sliced_wasserstein': 'sliced W1', 'mmd': 'MMD²'}
-    head = ['problem', 'done to the data', *metrics.values(), 'true data, two-sample area']
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    columns = ['problem', 'done to the data', *metrics.values(), 'true data, two-sample area']
+    lines = head(columns)
     for config, of in json.loads((folder / 'power.json').read_text()).items():
         area = of.pop('true')['two_sample']
         for what, values in of.items():
             cells = [f'{values[name]["z"]:.1f}' for name in metrics]
             floor = f'{area["value"]:.3f} ± {area["std"]:.3f}'
-            lines.append('| ' + ' | '.join([f'`{config}`', what, *cells, floor]) + ' |')
+            lines.append(line([f'`{config}`', what, *cells, floor]))
     return '\n'.join(lines) + '\n'
 
 
-def steps(machine: str, folder: Path = ROOT / 'results') -> str:
-    """Returns a line a training step, or a part of one, of `<machine>-steps.json`, and above them
-    the machine's matmul.
-    """
-    measured = json.loads((folder / f'{machine}-steps.json').read_text())
-    peaks = measured['matmul_gflop_per_second']
-    rates = ', '.join(f'{peak / 1e3:.3g} in {dtype}' for dtype, peak in peaks.items())
-    head = ['preset', 'type', 'step', 'batch', 'ms', 'TFLOP/s', 'of the matmul', 'temporaries, MB']
-    lines = [f'{measured["device"]}, JAX {measured["jax"]}; TFLOP/s of a matmul: {rates}.', '']
-    lines += ['| ' + ' | '.join([*head, 'compilation, s']) + ' |', '|---' * 9 + '|']
-    for row in measured['rows']:
-        rate = row['gflop_per_second']
-        share = f'{rate / peaks[row["dtype"]]:.0%}'
-        cells = [row['preset'], row['dtype'], row['step'], str(row['images'])]
-        cells += [f'{row["milliseconds"]:.1f}', three_digits(rate / 1e3), share]
-        cells += [f'{row["megabytes"]:.0f}', f'{row["compilation"]:.1f}']
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+def measured(name: str, folder: Path = ROOT / 'results') -> str:
+    """Returns the rows that a benchmark kept in `<name>.json`, its facts, command and machine."""
+    kept = json.loads((folder / f'{name}.json').read_text())
+    origin = f'`{kept["command"]}`; {kept["machine"]}; JAX {kept["jax"]}; {kept["time"]}'
+    lines = [*head(kept['columns']), *map(line, kept['rows']), '']
+    return '\n'.join([*lines, ' '.join([*kept['facts'], f'{origin}.'])]) + '\n'
 
 
 def ablations(config: str, folder: Path = ROOT / 'results') -> str:
     """Returns a line a run: what was changed, median distances, and how the finetuned samples
     compare with the DM's.
     """
-    head = [
+    columns = [
         'changed',
         'MDM',
         'finetuned',
@@ -408,7 +390,7 @@ def ablations(config: str, folder: Path = ROOT / 'results') -> str:
         'sliced W1, MDM / DM',
         'sliced W1, finetuned / DM',
     ]
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    lines = head(columns)
     for path in sorted(folder.glob(f'{config}-quick-ablation*-seed*.json')):
         run = json.loads(path.read_text())
         changed = {
@@ -421,9 +403,7 @@ def ablations(config: str, folder: Path = ROOT / 'results') -> str:
         wasserstein = {row: _at(run['rows'][row], COLUMNS['sliced W1']) for row in medians}
         ratios = [medians['mdm_finetuned'] / medians['dm']]
         ratios += [wasserstein[row] / wasserstein['dm'] for row in ('mdm', 'mdm_finetuned')]
-        lines.append(
-            '| ' + ' | '.join([told, *map(three_digits, [*medians.values(), *ratios])]) + ' |'
-        )
+        lines.append(line([told, *map(three_digits, [*medians.values(), *ratios])]))
     return '\n'.join(lines) + '\n'
 
 
@@ -441,7 +421,7 @@ def with_tables(text: str) -> str:
         special |= {
             'ablations': ablations,
             'methods': methods,
-            'steps': steps,
+            'measured': measured,
             'others': lambda _: others(),
         }
         if name in special:

@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""Times the samplers of a finished run against 1,000 Euler-Maruyama steps with the same network, in
-one process.
+"""Times the samplers of a finished run with the same network, in one process.
 
     python benchmarks/sampling.py --workdir=runs/burgers-quick [--n=128]
-    [--samplers=heun:18,ddim:40]
+    [--samplers=heun:18,ddim:40] [--json=FILE]
 
-Prints one row a sampler: network calls and seconds a sample, the speed-up, its time over that of as
-many calls of the denoiser alone (the median of five, on a batch as large), and the constraint
+Prints one row a sampler: network calls and seconds a sample, its time over that of as many calls of
+the denoiser alone (the median of five, on a batch as large), and the constraint
 distance of the samples after f (the finetuned inverse map). The initial noise is the same for all.
 Compilation is not timed.
 """
@@ -20,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from namm_jax.experiment.command import configure_jax
 
-REFERENCE = 'euler_maruyama:1000'
-DEFAULTS = ','.join(['sde_dpm_solver_pp_2m:40', 'dpm_solver_pp_2m:20', 'heun:18', REFERENCE])
+DEFAULTS = 'sde_dpm_solver_pp_2m:40,dpm_solver_pp_2m:20,heun:18,euler_maruyama:1000'
 
 
 def parse() -> argparse.Namespace:
@@ -33,6 +31,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument('--n', type=int, default=128, help='fields to draw')
     parser.add_argument('--samplers', default=DEFAULTS, help='name:steps, separated by commas')
+    parser.add_argument(
+        '--json', type=Path, help='where the rows are kept, for the tables of texts'
+    )
     return parser.parse_args()
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     import jax
     import numpy as np
 
+    from benchmarks.measured import Rows
     from benchmarks.train_step import measured
     from namm_jax.experiment import build
     from namm_jax.experiment.devices import batch_sharding
@@ -52,6 +54,7 @@ def main() -> None:
         score_parameters,
     )
     from namm_jax.experiment.folder import Folder
+    from namm_jax.report.table import three_digits
 
     experiment = make_experiment(Folder(Path(arguments.workdir)))
     config, record = experiment.config, experiment.run.record('mdm')
@@ -66,41 +69,24 @@ def main() -> None:
     noise = jax.random.normal(jax.random.key(0), (arguments.n, *experiment.problem.shape))
     noise = jax.device_put(noise, batch_sharding(experiment.local_mesh))
     alone = measured(call, score, noise, images=arguments.n, repeats=5).milliseconds
-    seconds, rows = {}, []
+    rows = Rows(
+        *('sampler: steps', 'calls a sample', 'ms a sample', 'time / its calls alone'),
+        *('distance: mean', 'median'),
+    )
     for choice in arguments.samplers.split(','):
         name, steps = choice.split(':')
         config.sample.sampler, config.sample.steps = name, int(steps)
         draw = jax.jit(make_draw(config, config.sample, *moments)).lower(score, keys).compile()
-        start = time.perf_counter()
+        begun = time.perf_counter()
         z = jax.block_until_ready(draw(score, keys))
-        seconds[choice] = time.perf_counter() - start
+        spent = 1e3 * (time.perf_counter() - begun)
         distances = np.asarray(distance(z))
-        times = 1e3 * seconds[choice] / experiment.calls() / alone
-        rows.append(
-            (
-                choice,
-                experiment.calls(),
-                seconds[choice],
-                times,
-                distances.mean(),
-                np.median(distances),
-            )
+        rows.add(
+            *(choice.replace(':', ': '), experiment.calls(), f'{spent / arguments.n:.1f}'),
+            f'{spent / experiment.calls() / alone:.2f}',
+            *(three_digits(float(of(distances))) for of in (np.mean, np.median)),
         )
-        print(f'{choice}: {seconds[choice]:.1f} s', file=sys.stderr)
-    print(
-        '| sampler:steps | calls a sample | ms a sample | times faster | times its calls | '
-        'distance, mean | median |'
-    )
-    print('|---|---|---|---|---|---|---|')
-    for choice, calls, spent, times, *distances in rows:
-        faster = seconds.get(REFERENCE, np.nan) / spent
-        numbers = (
-            f'{1e3 * spent / arguments.n:.1f}',
-            f'{faster:.1f}',
-            f'{times:.2f}',
-            *(f'{x:.3g}' for x in distances),
-        )
-        print('| ' + ' | '.join((choice, str(calls), *numbers)) + ' |')
+    rows.keep(arguments.json)
 
 
 if __name__ == '__main__':

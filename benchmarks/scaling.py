@@ -3,10 +3,10 @@
 feeds it.
 
     python benchmarks/scaling.py [--batches=4,8,16,32] [--sides=16,32,64] [--repeats=5]
-    [--dtypes=float32]
+    [--dtypes=float32] [--json=FILE]
 
 The network is that of the preset quick of configs/burgers.py; sizes that are not varied are its
-own. One row a step: milliseconds, images a second, achieved GFLOP/s (XLA's count), megabytes that
+own. One row a step: milliseconds, images a second, achieved GFLOP/s, megabytes that
 the program needs beside its arguments, seconds of compilation. The exponent p of `ms ~ size^p` is
 fitted by least squares in logarithms: 1 for the batch and 2 for the side where the machine is full.
 Devices split one batch. The last line is the host's part: how long a batch takes from the data set
@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.measured import Rows
 from benchmarks.train_step import Measured, step_of
 from configs.burgers import get_config
 from namm_jax.experiment import build, dataset
@@ -66,8 +67,8 @@ def exponent(sizes: list[int], milliseconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(milliseconds), 1)[0])
 
 
-def series(varied: str, sizes: list[int], dtype: str, repeats: int) -> list[float]:
-    """Prints a row for each size of what is varied, batch, side or devices; returns the
+def series(rows: Rows, varied: str, sizes: list[int], dtype: str, repeats: int) -> list[float]:
+    """Adds a row for each size of what is varied, batch, side or devices; returns the
     milliseconds.
     """
     found = []
@@ -85,16 +86,9 @@ def series(varied: str, sizes: list[int], dtype: str, repeats: int) -> list[floa
         )
         found.append(step.milliseconds)
         rates = 1e3 * of['batch'] / step.milliseconds, 1e3 * step.gflop / step.milliseconds
-        numbers = (
-            f'{step.milliseconds:.1f}',
-            *(f'{rate:.0f}' for rate in rates),
-            f'{step.megabytes:.0f}',
-        )
-        print(
-            '| '
-            + ' | '.join((varied, str(size), dtype, *numbers, f'{step.compilation:.1f}'))
-            + ' |',
-            flush=True,
+        rows.add(
+            *(varied, size, dtype, f'{step.milliseconds:.1f}', *(f'{rate:.0f}' for rate in rates)),
+            *(f'{step.megabytes:.0f}', f'{step.compilation:.1f}'),
         )
     return found
 
@@ -110,32 +104,33 @@ def main() -> None:
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed calls of each step, after one to warm up'
     )
+    parser.add_argument(
+        '--json', type=Path, help='where the rows are kept, for the tables of texts'
+    )
     given = parser.parse_args()
     batch, side, count = QUICK.score.batch_size, QUICK.data.points, len(jax.devices())
-    print(
-        f'{count} x {jax.devices()[0].device_kind}, JAX {jax.__version__}; batch {batch}, side '
-        f'{side} unless varied'
+    rows = Rows(
+        *('varied', 'size', 'type', 'ms', 'images a second', 'GFLOP/s', 'temporaries, MB'),
+        'compilation, s',
     )
-    print('\n| varied | size | dtype | ms | images a second | GFLOP/s | MB | compilation, s |')
-    print('|---|---|---|---|---|---|---|---|', flush=True)
     devices = [2**k for k in range(count.bit_length()) if batch % 2**k == 0]
     varied = {'batch': given.batches, 'side': given.sides, 'devices': devices}
     found = {
-        (name, t): series(name, sizes, t, given.repeats)
+        (name, t): series(rows, name, sizes, t, given.repeats)
         for t in given.dtypes.split(',')
         for name, sizes in varied.items()
     }
-    told = [
-        f'{name} ({t}) {exponent(varied[name], ms):.2f}'
+    facts = [
+        f'Milliseconds grow as the {name} to the power {exponent(varied[name], ms):.2f} ({t}).'
         for (name, t), ms in found.items()
         if len(ms) > 1
     ]
-    print(f'\nexponents: {", ".join(told)}')
-    fed, step = (
-        feeding(batch, side, given.repeats),
-        next(ms for (name, _), ms in found.items() if name == 'devices')[0],
+    fed = feeding(batch, side, given.repeats)
+    step = next(ms for (name, _), ms in found.items() if name == 'devices')[0]
+    facts.append(
+        f'A batch takes {fed:.3f} ms from the data set to the device, {fed / step:.2%} of a step.'
     )
-    print(f'a batch from the data set to the device: {fed:.3f} ms, {fed / step:.2%} of a step')
+    rows.keep(given.json, *facts)
 
 
 if __name__ == '__main__':

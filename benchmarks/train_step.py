@@ -18,7 +18,6 @@ parameters, and their losses are checked to agree.
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measured import Rows
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build, flops
@@ -321,37 +321,29 @@ def main() -> None:
     parser.add_argument(
         '--steps_only', action='store_true', help='leave out the parts and the samplers'
     )
-    parser.add_argument('--json', type=Path, help='where the rows are kept, too')
+    parser.add_argument(
+        '--json', type=Path, help='where the rows are kept, for the tables of texts'
+    )
     arguments = parser.parse_args()
-    kept = []
     dtypes = arguments.dtypes.split(',')
     peaks = {dtype: matmul_peak(dtype) for dtype in dict.fromkeys([*dtypes, 'float32'])}
-    rates = ', '.join(f'{peak:.0f} in {dtype}' for dtype, peak in peaks.items())
-    print(f'{jax.devices()[0].device_kind}, JAX {jax.__version__}; GFLOP/s of a matmul: {rates}\n')
-    head = 'preset', 'type', 'step', 'batch', 'ms', 'ms an image', 'GFLOP/s', 'of the matmul'
-    print('| ' + ' | '.join([*head, 'MB', 'compilation, s']) + ' |')
-    print('|---' * 10 + '|', flush=True)
+    rows = Rows(
+        *('preset', 'type', 'step', 'batch', 'ms', 'ms an image', 'GFLOP/s', 'of the matmul'),
+        *('temporaries, MB', 'compilation, s'),
+    )
 
-    def report(preset: str, dtype: str, rows: dict[str, Measured]) -> None:
-        for name, row in rows.items():
-            rate = row.gflop / row.milliseconds * 1e3
-            kept.append({'preset': preset, 'dtype': dtype, 'step': name})
-            kept[-1] |= {'gflop_per_second': rate, **row._asdict()}
-            cells = (
-                preset,
-                dtype,
-                name,
-                row.images,
-                f'{row.milliseconds:.1f}',
-                f'{row.milliseconds / row.images:.2f}',
+    def report(preset: str, dtype: str, measurements: dict[str, Measured]) -> None:
+        for name, of in measurements.items():
+            rate = of.gflop / of.milliseconds * 1e3
+            rows.add(
+                *(preset, dtype, name, of.images, f'{of.milliseconds:.1f}'),
+                *(
+                    f'{of.milliseconds / of.images:.2f}',
+                    f'{rate:.0f}',
+                    f'{rate / peaks[dtype]:.0%}',
+                ),
+                *(f'{of.megabytes:.0f}', f'{of.compilation:.1f}'),
             )
-            cells += (
-                f'{rate:.0f}',
-                f'{rate / peaks[dtype]:.0%}',
-                f'{row.megabytes:.0f}',
-                f'{row.compilation:.1f}',
-            )
-            print('| ' + ' | '.join(map(str, cells)) + ' |', flush=True)
 
     for preset, dtype in itertools.product(arguments.presets.split(','), dtypes):
         config = override(get_config(preset).unlock(), {'train.compute_dtype': dtype})
@@ -365,16 +357,14 @@ def main() -> None:
         if not arguments.steps_only:
             report(preset, dtype, parts(config, x, arguments.repeats))
             report(preset, dtype, samplers(config, x, arguments.repeats))
+    facts = [f'A matmul in {dtype}: {peak:.0f} GFLOP/s.' for dtype, peak in peaks.items()]
     if arguments.published:
         x = fields(get_config('paper'))[: arguments.batch or 16]
-        rows = published(x, arguments.repeats, arguments.parts)
-        report('64x64', 'float32', rows)
-        direct, ours = (row.milliseconds for row in rows.values())
-        print(f'\nours is {direct / ours:.2f} times as fast')
-    if arguments.json:
-        machine = {'device': jax.devices()[0].device_kind, 'jax': jax.__version__}
-        machine['matmul_gflop_per_second'] = peaks
-        arguments.json.write_text(json.dumps(machine | {'rows': kept}, indent=1) + '\n')
+        both = published(x, arguments.repeats, arguments.parts)
+        report('64x64', 'float32', both)
+        direct, ours = (of.milliseconds for of in both.values())
+        facts.append(f'The published step, ours: {direct / ours:.2f} times as fast.')
+    rows.keep(arguments.json, *facts)
 
 
 if __name__ == '__main__':
