@@ -56,7 +56,7 @@ TINY = (
     presets.TINY
     | section('data', points=32, count=2)
     | section('counter', samples=64, held_out=16, most=3, batch_size=8, steps=8)
-    | section('counter', channels=(4, 4), filters=(4, 4), hidden=8)
+    | section('counter', channels=(4, 4), filters=(4, 4), hidden=8, second_channels=(4, 4))
 )
 
 PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}

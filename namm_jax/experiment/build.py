@@ -23,7 +23,7 @@ from namm_jax.experiment.files import UserError
 from namm_jax.experiment.own import load_function
 from namm_jax.experiment.problem import make_problem, plain
 from namm_jax.networks import NETWORKS, fields_of, make_network
-from namm_jax.networks.counter import COUNTERS
+from namm_jax.networks.counter import COUNTERS, DensityCounter
 from namm_jax.networks.icnn import gradient_map, nonnegative_mask
 from namm_jax.training import recipes
 from namm_jax.training.optimizers import continued, make_optimizer
@@ -59,17 +59,17 @@ def _count(network: Any, params: Params, x: Array) -> Array:
 
 
 def make_counters(config: ConfigDict) -> dict[str, Any]:
-    """Returns both counting networks: `counter`, which the constraint holds, and `second`, the
-    other kind, to see samples that fool it.
+    """Returns both counting networks: `counter`, which the constraint holds, and `second`, of a
+    build of its own, to see samples that fool the first.
     """
     section = config.counter
-    first = choose('counter.network', section.network, COUNTERS)
-    second = next(kind for name, kind in COUNTERS.items() if name != section.network)
-    return {role: _with(kind, section) for role, kind in (('counter', first), ('second', second))}
-
-
-def _with(kind: Any, section: ConfigDict) -> Any:
-    return make_network(kind, **{name: plain(section[name]) for name in fields_of(kind)})
+    kind = choose('counter.network', section.network, COUNTERS)
+    fields = {name: plain(section[name]) for name in fields_of(kind)}
+    second = {name: plain(section[f'second_{name}']) for name in fields_of(DensityCounter)}
+    return {
+        'counter': make_network(kind, **fields),
+        'second': make_network(DensityCounter, **second),
+    }
 
 
 class Role(NamedTuple):

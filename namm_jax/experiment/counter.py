@@ -39,9 +39,10 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
     """Returns the training of both networks, batches `{'x': images, 'centres': (b, k, 2, 1)}`.
 
     Each network has a loss of its own. Every image is turned into one of its 8 mirror images, which
-    are as likely as it is, and where its sources are with it.
+    are as likely as it is, and where its sources are with it. The second network sees them with
+    noise besides, of a strength drawn from U(0, second_noise).
     """
-    nets = build.make_counters(config)
+    nets, most = build.make_counters(config), config.counter.second_noise
 
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
@@ -49,8 +50,11 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
         both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
         both = turn(key, both) if train else both
         x, sources = both[..., :-1], both[..., -1:]
-        apply = lambda name: nets[name].apply({'params': params[name]}, x, sources, method='loss')
-        terms = {name: apply(name).mean() for name in nets}
+        seen = {'counter': x, 'second': noisy(jax.random.fold_in(key, 1), x, most) if train else x}
+        apply = lambda name, x: nets[name].apply(
+            {'params': params[name]}, x, sources, method='loss'
+        )
+        terms = {name: apply(name, x).mean() for name, x in seen.items()}
         return sum(terms.values()), terms
 
     optimizers = {name: build.optimizer_of(config.counter.optimizer, steps) for name in nets}
@@ -77,6 +81,13 @@ def turn(key: Key, x: Array) -> Array:
         other = x.swapaxes(1, 2) if axis is None else jnp.flip(x, axis)
         x = jnp.where(jax.random.bernoulli(part, shape=(len(x), 1, 1, 1)), other, x)
     return x
+
+
+def noisy(key: Key, x: Array, most: float) -> Array:
+    """Returns images `(b, h, w, c)` with white noise, of strengths drawn from U(0, most)."""
+    strength, noise = jax.random.split(key)
+    shape = (len(x), 1, 1, 1)
+    return x + jax.random.uniform(strength, shape, maxval=most) * jax.random.normal(noise, x.shape)
 
 
 def train_counters(experiment: Experiment) -> dict[str, Any]:
