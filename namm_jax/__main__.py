@@ -1,15 +1,16 @@
-"""Diffusion models whose samples obey a rule: experiments, and what is made of them.
+"""Diffusion models whose samples obey a rule.
 
-    namm_jax run EXPERIMENT [--workdir=DIR] [--stages=a,b] [--redo=a,b] [--seeds=0,1,2]
-    namm_jax solve EXPERIMENT --workdir=RUN --measurement=y.npy --out=posterior.npy
+    namm_jax run EXPERIMENT [--workdir=DIR] [--stages=a,b] [--seeds=0,1,2]
+    namm_jax solve EXPERIMENT --workdir=RUN --measurement=y.npy --out=x.npy
     namm_jax evaluate EXPERIMENT --samples=FILE.npy
     namm_jax report RUN [RUN ...] [--out FILE]
     namm_jax fields EXPERIMENT
     namm_jax list
 
-EXPERIMENT is a shipped one, burgers or burgers:tiny, or a config file, FILE.py or FILE.py:tiny.
---config.<section>.<field>=VALUE changes a field of it; `fields` shows them all. --help after a
-command shows its flags. `python -m namm_jax` is the same.
+EXPERIMENT is a shipped one, burgers or burgers:tiny, or a config file, FILE.py
+or FILE.py:tiny. --config.<section>.<field>=VALUE changes a field of it;
+`fields` shows them all. --help after a command shows its flags.
+`python -m namm_jax` is the same.
 """
 
 import sys

@@ -48,8 +48,8 @@ def test_an_exact_way_back_is_nearest_and_cheapest():
     found = advise(EXACT)
     assert found['nearest'] == found['cheapest'] == 'dm_restored' and not found['mirror_map']
     assert found['text'] == (
-        'Take dm_restored (median distance 1.00e-7): nearest to the rule at no loss of '
-        'distribution, and cheapest. The mirror map is not worth its training here: mdm_polished '
+        'Take dm_restored (median distance 1.00e-7): nearest to the rule, as like the data '
+        'as dm, and cheapest. The mirror map is not worth its training here: mdm_polished '
         '(median distance 1.00e-7) against dm_restored (median distance 1.00e-7) without it.'
     )
 
@@ -59,8 +59,8 @@ def test_the_mirror_map_where_all_else_deforms():
     assert found['nearest'] == 'mdm_finetuned' and found['mirror_map']
     assert found['cheapest'] == 'dm_guided'  # 100 s + 20 s against 300 s + 10 s
     assert found['text'] == (
-        'Take mdm_finetuned (median distance 0.00100): nearest to the rule at no loss of '
-        'distribution; dm_guided (median distance 0.0400) is cheapest, at 0.387 of the time for '
+        'Take mdm_finetuned (median distance 0.00100): nearest to the rule, as like the data '
+        'as dm; dm_guided (median distance 0.0400) is cheapest, at 0.387 of the time for '
         '1,000 samples. The mirror map is worth its training here: mdm_finetuned (median distance '
         '0.00100) against dm_guided (median distance 0.0400) without it.'
     )
@@ -77,7 +77,7 @@ def test_nothing_is_nearer():
     rows = {'data': DATA, 'dm': row(0.1), 'dm_guided': row(0.09), 'mdm': row(1e-3, area=0.8)}
     found = advise(rows)
     assert found['cheapest'] == 'dm' and not found['mirror_map']
-    assert found['text'].startswith('Take dm (median distance 0.100): no row is clearly nearer')
+    assert found['text'].startswith('Take dm (median distance 0.100): no row as like the data')
     assert found['text'].endswith('not worth its training here: all its rows lose distribution.')
 
 

@@ -50,6 +50,8 @@ def test_a_posterior_in_one_call(run):
     x = run.posterior(y[0], operator, 0.2, 3)
     assert x.shape == (3, *run.problem.shape) and bool(jnp.isfinite(x).all())
     np.testing.assert_array_equal(x, run.posterior(y, operator, 0.2, 3))
+    function = lambda x: operator(x)
+    np.testing.assert_allclose(x, run.posterior(y, function, 0.2, 3), atol=1e-5)
     with pytest.raises(ValueError, match='y: got shape'):
         run.posterior(y[:, :, :1], operator, 0.2, 3)
 
@@ -80,6 +82,10 @@ def test_what_is_no_run_or_not_finished_is_said(tiny_run, tmp_path):
     write_json(record, read_json(record) | {'finished': False})
     with pytest.raises(ValueError, match='stage mdm has not finished'):
         nj.open_run(folder).sample(1)
+    (folder / 'stages' / 'mirror.json').unlink()
+    shutil.rmtree(folder / 'mirror')
+    with pytest.raises(ValueError, match='stage mirror has not finished; finish it with'):
+        nj.open_run(folder).mirror  # noqa: B018
     saved = read_json(folder / 'config.json')
     saved['config']['constraint']['stepper'] = 'crank_nicolson'
     write_json(folder / 'config.json', saved)

@@ -325,7 +325,7 @@ def own_run(tmp_path, monkeypatch, launch, capsys):
     arguments += [f'--config.{name}={value}' for name, value in fields.items()]
     assert launch(*arguments) == 0
     told = capsys.readouterr().err
-    assert told.startswith('x.npy: 40 samples (4, 6, 1), 0 to 1, as they are\n')
+    assert told.startswith('x.npy: 40 samples (4, 6, 1), 0 to 1, in their own unit\n')
     assert f'executing {tmp_path}/rule.py, which the config names\n' in told
     return arguments
 

@@ -39,10 +39,10 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     better = [row for row in kept if CLEAR * near[row] <= near['dm']]
     cheapest = min(better, key=cost.get, default='dm')
     shown = lambda row: f'{row} (median distance {three_digits(near[row])})'
-    first = f'Take {shown(nearest)}: nearest to the rule at no loss of distribution'
+    first = f'Take {shown(nearest)}: nearest to the rule, as like the data as dm'
     if not better:
         nearest = 'dm'
-        first = f'Take {shown("dm")}: no row is clearly nearer at no loss of distribution'
+        first = f'Take {shown("dm")}: no row as like the data is clearly nearer'
     elif cheapest == nearest:
         first += ', and cheapest'
     else:

@@ -227,7 +227,7 @@ def show_fields(given: argparse.Namespace) -> None:
     lines = [f'{"field":38}{given.name:22}range, unit']
     for name, field in fields(given.config.data.problem).items():
         limits = ', '.join(filter(None, (field.range, field.unit)))
-        head = f'{name:38}{values[name]!s:22}{limits}'.rstrip()
+        head = f'{name:38}{values[name]!s:21} {limits}'.rstrip()
         lines += textwrap.wrap(head, 80, subsequent_indent=' ' * 38)
         lines += textwrap.wrap(field.meaning, 76, initial_indent='    ', subsequent_indent='    ')
     tell('\n'.join(lines))

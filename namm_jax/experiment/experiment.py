@@ -38,7 +38,7 @@ from namm_jax.experiment.devices import (
     rules_of,
 )
 from namm_jax.experiment.drawing import in_batches, make_draw
-from namm_jax.experiment.files import write_checked
+from namm_jax.experiment.files import UserError, write_checked
 from namm_jax.experiment.folder import SharedRun
 from namm_jax.experiment.loop import Fitted, Plan, Stopped, fit
 from namm_jax.experiment.problem import make_problem, with_own_data
@@ -268,6 +268,14 @@ def train(
         )
 
 
+def check_finished(experiment: Experiment, stage: str) -> None:
+    """Raises a UserError unless a stage has finished."""
+    folder = experiment.run.directory
+    if not experiment.run.finished(stage):
+        command = f'launch/main.py --workdir={folder}'
+        raise UserError(f'{folder}: stage {stage} has not finished; finish it with {command}')
+
+
 def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     """Returns part of a finished stage's last state, such as `{'ema': shapes}`; a ValueError names
     the folder if its last checkpoint is damaged or missing.
@@ -278,6 +286,7 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     with experiment.checkpoints(stage) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(put, target), part=True)
     if restored is None or restored.step != steps:
+        check_finished(experiment, stage)
         got = f'checkpoint {restored.step}' if restored else 'no checkpoint'
         raise ValueError(
             f'{checkpoints.directory}: got {got}, expected an intact checkpoint {steps}, the last '

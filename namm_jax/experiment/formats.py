@@ -262,8 +262,8 @@ def read_user_data(
     if not text or not os.path.exists(path):
         raise UserError(
             f'data: got {text!r}, no such file or folder, expected FILE.npy, FILE.npz:NAME, '
-            'FILE.h5:DATASET, FILE.nc:VARIABLE, or a folder of such files or of images; a relative '
-            f'path starts from {Path.cwd()}'
+            'FILE.h5:DATASET, FILE.nc:VARIABLE, or a folder of such files or of images (in a run '
+            f'by --config.data.path); a relative path starts from {Path.cwd()}'
         )
     arrays, images = files_of(path)
     folder = path.is_dir()
@@ -284,7 +284,7 @@ def read_user_data(
         x = _rows(parts, where, sum(sums) / (where.sum() * len(x)))
     x = x[:] if 4 * math.prod(x.shape) <= IN_MEMORY else x
     *_, low, high = moments([x] if isinstance(x, np.ndarray) else x.blocks(), None)
-    unit = 'white is 1' if images else 'as they are'
+    unit = 'white is 1' if images else 'in their own unit'
     say(f'{text}: {x.shape[0]} samples {x.shape[1:]}, {low:.4g} to {high:.4g}, {unit}')
     return x
 

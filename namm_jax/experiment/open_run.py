@@ -25,6 +25,7 @@ from namm_jax.experiment.devices import make_mesh
 from namm_jax.experiment.drawing import scheme_of
 from namm_jax.experiment.experiment import (
     STREAMS,
+    check_finished,
     finetuned_parameters,
     make_experiment,
     mirror_parameters,
@@ -34,7 +35,7 @@ from namm_jax.experiment.files import UserError, local
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.problem import check_files
 from namm_jax.inverse.given import given
-from namm_jax.inverse.operators import Composition
+from namm_jax.inverse.operators import Composition, as_pytree
 from namm_jax.mirror import Mirror
 from namm_jax.problems.base import Problem
 
@@ -112,11 +113,8 @@ class OpenRun:
         return self._prior('mdm', self.g)
 
     def _prior(self, model: str, to_model: Any) -> Prior:
-        folder = self._experiment.run.directory
-        record = self._experiment.run.record(model) or {}
-        if not record.get('finished'):
-            command = f'launch/main.py --workdir={folder}'
-            raise UserError(f'{folder}: stage {model} has not finished; finish it with {command}')
+        check_finished(self._experiment, model)
+        record = self._experiment.run.record(model)
         params = score_parameters(self._experiment, model)
         score = self.config.score
         moments = jnp.float32(record['mean']), jnp.float32(record['std'])
@@ -162,7 +160,7 @@ class OpenRun:
         y = y[None] if y.ndim == one.ndim - 1 else y
         if y.shape != one.shape:
             raise ValueError(f'y: got shape {y.shape}, expected one measurement, {one.shape}')
-        posterior = given(self.mdm, Composition(operator, self.f), y, noise_std)
+        posterior = given(self.mdm, Composition(as_pytree(operator), self.f), y, noise_std)
         steps = self.config.assimilate.few_steps
         return self.f(sample(posterior, self._key('posterior', seed), n, steps=steps))
 

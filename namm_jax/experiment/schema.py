@@ -253,7 +253,9 @@ OTHERS = {
         'data.path': _field('', 'FILE.npy, .npz:NAME, .h5:DATASET, .nc:VARIABLE, or their folder'),
         'data.axes': _field('', 'of the file, such as n,c,h,w or n,time,lat,lon; empty: n,h,w,c'),
         'data.mask': _field('', 'a file like those, (h, w): 0 where there are no data, as on land'),
-        'constraint.distance': _field('', 'FILE.py:FUNCTION, (b, h, w, c) -> (b,)'),
+        'constraint.distance': _field(
+            '', 'FILE.py:FUNCTION, (b, h, w, c) -> (b,), or FILE.py:RULE'
+        ),
     },
 }
 

@@ -70,7 +70,7 @@ class Arrays(Problem):
         if functions == (None, None):
             raise ValueError(
                 f'the rule {self.name!r}: got no function of fields (b, h, w, c), expected '
-                'distance= or residual= of `problem`, or constraint.distance of a config'
+                'distance= or residual= of `problem`, or --config.constraint.distance of a run'
             )
         shape = self.shape if all(self.shape) else None
         return function_rule(*functions, name=self.name, shape=shape)
