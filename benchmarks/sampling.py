@@ -47,7 +47,7 @@ def main() -> None:
     from benchmarks.train_step import measured
     from namm_jax.experiment import build
     from namm_jax.experiment.devices import batch_sharding
-    from namm_jax.experiment.drawing import make_draw
+    from namm_jax.experiment.drawing import make_draw, sampler_of
     from namm_jax.experiment.experiment import (
         finetuned_parameters,
         make_experiment,
@@ -77,13 +77,14 @@ def main() -> None:
         name, steps = choice.split(':')
         config.sample.sampler, config.sample.steps = name, int(steps)
         draw = jax.jit(make_draw(config, config.sample, *moments)).lower(score, keys).compile()
+        calls = sampler_of(config.sample, *moments).calls
         begun = time.perf_counter()
         z = jax.block_until_ready(draw(score, keys))
         spent = 1e3 * (time.perf_counter() - begun)
         distances = np.asarray(distance(z))
         rows.add(
-            *(choice.replace(':', ': '), experiment.calls(), f'{spent / arguments.n:.1f}'),
-            f'{spent / experiment.calls() / alone:.2f}',
+            *(choice.replace(':', ': '), calls, f'{spent / arguments.n:.1f}'),
+            f'{spent / calls / alone:.2f}',
             *(three_digits(float(of(distances))) for of in (np.mean, np.median)),
         )
     rows.keep(arguments.json)
