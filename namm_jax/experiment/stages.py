@@ -119,7 +119,8 @@ def _checked_data(experiment: Experiment) -> Facts:
         say(
             f'warning: your data do not obey your rule well: a mean distance of {floor:.3g}, '
             f'expected far less than the {noisy:.3g} of the same data with 10 % of noise; no '
-            'sample will be much better than the data'
+            'sample will be much better than the data; look at the axes, units and indices in the '
+            'rule'
         )
     return found
 
