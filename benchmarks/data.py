@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from benchmarks.measured import Rows
+from benchmarks.measured import Rows, add_json
 from namm_jax import problems
 from namm_jax.problems.base import Problem
 from namm_jax.report.table import three_digits
@@ -74,9 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--problems', default=','.join(CALLS))
-    parser.add_argument(
-        '--json', type=Path, help='where the rows are kept, for the tables of texts'
-    )
+    add_json(parser)
     given = parser.parse_args()
     rows = Rows('problem', 'fields a second', 'time beside jax-cfd called directly')
     for name in given.problems.split(','):

@@ -1,5 +1,6 @@
 """The rows of a benchmark: printed as they come, kept beside the command and the machine."""
 
+import argparse
 import json
 import platform
 import re
@@ -16,6 +17,13 @@ def processor() -> str:
     info = Path('/proc/cpuinfo')
     names = re.findall(r'model name\s*:\s*(.*)', info.read_text()) if info.exists() else []
     return f'{len(names)} x {names[0]}' if names else platform.processor()
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag `--json`, the path of `Rows.keep`."""
+    parser.add_argument(
+        '--json', type=Path, help='where the rows are kept, for the tables of texts'
+    )
 
 
 class Rows:

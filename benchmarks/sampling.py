@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measured import Rows, add_json
 from namm_jax.experiment.command import configure_jax
 
 DEFAULTS = 'sde_dpm_solver_pp_2m:40,dpm_solver_pp_2m:20,heun:18,euler_maruyama:1000'
@@ -31,9 +32,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument('--n', type=int, default=128, help='fields to draw')
     parser.add_argument('--samplers', default=DEFAULTS, help='name:steps, separated by commas')
-    parser.add_argument(
-        '--json', type=Path, help='where the rows are kept, for the tables of texts'
-    )
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -43,7 +42,6 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from benchmarks.measured import Rows
     from benchmarks.train_step import measured
     from namm_jax.experiment import build
     from namm_jax.experiment.devices import batch_sharding

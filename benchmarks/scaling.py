@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.measured import Rows
+from benchmarks.measured import Rows, add_json
 from benchmarks.train_step import Measured, step_of
 from configs.burgers import get_config
 from namm_jax.experiment import build, dataset
@@ -104,9 +104,7 @@ def main() -> None:
     parser.add_argument(
         '--repeats', type=int, default=5, help='timed calls of each step, after one to warm up'
     )
-    parser.add_argument(
-        '--json', type=Path, help='where the rows are kept, for the tables of texts'
-    )
+    add_json(parser)
     given = parser.parse_args()
     batch, side, count = QUICK.score.batch_size, QUICK.data.points, len(jax.devices())
     rows = Rows(

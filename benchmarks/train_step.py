@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measured import Rows
+from benchmarks.measured import Rows, add_json
 from configs.burgers import get_config
 from namm_jax.denoising.samplers import make_sampler
 from namm_jax.experiment import build, flops
@@ -321,9 +321,7 @@ def main() -> None:
     parser.add_argument(
         '--steps_only', action='store_true', help='leave out the parts and the samplers'
     )
-    parser.add_argument(
-        '--json', type=Path, help='where the rows are kept, for the tables of texts'
-    )
+    add_json(parser)
     arguments = parser.parse_args()
     dtypes = arguments.dtypes.split(',')
     peaks = {dtype: matmul_peak(dtype) for dtype in dict.fromkeys([*dtypes, 'float32'])}
