@@ -16,6 +16,7 @@ from namm_jax.denoising.denoisers import edm
 from namm_jax.denoising.guidance import classifier_free
 from namm_jax.denoising.samplers import make_sampler, sample_keys
 from namm_jax.experiment import rejection
+from namm_jax.experiment.experiment import Experiment
 from namm_jax.experiment.files import read_json, write_json
 from namm_jax.experiment.rejection import PATIENCE, accepted
 from namm_jax.networks.unet import UNet
@@ -94,6 +95,31 @@ def test_a_run_draws_until_it_has_enough_and_goes_on_where_it_was(
     assert launch(*arguments, '--redo=sample') == 0
     assert 'dm_rejected: not one sample in 200' in capsys.readouterr().err
     assert 'dm_rejected' not in table()['rows'] and 'dm_ppr' in table()['rows']
+
+
+@pytest.mark.slow
+def test_samples_that_diverged_are_counted_and_left_out(
+    launch, tiny_run, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / 'run'
+    shutil.copytree(tiny_run, folder)
+    table = lambda: json.loads((folder / 'metrics.json').read_text())['rows']
+    before, load = table(), Experiment.load
+
+    def spoiled(experiment, path):
+        x = np.array(load(experiment, path))
+        x[: {'dm': 3, 'dm_projected': 16}.get(path.stem, 0), 0, 0] = np.nan
+        return x
+
+    monkeypatch.setattr(Experiment, 'load', spoiled)
+    assert launch('--config=configs/burgers.py:tiny', f'--workdir={folder}', '--redo=evaluate') == 0
+    after, told = table(), capsys.readouterr().err
+    assert 'dm: 3 of 16 samples are not finite' in told and 'dm_projected: 16 of 16' in told
+    assert 'dm_projected' in before and 'dm_projected' not in after
+    assert (after['dm']['n'], after['dm']['diverged'], after['dm']['distribution']) == (13, 3, {})
+    distances = np.load(tiny_run / 'evaluate/arrays.npz')['distances/dm'][3:]
+    np.testing.assert_allclose(after['dm']['distance']['max'], distances.max(), rtol=1e-6)
+    assert after['mdm'] == before['mdm'] and after['data'] == before['data']
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from jaxtyping import Array
 from namm_jax._arrays import Measure, normal
 from namm_jax._checks import check_operator
 from namm_jax.experiment import posteriors
-from namm_jax.experiment.dataset import read_array
 from namm_jax.experiment.evaluate import SHOWN, save_arrays, views
 from namm_jax.experiment.experiment import Experiment
 from namm_jax.experiment.files import read_json, write_json
@@ -117,7 +116,7 @@ def _kept(
                 experiment.save(path, samples)
             from_first(functools.partial(write_json, clock, seconds))
         for path in together:
-            parts.append(experiment.packed(read_array(path)))
+            parts.append(experiment.load(path))
             advance()
     return np.stack(parts), float(np.median(seconds))
 
@@ -152,7 +151,7 @@ def _arrays(
     arrays = {'truth/measured': image(jnp.where(seen == 0, jnp.nan, back))[0]}
     arrays |= {'truth/field': image(truth)[0], 'truth/residual': views(experiment, truth)[1][0]}
     for row in filter(lambda row: (folder / row / '0.npy').exists(), ROWS):
-        x = experiment.packed(read_array(folder / row / '0.npy'))
+        x = experiment.load(folder / row / '0.npy')
         images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], views(experiment, x[:1])
         mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
         arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build
 from namm_jax.experiment.advice import advise
 from namm_jax.experiment.comparison import against, comparison, copying, floors
 from namm_jax.experiment.counter import count_statistics, counted, held_out_error
@@ -25,7 +25,7 @@ from namm_jax.experiment.experiment import (
 from namm_jax.experiment.files import write_checked
 from namm_jax.experiment.methods import Method, rows_of, trained_by
 from namm_jax.experiment.processes import from_first
-from namm_jax.experiment.progress import Bar
+from namm_jax.experiment.progress import Bar, say
 from namm_jax.mirror import robustness
 from namm_jax.problems.base import Problem
 from namm_jax.report.reading import ARRAYS
@@ -40,9 +40,14 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     run = experiment.run
     found = run.record('sample')['calls']  # a row may be absent
     rows = {name: row for name, row in rows_of(experiment).items() if name in found}
-    of_row = lambda row: dataset.read_fields(run.directory / 'sample' / f'{row}.npy')
-    samples = {'data': experiment.split('test')}
-    samples |= {row: experiment.packed(of_row(row)) for row in rows}
+    of_row = lambda row: experiment.load(run.directory / 'sample' / f'{row}.npy')
+    drawn = {row: of_row(row) for row in rows}
+    finite = {row: x[np.isfinite(x).all((1, 2, 3))] for row, x in drawn.items()}
+    lost = {row: len(x) - len(finite[row]) for row, x in drawn.items()}
+    for row in filter(lost.get, lost):
+        say(f'{row}: {lost[row]} of {len(drawn[row])} samples are not finite, left out')
+    rows = {name: row for name, row in rows.items() if len(finite[name])}
+    samples = {'data': experiment.split('test')} | {row: finite[row] for row in rows}
     counts, target = {}, experiment.config.data.get('count')
     if build.holds_network(experiment.config):  # which its samples may fool
         counts = {row: counted(experiment, x) for row, x in samples.items()}
@@ -56,12 +61,12 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     if build.learns_map(experiment.config):
         maps['f_finetuned'] = finetuned_parameters(experiment)
     *_, last = maps.values()
-    z = jnp.asarray(experiment.packed(of_row('mirror'))[:SHOWN])
+    z = jnp.asarray(of_row('mirror')[:SHOWN])
     image = lambda x: experiment.problem.image(x)[..., None]
     arrays |= {'mirror/z': image(z), 'mirror/x': image(jax.jit(experiment.landed(last)[1])(z))}
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
-    table = _table(experiment, rows, samples, distances)
+    table = _table(experiment, rows, samples, distances, lost)
     for row, of in counts.items():
         table[row]['counts'] = count_statistics(of, target)
     measured = {'rows': table, 'robustness': _robustness(experiment, maps)}
@@ -88,9 +93,11 @@ def _table(
     rows: dict[str, Method],
     samples: dict[str, np.ndarray],
     distances: dict[str, np.ndarray],
+    lost: dict[str, int],
 ) -> dict[str, dict[str, Any]]:
     """Returns the table of `metrics.json`. The distribution metrics of the row `data` are those of
-    as many true fields as a row has samples, over sets of the training data.
+    as many true fields as a row has samples, over sets of the training data; a row that lost some
+    has none, as what is left of it is not its distribution.
     """
     train, test = experiment.split('train'), samples['data']
     section, validation = experiment.config.evaluate, experiment.split('validation')
@@ -98,7 +105,7 @@ def _table(
     compare = comparison(
         experiment.problem, validation, test, experiment.key('evaluate'), **options
     )
-    n = min(len(train), *(len(samples[row]) for row in rows))
+    n = min(len(train), experiment.config.sample.n)
     floor = floors(compare, train, n, sets=section.resamples, seed=experiment.config.seed)
     table = {}
     with Bar('evaluate', len(samples), unit='row') as bar:
@@ -109,7 +116,9 @@ def _table(
                 'distribution': floor,
                 'n': len(x),
             }
-            if row in rows:
+            if lost.get(row):
+                table[row] |= {'distribution': {}, 'diverged': lost[row]}
+            elif row in rows:
                 table[row]['distribution'] = against(floor, compare(x))
                 table[row]['memorisation'] = copying(row, x, train, test)
             bar.update(len(table))

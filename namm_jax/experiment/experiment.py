@@ -136,6 +136,10 @@ class Experiment(NamedTuple):
         """Returns fields of a file as networks see them."""
         return np.asarray(self.problem.pack(jnp.asarray(x)))
 
+    def load(self, path: Path) -> np.ndarray:
+        """Returns the fields that `save` wrote; not finite where a sampler diverged."""
+        return self.packed(dataset.read_array(path))
+
     def save(self, path: Path, x: np.ndarray) -> None:
         """Writes fields, which are as networks see them, as files hold them."""
         save_array(path, np.asarray(self.problem.unpack(jnp.asarray(x))))

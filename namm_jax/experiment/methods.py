@@ -22,7 +22,7 @@ from namm_jax._arrays import Constraint, Denoiser, Key, Params
 from namm_jax._checks import choose
 from namm_jax.constraints.projection import gauss_newton_projection
 from namm_jax.denoising.guidance import classifier_free, guided, projected, renoised
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build
 from namm_jax.experiment.drawing import UNCHANGED, Around, in_batches, make_draw
 from namm_jax.experiment.experiment import (
     Experiment,
@@ -310,7 +310,7 @@ def load_or_draw(
         from_first(lambda: write_json(clock, {'seconds_per_sample': seconds}))
         experiment.save(path, x)
     seconds = read_json(clock, dict)['seconds_per_sample']
-    return experiment.packed(dataset.read_fields(path)), seconds
+    return experiment.load(path), seconds
 
 
 def time_each(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from namm_jax._arrays import Key
-from namm_jax.experiment import dataset
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.experiment import Experiment
 from namm_jax.experiment.processes import from_first
@@ -65,6 +64,6 @@ def rejection(
         if not from_first(path.exists):
             keys, mesh = experiment.keys('sample', i * n, n), experiment.local_mesh
             experiment.save(path, in_batches(draw, keys, size, mesh, between=experiment.pause))
-        return experiment.packed(dataset.read_fields(path))
+        return experiment.load(path)
 
     return accepted(itertools.chain([x], map(block, itertools.count(1))), passes, n)
