@@ -14,10 +14,6 @@ from namm_jax.experiment.presets import section
 # The steps that end f would fool the counter, whose count is the rule.
 ALONE = section('sample', landing=0)
 
-# All but dm_ppr, whose samples run off to infinity through the counter.
-ROWS = ('dm', 'dm_guided', 'dm_projected', 'dm_projected_sampling', 'dm_residual_conditioned')
-ROWS += ('dm_rejected', 'dm_mapped', 'dm_mapped_finetuned', 'mdm', 'mdm_finetuned')
-
 QUICK = (
     presets.MUON
     | ALONE
@@ -34,7 +30,7 @@ QUICK = (
     | section('finetune', lambda_constr=0.02, samples=256, steps=150)
     # a diffusion model that trains as long
     | section('dm', steps=2700)
-    | section('sample', n=128, rows=ROWS)
+    | section('sample', n=128)
     # half the standard deviation of the images
     | section('assimilate', noise_std=0.05)
 )
