@@ -160,7 +160,8 @@ class OpenRun:
         y = y[None] if y.ndim == one.ndim - 1 else y
         if y.shape != one.shape:
             raise ValueError(f'y: got shape {y.shape}, expected one measurement, {one.shape}')
-        posterior = given(self.mdm, Composition(as_pytree(operator), self.f), y, noise_std)
+        _, network = self._experiment.mirror.bind(self._parameters)  # as `posteriors.draw_of`
+        posterior = given(self.mdm, Composition(as_pytree(operator), network), y, noise_std)
         steps = self.config.assimilate.few_steps
         return self.f(sample(posterior, self._key('posterior', seed), n, steps=steps))
 

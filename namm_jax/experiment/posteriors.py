@@ -117,14 +117,21 @@ def likelihood_of(config: ConfigDict, operator: Measure, y: Array) -> Likelihood
 
 
 def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, Partial], Array]:
-    """Returns a diffusion model's parameters, the maps from data to its space and back, and mean
-    and standard deviation of its training set.
+    """Returns a diffusion model's parameters, the maps from data to its space and back, a learned
+    f as its network alone, and mean and standard deviation of its training set.
     """
     record, maps = experiment.run.record(model), experiment.unit_maps
     if model == 'mdm':
-        maps = experiment.landed(finetuned_parameters(experiment))
+        maps = experiment.mirror.bind(finetuned_parameters(experiment))
     moments = jnp.asarray([record['mean'], record['std']], jnp.float32)
     return score_parameters(experiment, model), maps, moments
+
+
+def _end(experiment: Experiment, model: str) -> Partial:
+    """Returns the map of a model's samples to data: that of `_space`, and the steps that end f."""
+    if model == 'mdm':
+        return experiment.landed(finetuned_parameters(experiment))[1]
+    return experiment.unit_maps[1]
 
 
 def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
@@ -148,23 +155,29 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
 
 
 def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains) -> Draw:
-    """Returns the compiled sampler of a row, its samples taken to data but not yet corrected."""
+    """Returns the compiled sampler of a row, its samples taken to data but not yet corrected.
+
+    It measures what the network of f gives: the steps that end f are far smaller than the noise of
+    a measurement, and take several times as long as the networks.
+    """
     config, sampler, shape = experiment.config, SAMPLERS[row.act], experiment.problem.shape
     if sampler.sample is None:
         return _in_chunks(_variational(experiment, operator))
 
     @jax.jit
-    def draw(space: PyTree, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array) -> Array:
+    def draw(
+        space: PyTree, end: Partial, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array
+    ) -> Array:
         score, (_, to_data), moments = space
         given = dict(zip(('mean', 'std'), moments, strict=True))
         denoiser = build.make_denoiser(config, score, **given)
         of_y = likelihood_of(config, operator.after(to_data), y)
         given |= {'likelihood': of_y, 'gain': dps.gain_at(*gain)}
         given |= {'distance': lambda z: rule.distance(to_data(z))} if sampler.rule else {}
-        return to_data(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
+        return end(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
 
-    inputs = _space(experiment, row.prior), operator, experiment.constraint, gains(row.prior)
-    whole = functools.partial(draw, *inputs)
+    space, end = _space(experiment, row.prior), _end(experiment, row.prior)
+    whole = functools.partial(draw, space, end, operator, experiment.constraint, gains(row.prior))
     return whole if sampler.group else _in_chunks(whole)
 
 
@@ -201,16 +214,16 @@ def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
     """Returns what the published samplers make of true fields `x (b, h, w, c)` by a denoiser that
     knows them, where nothing is measured: the noise of their last step, alone.
     """
-    _, maps, (mean, std) = _space(experiment, model)
+    (_, (forward, _), (mean, std)), end = _space(experiment, model), _end(experiment, model)
     steps = experiment.config.assimilate.steps
     sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **PUBLISHED)
 
     @jax.jit
-    def draw(keys: Key, maps: tuple[Partial, Partial], x: Array) -> Array:
-        point = maps[0](x)
-        return maps[1](sampler(keys, lambda point_t, sigma: point, x.shape[1:]))
+    def draw(keys: Key, forward: Partial, end: Partial, x: Array) -> Array:
+        point = forward(x)
+        return end(sampler(keys, lambda point_t, sigma: point, x.shape[1:]))
 
-    return draw(experiment.keys('posterior', 0, len(x)), maps, x)
+    return draw(experiment.keys('posterior', 0, len(x)), forward, end, x)
 
 
 NEEDS = {'states': 'indices', 'inpainting': 'occluded'}  # operators of arrays that no config holds
