@@ -267,6 +267,15 @@ def gaussian_given(operator=lambda x: x, noise_std=0.1, n=1):
     return nj.given(gaussian(0.0, 1.0), operator, jnp.zeros((n, 4, 4, 1)), noise_std)
 
 
+def test_a_prior_without_examples_warns_where_its_gain_is_not_that_of_the_operator(recwarn):
+    for selection in (lambda x: x, lambda x: x[:, ::2]):
+        y = selection(jnp.zeros((1, 4, 4, 1)))
+        nj.given(gaussian(0.0, 1.0), selection, y, 0.1)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match='nj.prior.*examples=x'):
+        nj.given(gaussian(0.0, 1.0), lambda x: x.mean((1, 2, 3)), jnp.zeros(1), 0.1)
+
+
 class Normed(Mine):
     @nn.compact
     def __call__(self, x, label=None, *, train=False):

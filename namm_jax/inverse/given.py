@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ from namm_jax.inverse.likelihood import Likelihood, likelihood
 
 ITERATIONS = 20  # of conjugate gradients, for an operator with a noise law of its own
 LEVELS = (80.0, 0.002, 24)  # of standardised fields, at which the gain is measured
+NO_EXAMPLES = (
+    'nj.given: the prior has no examples, so that the gain is that of an operator that picks '
+    'entries, which this one does not; give nj.prior(..., examples=x), or a gain'
+)
 _gains = jax.jit(functools.partial(measured_gain, std=1.0))
 
 
@@ -43,7 +48,7 @@ def given(
         y: the measurement `(1, *m)`, or one for each sample `(b, *m)`.
         noise_std: of white noise, > 0, in the unit of y; None for the operator's own.
         gain: as of `dps.discrepancy`, of standardised fields. None measures it on the prior's
-            examples; where it has none it is that of selections.
+            examples; where it has none it is that of selections, with a warning for others.
 
     Raises:
         ValueError: as of `likelihood` and `check_operator`.
@@ -60,14 +65,24 @@ def given(
     measure = Partial(_measure, of_x.measure, prior.mean, prior.width)
     of = dataclasses.replace(of_x, measure=measure)
     jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))
-    if gain is None:
-        selections = of.precision() * prior.std**2
-        gain = selections if prior.examples is None else _measured_gain(prior, of)
+    if gain is None and prior.examples is not None:
+        gain = _measured_gain(prior, of)
+    elif gain is None:
+        gain = of.precision() * prior.std**2
+        if not _selects(operator, jnp.zeros_like(x)):
+            warnings.warn(NO_EXAMPLES, stacklevel=2)
     residual = lambda rows: dataclasses.replace(of, y=rows.values).residual
     # The gain is one number: a law of the operator's own may weigh its residuals far apart.
     settings = dict(gain=gain, iterations=ITERATIONS if noise_std is None else 0)
     around = lambda y, S: measurement_guided(S, residual(y), std=1.0, limit=1.0, **settings)
     return wrapped(prior, around, Rows(of.y))
+
+
+def _selects(operator: Measure, x: Fields) -> bool:
+    """Returns whether A picks entries of fields, `A A^T = 1`, by random measurements."""
+    y, transposed = jax.vjp(operator, x)
+    r = jax.random.normal(jax.random.key(0), y.shape)
+    return jnp.allclose(operator(*transposed(r)), r, atol=1e-2)
 
 
 def _measure(measure: Measure, mean: Array, width: Array, u: Fields) -> Array:
