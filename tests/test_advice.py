@@ -54,6 +54,13 @@ def test_an_exact_way_back_is_nearest_and_cheapest():
     )
 
 
+def test_a_model_that_is_told_from_the_data_every_time_is_to_be_trained_longer():
+    told = {name: row(of['distance']['median'], 1.0) for name, of in EXACT.items()} | {'data': DATA}
+    ending = 'dm itself is told from the data every time: train it longer before you choose.'
+    assert advise(told)['text'].endswith(ending)
+    assert 'every time' not in advise(EXACT)['text']
+
+
 def test_the_mirror_map_where_all_else_deforms():
     found = advise(DEFORMED)
     assert found['nearest'] == 'mdm_finetuned' and found['mirror_map']

@@ -8,6 +8,7 @@ from namm_jax.report.table import three_digits
 
 SAMPLES = 1000  # that a way's cost counts, beside its training
 CLEAR = 2.0  # factor by which a distance or a time is another one
+TOLD = 0.99  # two-sample area from which on the test compares no rows
 MIRRORED = ('mdm', 'dm_mapped')  # how the rows that need a mirror map begin
 
 
@@ -19,6 +20,7 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     floor of the data counting as the floor, the cheaper first; `cheapest` is the cheapest, by its
     training and 1,000 samples, of those whose distance is half of `dm`'s or less; `mirror_map` says
     whether a mirror map is worth its training: where nothing else is as near, or as fast to draw.
+    Where `dm` itself has an area near 1, the text says that it is to be trained longer.
 
     Args:
         rows: of `metrics.json`, or of its means over seeds; {} is returned where it has too little.
@@ -63,6 +65,10 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if any(row.startswith(MIRRORED) for row in near):
         verdict = 'worth' if worth else 'not worth'
         text += f' The mirror map is {verdict} its training here: {why}.'
+    if area('dm') >= TOLD:
+        text += (
+            ' But dm itself is told from the data every time: train it longer before you choose.'
+        )
     return {'text': text, 'nearest': nearest, 'cheapest': cheapest, 'mirror_map': worth}
 
 
