@@ -63,7 +63,7 @@ def jax_cfd_seconds(problem: Problem, n: int) -> float:
     start = lambda key: cfd.initial_conditions.filtered_velocity_field(
         key, grid, problem.max_velocity, problem.peak_wavenumber
     )
-    steps = problem.burn_in_steps + (problem.states - 1) * problem.inner_steps
+    steps = round(problem.burn_in / problem.dt) + (problem.states - 1) * problem.inner_steps
     advance = cfd.funcutils.repeated(step, steps)
     run = jax.jit(jax.vmap(lambda key: tuple(u.data for u in advance(start(key)))))
     return seconds_of(run, jax.random.split(jax.random.key(0), n))

@@ -21,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measured import Rows, add_json
 from namm_jax.experiment.command import configure_jax
 
 DATA = ('dps', 'cg_dps', 'few_steps', 'smc')
@@ -40,6 +41,7 @@ def parse() -> argparse.Namespace:
         '--rows', default=','.join(DATA + MIRROR), help='samplers, separated by commas'
     )
     parser.add_argument('--repeats', type=int, default=5)
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -116,8 +118,10 @@ def main() -> None:
     from namm_jax.experiment.folder import Folder
 
     experiment = make_experiment(Folder(Path(arguments.workdir)))
-    print('| sampler | ms a step | denoiser and gradient | f and gradient | step / networks |')
-    print('|---|---|---|---|---|')
+    rows = Rows(
+        *('sampler', 'ms a step', 'denoiser and gradient, ms', 'f and gradient, ms'),
+        'step / networks',
+    )
     alone = networks(experiment, arguments.samples)
     for row in arguments.rows.split(','):
         calls = alone | draws(experiment, row, arguments.samples)
@@ -125,10 +129,9 @@ def main() -> None:
         step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
         inverse = ms['f'] if row in MIRROR else 0.0
         ratio = step / (ms['denoiser'] + inverse)
-        print(
-            f'| {row} | {step:.1f} | {ms["denoiser"]:.1f} | {inverse:.1f} | {ratio:.2f} |',
-            flush=True,
-        )
+        times = (f'{value:.1f}' for value in (step, ms['denoiser'], inverse))
+        rows.add(f'`{row}`', *times, f'{ratio:.2f}')
+    rows.keep(arguments.json)
 
 
 if __name__ == '__main__':

@@ -338,7 +338,7 @@ def methods(what: str, folder: Path = ROOT / 'results') -> str:
 
 
 def others(folder: Path = ROOT / 'results') -> str:
-    """Returns a line an inverse problem that has no table of its own: median distance and RMSE of
+    """Returns a line an inverse problem without a table of its own: median distance, RMSE, CRPS of
     four samplers.
     """
     samplers = ('dps', 'mirror_dps', 'few_steps', 'mirror_few_steps')
@@ -348,8 +348,8 @@ def others(folder: Path = ROOT / 'results') -> str:
         paths = (folder / f'{config}-quick{of}-seed0.json' for of in ('-posteriors', ''))
         run = json.loads(next(path for path in paths if path.exists()).read_text())
         entries = [run['assimilation'][operator][name] for name in samplers]
-        pairs = [(_at(entry, ('distance', 'median')), entry['rmse']) for entry in entries]
-        cells = [', '.join(map(three_digits, pair)) for pair in pairs]
+        numbers = (('distance', 'median'), ('rmse',), ('crps',))
+        cells = [', '.join(three_digits(_at(entry, of)) for of in numbers) for entry in entries]
         lines.append(line([title, *cells]))
     return '\n'.join(lines) + '\n'
 
