@@ -7,7 +7,8 @@ With convolutions `l_k`, `q_k` of the input and non-negative convolutions `w_k`:
     ICNN(x) = reduction over pixels and channels of v(z_K)
     g(x)    = (1 - a) grad_x ICNN(x) + a x
 
-is convex in x, so that g is the gradient of a strongly convex function and therefore injective.
+is convex in x, so that g is the gradient of a strongly convex function and therefore injective. It
+jumps where a leaky ReLU has its kink.
 
 References: Feng, Baptista & Bouman, ICLR 2025, arXiv 2406.12816; Amos, Xu & Kolter, ICML 2017,
 arXiv 1609.07152.
