@@ -257,13 +257,14 @@ def test_a_closed_standard_error_is_no_file_of_the_run(tmp_path):
     assert (done.returncode, done.stdout, (tmp_path / 'file').read_text()) == (0, '', '')
 
 
-def test_a_terminal_that_is_closed_asks_to_stop_and_nohup_does_not(monkeypatch):
-    with command._listening() as number:
-        for _ in range(2):  # by the shell, and by the kernel
-            signal.raise_signal(signal.SIGHUP)
-        assert number() == signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_terminal_that_is_closed_asks_to_stop_and_nohup_does_not():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with command._listening() as number:
+            for _ in range(2):  # by the shell, and by the kernel
+                signal.raise_signal(signal.SIGHUP)
+            assert number() == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with command._listening() as number:
             signal.raise_signal(signal.SIGHUP)
             assert number() == 0

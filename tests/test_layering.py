@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # short.
 SEAMS = {'namm_jax._arrays', 'namm_jax._checks'}
 MATHS = SEAMS | {'jax', 'jaxtyping', 'numpy', 'collections', 'dataclasses', 'difflib', 'functools'}
-MATHS |= {'inspect', 'itertools', 'math', 'operator', 'types', 'typing'}
+MATHS |= {'inspect', 'itertools', 'math', 'operator', 'types', 'typing', 'warnings'}
 SYSTEM = SEAMS | {'jax', 'jaxtyping', 'numpy', 'rich', *sys.stdlib_module_names}
 
 # Layer -> (what it may import of this package, what else). A module belongs to its longest prefix
