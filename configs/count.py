@@ -3,8 +3,8 @@
     python launch/main.py --config=configs/count.py
 
 About 45 minutes on two cores of an Intel Xeon, 11 of them for the two counting networks, which are
-0.14 and 0.15 sources off on held-out images. Expect no gain: 1.57 sources too many or too few by the
-held-out ways to count, as of the diffusion model (seed 0).
+0.14 and 0.15 sources off on held-out images. Expect no gain: 1.57 sources too many or too few by
+the held-out ways to count, as of the diffusion model (seed 0).
 """
 
 from namm_jax.experiment import presets
