@@ -35,6 +35,7 @@ from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import problem_class
 
 Way = Callable[[Array], Array]
+ENOUGH = 60.0  # seconds for which a way is timed, compilation aside
 LEARNED = ('finetuned', 'network')  # maps that only a learned mirror map has
 MIRRORED = ('f', *LEARNED)  # maps that go through f
 
@@ -315,7 +316,7 @@ def load_or_draw(
 
 def time_each(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.ndarray, float]:
     """Returns a function of all inputs `(n, ...)`, and its seconds a sample: the median but for the
-    first batch, which compiles, of at least three.
+    first batch, which compiles, of at least three, or of one where that takes more than a minute.
     """
     size, times = min(len(inputs), experiment.config.sample.batch_size), []
     devices = experiment.local_mesh
@@ -326,6 +327,7 @@ def time_each(experiment: Experiment, function: Way, inputs: Any) -> tuple[np.nd
         times.append((time.perf_counter() - begun) / size)
         return result
 
-    while len(times) < 4:
+    # One process's clock decides, as all draw together.
+    while len(times) < 4 and from_first(lambda: size * sum(times[1:]) < ENOUGH):
         result = in_batches(clocked, inputs, size, devices, between=experiment.pause)
     return result, float(np.median(times[1:]))
