@@ -221,7 +221,11 @@ def test_published_sizes():
         pytest.param(
             {'periodic': (True, False), 'attention': True}, (True, False), marks=pytest.mark.slow
         ),
-        ({'periodic': (True, False), 'global_convolution': True}, (True, False)),
+        pytest.param(
+            {'periodic': (True, False), 'global_convolution': True},
+            (True, False),
+            marks=pytest.mark.slow,
+        ),
         ({'periodic': (True, True), 'cell': (4, 8)}, (True, False)),
     ],
     ids=['attention', 'global_convolution', 'cell'],
