@@ -41,13 +41,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     found = run.record('sample')['calls']  # a row may be absent
     rows = {name: row for name, row in rows_of(experiment).items() if name in found}
     of_row = lambda row: experiment.load(run.directory / 'sample' / f'{row}.npy')
-    drawn = {row: of_row(row) for row in rows}
-    finite = {row: x[np.isfinite(x).all((1, 2, 3))] for row, x in drawn.items()}
-    lost = {row: len(x) - len(finite[row]) for row, x in drawn.items()}
-    for row in filter(lost.get, lost):
-        say(f'{row}: {lost[row]} of {len(drawn[row])} samples are not finite, left out')
-    rows = {name: row for name, row in rows.items() if len(finite[name])}
-    samples = {'data': experiment.split('test')} | {row: finite[row] for row in rows}
+    drawn = {row: _finite(row, of_row(row)) for row in rows}
+    rows = {name: row for name, row in rows.items() if len(drawn[name])}
+    samples = {'data': experiment.split('test')} | {row: drawn[row] for row in rows}
     counts, target = {}, experiment.config.data.get('count')
     if build.holds_network(experiment.config):  # which its samples may fool
         counts = {row: counted(experiment, x) for row, x in samples.items()}
@@ -66,13 +62,21 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     arrays |= {'mirror/z': image(z), 'mirror/x': image(jax.jit(experiment.landed(last)[1])(z))}
     arrays |= {f'trajectory/{part}': array for part, array in _trajectory(experiment, last).items()}
     save_arrays(run.directory / ARRAYS, arrays)
-    table = _table(experiment, rows, samples, distances, lost)
+    table = _table(experiment, rows, samples, distances)
     for row, of in counts.items():
         table[row]['counts'] = count_statistics(of, target)
     measured = {'rows': table, 'robustness': _robustness(experiment, maps)}
     advice = advise(table)
     run.merge_metrics(measured | ({'advice': advice} if advice else {}))
     return {}
+
+
+def _finite(row: str, x: np.ndarray) -> np.ndarray:
+    """Returns the samples of a row that are finite; says how many are not."""
+    finite = x[np.isfinite(x).all((1, 2, 3))]
+    if lost := len(x) - len(finite):
+        say(f'{row}: {lost} of {len(x)} samples are not finite, left out')
+    return finite
 
 
 def views(experiment: Experiment, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +97,6 @@ def _table(
     rows: dict[str, Method],
     samples: dict[str, np.ndarray],
     distances: dict[str, np.ndarray],
-    lost: dict[str, int],
 ) -> dict[str, dict[str, Any]]:
     """Returns the table of `metrics.json`. The distribution metrics of the row `data` are those of
     as many true fields as a row has samples, over sets of the training data; a row that lost some
@@ -111,13 +114,11 @@ def _table(
     with Bar('evaluate', len(samples), unit='row') as bar:
         for row, x in samples.items():
             experiment.pause()
-            table[row] = {
-                'distance': evaluation.distance_statistics(jnp.asarray(distances[row])),
-                'distribution': floor,
-                'n': len(x),
-            }
-            if lost.get(row):
-                table[row] |= {'distribution': {}, 'diverged': lost[row]}
+            distance = evaluation.distance_statistics(jnp.asarray(distances[row]))
+            table[row] = {'distance': distance, 'distribution': floor, 'n': len(x)}
+            lost = experiment.config.sample.n - len(x)
+            if row in rows and lost:
+                table[row] |= {'distribution': {}, 'diverged': lost}
             elif row in rows:
                 table[row]['distribution'] = against(floor, compare(x))
                 table[row]['memorisation'] = copying(row, x, train, test)

@@ -116,22 +116,18 @@ def likelihood_of(config: ConfigDict, operator: Measure, y: Array) -> Likelihood
     return likelihood(operator, y, None if own else config.assimilate.noise_std)
 
 
-def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, Partial], Array]:
-    """Returns a diffusion model's parameters, the maps from data to its space and back, a learned
-    f as its network alone, and mean and standard deviation of its training set.
+def _space(experiment: Experiment, model: str) -> tuple[Params, tuple[Partial, ...], Array]:
+    """Returns a diffusion model's parameters; the maps from data to its space, back by a learned
+    f's network alone, and back by its last steps too; mean and standard deviation of its training
+    set.
     """
     record, maps = experiment.run.record(model), experiment.unit_maps
+    end = maps[1]
     if model == 'mdm':
-        maps = experiment.mirror.bind(finetuned_parameters(experiment))
+        params = finetuned_parameters(experiment)
+        maps, (_, end) = experiment.mirror.bind(params), experiment.landed(params)
     moments = jnp.asarray([record['mean'], record['std']], jnp.float32)
-    return score_parameters(experiment, model), maps, moments
-
-
-def _end(experiment: Experiment, model: str) -> Partial:
-    """Returns the map of a model's samples to data: that of `_space`, and the steps that end f."""
-    if model == 'mdm':
-        return experiment.landed(finetuned_parameters(experiment))[1]
-    return experiment.unit_maps[1]
+    return score_parameters(experiment, model), (*maps, end), moments
 
 
 def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tuple[Array, Array]:
@@ -146,7 +142,7 @@ def measured_gains(experiment: Experiment, operator: Measure, model: str) -> tup
 
     @jax.jit
     def gains(space: PyTree, operator: Any, keys: Key, x: Array, levels: Array) -> Array:
-        score, (to_model, to_data), moments = space
+        score, (to_model, to_data, _), moments = space
         denoiser = build.make_denoiser(config, score, *moments)
         of_truth = likelihood_of(config, operator.after(to_data), operator(x))
         return dps.measured_gain(keys, denoiser, of_truth, to_model(x), levels, std=moments[1])
@@ -165,10 +161,8 @@ def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains
         return _in_chunks(_variational(experiment, operator))
 
     @jax.jit
-    def draw(
-        space: PyTree, end: Partial, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array
-    ) -> Array:
-        score, (_, to_data), moments = space
+    def draw(space: PyTree, operator: Any, rule: Any, gain: tuple, keys: Key, y: Array) -> Array:
+        score, (_, to_data, end), moments = space
         given = dict(zip(('mean', 'std'), moments, strict=True))
         denoiser = build.make_denoiser(config, score, **given)
         of_y = likelihood_of(config, operator.after(to_data), y)
@@ -176,8 +170,8 @@ def draw_of(experiment: Experiment, row: Method, operator: Measure, gains: Gains
         given |= {'distance': lambda z: rule.distance(to_data(z))} if sampler.rule else {}
         return end(sampler.sample(config.assimilate, keys, denoiser, shape, **given))
 
-    space, end = _space(experiment, row.prior), _end(experiment, row.prior)
-    whole = functools.partial(draw, space, end, operator, experiment.constraint, gains(row.prior))
+    inputs = _space(experiment, row.prior), operator, experiment.constraint, gains(row.prior)
+    whole = functools.partial(draw, *inputs)
     return whole if sampler.group else _in_chunks(whole)
 
 
@@ -214,7 +208,7 @@ def with_noise_floor(experiment: Experiment, model: str, x: Array) -> Array:
     """Returns what the published samplers make of true fields `x (b, h, w, c)` by a denoiser that
     knows them, where nothing is measured: the noise of their last step, alone.
     """
-    (_, (forward, _), (mean, std)), end = _space(experiment, model), _end(experiment, model)
+    _, (forward, _, end), (mean, std) = _space(experiment, model)
     steps = experiment.config.assimilate.steps
     sampler = make_sampler('ancestral', steps=steps, mean=mean, std=std, **PUBLISHED)
 
