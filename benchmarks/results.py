@@ -244,10 +244,10 @@ def _origin(run: dict[str, Any], stage: str = '') -> str:
     """Returns the command, machine and date: the first command that names the stage, or the last
     that made some stages anew by other settings.
     """
-    commands = [' '.join(command) for command in run.get('commands', [run['command']])]
-    named = [i for i, command in enumerate(commands) if stage in command]
-    anew = [i for i in named if '--redo=' in commands[i] and '--config.' in commands[i]]
-    parts = run.get('commands', [run['command']])[anew[-1] if anew else named[0]]
+    has = lambda command, text: text in ' '.join(command)
+    named = [parts for parts in run.get('commands', [run['command']]) if has(parts, stage)]
+    anew = [parts for parts in named if has(parts, '--redo=') and has(parts, '--config.')]
+    parts = anew[-1] if anew else named[0]
     command = ' '.join(f'`{part}`' if ' ' in part else part for part in parts)
     return f'`{command}`; {run["machine"]}; {run["time"][:10]}'
 
