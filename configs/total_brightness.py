@@ -10,7 +10,7 @@ round-off after the step that ends it.
 
 Preset `m87` is the prior of `namm_jax solve --operator=closures --sampler=mirror_smc`: 32 pixels
 across 120 microarcseconds, rings of 18 to 68 microarcseconds, any orientation, smooth or uneven,
-sharp or blurred.
+sharp or blurred, with up to 15 % of the light around them.
 """
 
 from namm_jax.experiment import presets
@@ -39,7 +39,7 @@ M87 = (
     QUICK
     | section('data', train=6000, spin=(0.0, 0.9), inclination=(0.0, 60.0), diameter=(0.15, 0.42))
     | section('data', exponent=(3.0, 8.0), boost=(0.0, 1.0), shift=(-0.05, 0.05))
-    | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08))
+    | section('data', turbulence=(0.0, 1.0), blur=(0.0, 0.08), faint=(0.0, 0.15))
     | section('mdm', steps=3000)
     | section('finetune', steps=300)
     | section('dm', steps=3000)

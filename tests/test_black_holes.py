@@ -228,6 +228,7 @@ def test_uneven_and_blurred_images_keep_their_total_and_differ_as_told():
             'even': {},
             'blurred': {'blur': (0.05, 0.05)},
             'uneven': {'turbulence': (1.0, 1.0)},
+            'surrounded': {'faint': (0.2, 0.2)},
         }.items()
     }
     for x in images.values():
@@ -238,5 +239,9 @@ def test_uneven_and_blurred_images_keep_their_total_and_differ_as_told():
     bright = images['even'] > 0.05
     logs = np.log(images['uneven'][bright] / images['even'][bright])
     assert 0.6 < logs.std() < 1.4
+    # A fifth of the light has gone into patches, which are positive and reach every side.
+    patches = images['surrounded'] - 0.8 * images['even']
+    np.testing.assert_allclose(patches.sum((1, 2, 3)), 6, rtol=1e-4)
+    assert patches.min() > 0 and all((patches.mean(i) > 1e-4).all() for i in (1, 2))
     with pytest.raises(ValueError, match='blur'):
         BlackHoles(blur=(0.1, 0.0))

@@ -40,8 +40,11 @@ CRITICAL = math.sqrt(27)  # radius of the critical curve; rays inside it fall in
 EDGE = 0.1  # width of the disk's inner edge, relative to its radius
 RAYS = 128  # along each axis of an image, at least: the photon ring is thinner than a pixel
 SMALLEST_SUM = 1e-6  # relative to the total: below it, rescaling has nothing to go by
-GRAIN = 0.08  # width of the patches of turbulence, the std of a Gaussian, in image widths
+GRAIN = 0.08  # width of bright patches, the std of a Gaussian, in image widths
+AROUND = 0.25  # how far the faint ones reach, the std of a Gaussian, in image widths
+CONTRAST = 1.5  # std of the log of their brightness
 RANGES = 'spin', 'inclination', 'diameter', 'exponent', 'boost', 'orientation', 'shift'
+WEATHER = 'turbulence', 'blur', 'faint'
 
 _Image = Float[Array, 'h w']
 _Range = tuple[float, float]  # (low, high) of a uniform law
@@ -83,6 +86,7 @@ class BlackHoles(Problem):
     shift: _Range = parameter((-0.02, 0.02), 'of the hole, in widths', least=-0.25, most=0.25)
     turbulence: _Range = parameter((0.0, 0.0), 'std of the log of random patches', least=0, most=3)
     blur: _Range = parameter((0.0, 0.0), 'std of a further blur, in widths', least=0, most=0.25)
+    faint: _Range = parameter((0.0, 0.0), 'share of light around the ring', least=0, most=0.5)
     spectral_index: float = parameter(1.0, 'of the emitted spectrum nu^-index', least=0)
     beam: float = parameter(0.02, "std of the telescope's blur, in widths", least=0)
 
@@ -94,7 +98,7 @@ class BlackHoles(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (*RANGES, 'turbulence', 'blur'):
+        for name in (*RANGES, *WEATHER):
             value = getattr(self, name)
             if len(value) != 2 or not value[0] <= value[1]:
                 raise ValueError(f'Got {name} = {value}, expected (low, high) with low <= high.')
@@ -123,23 +127,28 @@ class BlackHoles(Problem):
 
     def weather(self, key: Key, image: _Image) -> _Image:
         """Returns an image whose brightness is uneven, `exp(turbulence n)` times, n a smooth normal
-        field of unit variance, and then blurred; both strengths are uniform in their ranges.
+        field of unit variance; then blurred; then with a share `faint` of all light in patches
+        around its middle, `exp(CONTRAST m)` under a Gaussian, m as n. The strengths are uniform in
+        their ranges.
         """
-        strengths, noise = jax.random.split(key)
-        low, high = np.array([self.turbulence, self.blur], np.float32).T
-        turbulence, blur = low + (high - low) * jax.random.uniform(strengths, (2,))
-        patches = _gaussian(self.points, GRAIN)
-        patches = patches / jnp.linalg.norm(patches, axis=1, keepdims=True)
-        n = _on_both(patches, jax.random.normal(noise, image.shape))
+        strengths, *noises = jax.random.split(key, 3)
+        low, high = np.array([getattr(self, name) for name in WEATHER], np.float32).T
+        turbulence, blur, faint = low + (high - low) * jax.random.uniform(strengths, low.shape)
+        grain = _gaussian(self.points, GRAIN)
+        grain = grain / jnp.linalg.norm(grain, axis=1, keepdims=True)
+        n, m = (_on_both(grain, jax.random.normal(noise, image.shape)) for noise in noises)
         kernel = _gaussian(self.points, jnp.maximum(blur, 0.1 / self.points))
-        return _on_both(kernel / kernel.sum(0), image * jnp.exp(turbulence * n))
+        image = _on_both(kernel / kernel.sum(0), image * jnp.exp(turbulence * n))
+        envelope = _gaussian(self.points, AROUND)[self.points // 2]
+        patches = jnp.exp(CONTRAST * m) * envelope * envelope[:, None]
+        return image + faint / (1 - faint) * patches * (image.sum() / patches.sum())
 
     def fields(self, keys: Key) -> Fields:
         """Returns images `(n, points, points, 1)`, float32, each with the sum `total` to about 1e-6
         of it. Dark pixels are positive, but by as little as 1e-8.
         """
         images = jax.vmap(self.render)(self.holes(keys))
-        if self.turbulence[1] or self.blur[1]:
+        if any(getattr(self, name)[1] for name in WEATHER):
             images = jax.vmap(self.weather)(
                 jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images
             )
