@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -27,7 +28,7 @@ _FAULTS = {
     'NonConcreteBoolean': 'no indexing by a mask: take jnp.where(mask, x, 0) for x[mask]',
     'TracerInt|Concret|__format__': 'no float(), int(), print of numbers: leave them in arrays',
     'immutable': 'no writing into an array: take x = x.at[i].set(value) for x[i] = value',
-    "Tracer.* has no attr|'dim'|'int' object is not call|`type` arg|Tensor": 'no methods of PyTorch'
+    "Tracer.* has no attr|'(keep)?dim'|'int' object is not call|`type` arg|Tensor": 'no methods of PyTorch'
     ': take axis for dim, reshape for view, shape for size(), jnp.clip for clamp, stop_gradient',
     'Reverse-mode|JVP': 'no lax.while_loop, no callback: take lax.scan, lax.fori_loop from 0 to 9',
     'out of bounds': 'axes of fields (b, h, w, c), 0 to 3',
@@ -104,6 +105,14 @@ def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     raise ValueError(f'y: got shape {got}, expected (b, {axes}), b measurements; {remedy}')
 
 
+def check_key(key: Any) -> None:
+    """Raises a ValueError unless a key is one PRNG key, typed or not."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if getattr(key, 'shape', None) != (() if typed else (2,)):
+        got = f'an array {key.shape}' if hasattr(key, 'shape') else repr(key)
+        raise ValueError(f'key: got {got}, expected one key; take jax.random.key(0)')
+
+
 class FunctionError(ValueError):
     """What is wrong with a user's function or data."""
 
@@ -122,7 +131,7 @@ def check_output(label: str, values: Any, b: int, kind: str) -> Array:
     expected = f'expected one floating-point array of shape {shape.format(b=b)}'
     if not isinstance(values, jax.Array | np.ndarray):
         got, remedy = type(values).__name__, 'return one array, concatenate several'
-    elif values.shape[:1] != (b,) or not least <= values.ndim <= most:
+    elif values.shape[:1] != (b,) or not least <= values.ndim <= most or not values.size:
         got = f'shape {values.shape}'
         remedy = 'reduce over all axes but the first, as jnp.mean(..., (1, 2, 3)) does'
     elif not jnp.issubdtype(values.dtype, jnp.floating):
@@ -219,14 +228,15 @@ def _measure(
     """
     output = lambda x: check_output(label, call(label, function, OF_FIELDS, x), len(x), kind)
 
-    @jax.jit
-    def compiled(x: Fields) -> tuple[Array, Fields]:
+    def both(x: Fields) -> tuple[Array, Fields]:
         values, pull_back = jax.vjp(output, x)
         weights = jnp.cos(jnp.arange(values.size, dtype=values.dtype))  # ones may cancel
         return values, pull_back(weights.reshape(values.shape))[0]
 
+    compiled = strict(label, both)
+
     def measure(x: Fields, where: str, *, slope: bool = False) -> np.ndarray:
-        values, gradients = map(np.asarray, call(label, compiled, OF_FIELDS, x))
+        values, gradients = map(np.asarray, compiled(x))
         least, finite = f'{values.min():.3g} {where}', _FINITE + hint
         refuse(label, ~np.isfinite(values), f'NaN or infinity {where}', finite)
         refuse(label, (values < 0) & (kind == 'distance'), least, POSITIVE)
@@ -240,6 +250,21 @@ def _measure(
         return values
 
     return measure
+
+
+def strict(label: str, function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """Returns a user's function compiled. It raises a FunctionError for what goes wrong in it, and
+    for an index beyond an array, in whose place JAX takes the last one.
+    """
+    compiled = jax.jit(checkify.checkify(function, errors=checkify.index_checks))
+
+    def checked(x: Array) -> Any:
+        beyond, values = call(label, compiled, OF_FIELDS, x)
+        if got := beyond.get():
+            raise FunctionError(f'{label}: got {got.strip(" .")}, expected an index that exists')
+        return values
+
+    return checked
 
 
 def check_alone(

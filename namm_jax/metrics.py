@@ -147,10 +147,11 @@ def summaries(x: _X, axes: _Axes) -> Float[Array, 'n k']:
     spectra = jnp.log(power + 1e-7 * whole + jnp.finfo(x.dtype).tiny)
     values = jnp.quantile(x.reshape(len(x), -1), jnp.linspace(0, 1, 9), axis=1).T
     increments = []
-    for axis in axes:
+    for axis in (axis for axis in axes if x.shape[axis] > 1):
         steps = jnp.abs(jnp.diff(x, axis=axis)).reshape(len(x), -1)
         increments += [steps.mean(1), jnp.sqrt((steps**2).mean(1)), steps.max(1)]
-    return jnp.concatenate([spectra, values, jnp.stack(increments, 1)], axis=1)
+    columns = [column[:, None] for column in increments]
+    return jnp.concatenate([spectra, values, *columns], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames='k')

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -265,7 +264,7 @@ def rows_of_samples(name, mirror_map='namm', landing=1):
     config = preset.copy_and_resolve_references()
     config.sample.rows, config.sample.landing, config.mirror.map = (), landing, mirror_map
     constraint = build.make_constraint(config, {})
-    rows = methods.rows_of(types.SimpleNamespace(config=config, constraint=constraint))
+    rows = methods.rows_of(config, constraint)
     return {row: methods.trained_by(config, method) for row, method in rows.items()}
 
 

@@ -200,6 +200,13 @@ def test_summaries_tell_spectrum_values_and_increments_by_hand():
     assert increments == pytest.approx([steps.mean(), root, steps.max()], rel=1e-4)
 
 
+def test_an_axis_of_one_pixel_has_no_increments():
+    x = normal(7, 3, 8, 1)[..., None]
+    both, one = (np.asarray(evaluation.summaries(x, axes)) for axes in ((1, 2), (1,)))
+    np.testing.assert_array_equal(both[:, -3:], one[:, -3:])
+    assert np.asarray(evaluation.summaries(x[:, :1], (1, 2))).shape[1] < both.shape[1]
+
+
 def test_memorisation_is_zero_for_copies_and_one_for_the_law():
     train, held_out, x = normal(36, 3, 300, 5)
     assert evaluation.memorisation(train[:100], train, held_out) < 1e-3

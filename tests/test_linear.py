@@ -1,5 +1,7 @@
 """Rules on linear functions and on order: their projections, against other ways there."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,3 +148,39 @@ def test_a_rule_in_numpy_is_measured_and_not_trained(tmp_path, capsys):
     np.testing.assert_allclose(eval(told.out)['per_sample'], expected, rtol=1e-5)
     with pytest.raises(ValueError, match='no NumPy or SciPy: take jax.numpy'):
         nj.problem(X, distance=load_function(f'{tmp_path}/file.py:in_numpy'))
+
+
+EVERY = {
+    'equal': nj.rules.equal(A, B),
+    'at_most': nj.rules.at_most(A, B),
+    'sum_to': nj.rules.sum_to(1.0, axis=2),
+    'sum_to_all': nj.rules.sum_to(3.0),
+    'monotone': nj.rules.monotone(1),
+    'box': nj.rules.box(0.0, 1.0),
+    'ball': nj.rules.ball(2.0),
+    'simplex': nj.rules.simplex(3.0),
+    'mass_below': nj.rules.mass_below(0.1),
+}
+EVERY['sum'] = nj.weighted_sum({'a': EVERY['sum_to'], 'b': EVERY['box']}, {'a': 1.0, 'b': 2.0})
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_a_rule_is_an_argument_of_a_compiled_function(name):
+    rule, x = EVERY[name], jnp.asarray(RNG.normal(size=(3, *A.shape[1:])), jnp.float32)
+    assert float(rule.distance(x).max()) > 0
+    ways = {'distance': lambda rule, x: rule.distance(x)}
+    ways['residual'] = lambda rule, x: rule.residual(x)
+    if getattr(rule, 'restores', {}):
+        ways['restore'] = lambda rule, x: rule.restore(x)[0]
+    for way in ways.values():
+        np.testing.assert_allclose(jax.jit(way)(rule, x), way(rule, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_of_rules_is_measured(tmp_path, capsys):
+    (tmp_path / 'file.py').write_text(FILE)
+    np.save(tmp_path / 'x.npy', np.asarray(X))
+    rule = f'--config.constraint.distance={tmp_path}/file.py:BOTH'
+    assert program.main(['evaluate', 'own:tiny', f'--samples={tmp_path}/x.npy', rule]) == 0
+    expected = nj.rules.sum_to(0.0, axis=2).distance(X) + 0.5 * nj.rules.monotone(1).distance(X)
+    told = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(told['per_sample'], expected, rtol=1e-5)

@@ -1,5 +1,6 @@
 """A user's own function and data: what is checked, and what each mistake is answered with."""
 
+import json
 import os
 import pickle
 import re
@@ -350,6 +351,13 @@ def is_random(x):
 
 def is_signed(x):
     return x.mean((1, 2, 3)) - 1
+
+def reads_beyond(x):
+    return jnp.abs(x[:, 99]).mean((1, 2))
+
+def is_constant(x):
+    print('hello')
+    return jnp.zeros(len(x))
 """
 
 
@@ -361,6 +369,7 @@ def is_signed(x):
         ('reads_the_batch', 'got another value alone .* one that depends on the sample alone'),
         ('is_random', 'got another value at another place in the batch'),
         ('is_signed', 'got -0.833 in .* expected numbers >= 0'),
+        ('reads_beyond', 'index 99 is out of bounds for axis 1 with size 4'),
     ],
 )
 def test_a_rule_that_cannot_be_is_told_by_evaluate(name, message, tmp_path, capsys):
@@ -374,6 +383,32 @@ def test_a_rule_that_cannot_be_is_told_by_evaluate(name, message, tmp_path, caps
     errors = [line for line in told.err.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and not told.out and 'Traceback' not in told.err
     assert re.search(f"the distance 'own': .*{message}", errors[0])
+
+
+def test_what_a_rule_prints_is_beside_the_numbers(tmp_path, capsys):
+    (tmp_path / 'bad.py').write_text(BAD_RULES)
+    save_rows(tmp_path / 'x.npy', 3, 6)
+    rule = f'--config.constraint.distance={tmp_path}/bad.py:is_constant'
+    assert program.main(['evaluate', 'own:tiny', f'--samples={tmp_path}/x.npy', rule]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)['per_sample'] == [0, 0, 0] and 'hello' in told.err
+    assert "the distance 'own' is 0 for noise, too; does it read its argument?" in told.err
+
+
+def test_rows_and_problems_that_are_none_are_told_before_anything_runs(
+    own_run, tmp_path, launch, capsys
+):
+    before = (tmp_path / 'run' / 'config.json').read_bytes()
+    own = ['--config=configs/own.py:tiny', '--workdir=run']
+    for arguments, message in (
+        (["--config.sample.rows=('a',)", '--redo=sample'], "sample.rows: got 'a', expected one of"),
+        (["--config.sample.rows=('dm_restored',)"], "got 'dm_restored', expected one of"),
+        (['--config.data.problem=burgers'], "got 'burgers' for an experiment of 'own'"),
+    ):
+        assert launch(*own, *arguments) == 2
+        told = capsys.readouterr().err
+        assert message in told and 'discarded' not in told
+    assert (tmp_path / 'run' / 'config.json').read_bytes() == before
 
 
 def test_an_operator_that_cannot_be_is_told_before_the_first_stage(

@@ -213,6 +213,11 @@ class WeightedSum:
     names: tuple[str, ...] = _static()
     weights: tuple[float, ...] = _static()
 
+    @property
+    def name(self) -> str:
+        """The names of the parts."""
+        return '+'.join(self.names)
+
     def residual(self, x: Fields) -> Float[Array, 'b m']:
         """Returns the residuals of the parts, flattened, side by side, each times `w_i m / m_i`: so
         the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has.

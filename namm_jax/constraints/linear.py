@@ -5,6 +5,7 @@ Fields are `(b, h, w, c)`; half precision is raised to float32, float64 kept. Nu
 finite: all functions that build a rule raise a ValueError for others.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def sum_to(total: ArrayLike, axis: int | Sequence[int] = (1, 2, 3)) -> Rule:
     if not axes or not set(axes) <= {1, 2, 3} or not np.isfinite(total).all():
         got = f'axis {axis} and total {total}'
         raise ValueError(f'sum_to: got {got}, expected axes from 1 to 3 and finite numbers')
-    gap = Partial(_sum_gap, axes, jnp.asarray(total))
+    gap = Partial(functools.partial(_sum_gap, axes), jnp.asarray(total))
     return rule('sum', gap, restores={'nearest': Partial(_spread, gap)})
 
 
@@ -119,8 +120,9 @@ def monotone(axis: int = 1, *, increasing: bool = True) -> Rule:
     if axis not in (1, 2, 3):
         raise ValueError(f'monotone: got axis {axis}, expected 1, 2 or 3 of fields (b, h, w, c)')
     sign = 1 if increasing else -1
-    falls = Partial(_falls, axis, sign)
-    return rule('monotone', falls, restores={'nearest': Partial(_isotonic, axis, sign, falls)})
+    falls = functools.partial(_falls, axis, sign)
+    nearest = functools.partial(_isotonic, axis, sign, falls)
+    return rule('monotone', falls, restores={'nearest': nearest})
 
 
 def _falls(axis: int, sign: int, x: Fields) -> Array:

@@ -22,7 +22,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from namm_jax._arrays import Denoiser, Fields, Key, Params, Step
-from namm_jax._checks import check_function, check_kind, check_shape, check_within, field_shape
+from namm_jax._checks import (
+    check_function,
+    check_key,
+    check_kind,
+    check_shape,
+    check_within,
+    field_shape,
+)
 from namm_jax.constraints.base import as_rule
 from namm_jax.denoising import guidance
 from namm_jax.denoising.denoisers import make_parameterisation, positive_std
@@ -156,6 +163,7 @@ def sample(
         **options: of `make_sampler`, but for mean and std, which the prior has.
     """
     check_kind('prior', prior, Prior, 'nj.fit or nj.prior')
+    check_key(key)
     check_within('[1, inf)', kinds='iu', n=n, steps=steps)
     keys = sample_keys(key, n)
     items = (('steps', int(steps)), *options.items())

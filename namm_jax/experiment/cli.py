@@ -173,6 +173,12 @@ def parse(command: str, arguments: list[str], about: str = '') -> argparse.Names
         if name not in fields:
             raise UserError(nearest(name, fields))
         given.overrides[name.removeprefix('--config.')] = _value(name, text, fields[name])
+    problem = given.preset.data.problem
+    if (other := given.overrides.get('data.problem', problem)) != problem:
+        raise UserError(
+            f'--config.data.problem: got {other!r} for an experiment of {problem!r}, expected no '
+            'other one; take its own config, such as --config=configs/burgers.py'
+        )
     given.config.update_from_flattened_dict(given.overrides)
     return given
 

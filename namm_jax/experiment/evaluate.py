@@ -39,7 +39,11 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     """
     run = experiment.run
     found = run.record('sample')['calls']  # a row may be absent
-    rows = {name: row for name, row in rows_of(experiment).items() if name in found}
+    rows = {
+        name: row
+        for name, row in rows_of(experiment.config, experiment.constraint).items()
+        if name in found
+    }
     of_row = lambda row: experiment.load(run.directory / 'sample' / f'{row}.npy')
     drawn = {row: _finite(row, of_row(row)) for row in rows}
     rows = {name: row for name, row in rows.items() if len(drawn[name])}

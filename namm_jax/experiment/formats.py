@@ -136,7 +136,10 @@ def _opened(path: Path, name: str) -> Iterator[_Array]:
         raise
     except Exception as error:  # each library has errors of its own for damage
         got = str(error)[:300] or repr(error)
-        raise UserError(f'{path}: got {got}, expected a whole file of numeric arrays') from error
+        expected = 'a whole file of numeric arrays'
+        if path.suffix.lower() not in ('.npy', *READERS):
+            expected = f'.npy or one of {", ".join(READERS)}; convert it'
+        raise UserError(f'{path}: got {got}, expected {expected}') from error
 
 
 def read_values(given: str | os.PathLike[str]) -> np.ndarray:

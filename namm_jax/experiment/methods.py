@@ -114,10 +114,10 @@ def selected(
     return {name: row for name, row in rows.items() if name in (names or rows)}
 
 
-def rows_of(experiment: Experiment) -> dict[str, Method]:
+def rows_of(config: ConfigDict, constraint: Constraint) -> dict[str, Method]:
     """Returns the config's rows of the table of samples, `data` aside; see `selected`."""
-    config, rows = experiment.config, {}
-    restores = list(getattr(experiment.constraint, 'restores', {}))
+    rows = {}
+    restores = list(getattr(constraint, 'restores', {}))
     has = {'restore': bool(restores), 'level': build.takes_level(config)}
     mirror = 'mdm' if build.learns_map(config) else f'mdm_{config.mirror.map}'
     for name, method in METHODS.items():

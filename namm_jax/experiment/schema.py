@@ -102,9 +102,9 @@ NETWORK = {
     'dropout': _field(0.0, 'probability', least=0, below=1),
 }
 TRAINING = {
-    'sigma_max': _field(0.1, 'largest noise in mirror space, in its units', least=0),
+    'sigma_max': _field(0.1, 'largest noise in mirror space, in its units', least=0, most=1e6),
     'sigma_power': _field(2.0, 'p of sigma = sigma_max u^p; 1: published', least=0),
-    'lambda_constr': _field(5.0, 'weight of the constraint term; 1: published', least=0),
+    'lambda_constr': _field(5.0, 'weight of the constraint term; 1: published', least=0, most=1e9),
     'batch_size': _field(8, 'a step', unit='samples', least=1),
     'steps': _field(1500, 'at budget 1', least=1),
     **_section('optimizer', OPTIMIZER, warmup=0.1),

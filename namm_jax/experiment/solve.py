@@ -3,9 +3,11 @@ given measurements, with the models of a finished run.
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +19,17 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._checks import POSITIVE, FunctionError, check_alone, check_operator, choose, refuse
+from namm_jax._checks import (
+    OF_FIELDS,
+    POSITIVE,
+    FunctionError,
+    call,
+    check_alone,
+    check_operator,
+    choose,
+    refuse,
+    strict,
+)
 from namm_jax.experiment import build, imaging, posteriors
 from namm_jax.experiment.assimilate import statistics_of
 from namm_jax.experiment.cli import tell
@@ -44,7 +56,19 @@ FREE = (*FREE_SECTIONS, 'seed')  # the models of a run know nothing of these
 
 def evaluate(given: argparse.Namespace) -> None:
     """Writes the constraint distances of a file's samples, as JSON, to standard output."""
+    _tell(_distances, given)
+
+
+def _tell(facts_of: Callable[[argparse.Namespace], Any], given: argparse.Namespace) -> None:
+    """Writes facts as JSON to standard output; what a user's function prints goes elsewhere."""
     configure_jax()
+    with contextlib.redirect_stdout(sys.stderr):
+        facts = facts_of(given)
+        jax.effects_barrier()
+    tell(json.dumps(finite(facts)))
+
+
+def _distances(given: argparse.Namespace) -> dict[str, Any]:
     config, problem = given.config, make_problem(given.config)
     shape = problem.file_shape if all(problem.file_shape) else None
     layout = [config.data.get(name, '') for name in ('axes', 'mask')]
@@ -57,25 +81,28 @@ def evaluate(given: argparse.Namespace) -> None:
     else:
         rule = f'the constraint {config.constraint.name} holds a trained network'
         raise UserError(f'--workdir is missing: {rule}; expected a run with a finished counter')
-    measure = _compiled(constraint.distance, x)
+    label = f'the distance {constraint.name!r}'
+    measure = _compiled(label, constraint.distance, x)
     distances = in_batches(measure, x, min(len(x), 256), make_mesh())
     if not problem.generated:
-        _check_values(f'the distance {constraint.name!r}', measure, x[:64], distances)
-    statistics = finite(distance_statistics(jnp.asarray(distances)))
+        _check_values(label, measure, x[:64], distances)
+    statistics = distance_statistics(jnp.asarray(distances))
     result = {'constraint': config.constraint.name, 'n': len(x), 'distance': statistics}
-    tell(json.dumps(result | {'per_sample': finite(distances)}))
+    return result | {'per_sample': distances}
 
 
-def _compiled(distance: Callable[[Array], Array], x: np.ndarray) -> Callable[[Array], Array]:
+def _compiled(
+    label: str, distance: Callable[[Array], Array], x: np.ndarray
+) -> Callable[[Array], Array]:
     """Returns a rule compiled, one in NumPy as it is."""
     try:
-        jax.eval_shape(distance, jax.ShapeDtypeStruct(x[:1].shape, np.float32))
+        strict(label, distance)(jnp.asarray(x[:1]))
     except FunctionError as error:
         if 'TracerArray' not in str(error):
             raise
         say('the rule is in NumPy, which measures; to train with it, write it in jax.numpy')
         return lambda x: distance(jnp.asarray(x))
-    return jax.jit(distance)
+    return functools.partial(call, label, jax.jit(distance), OF_FIELDS)
 
 
 def _check_values(
@@ -89,11 +116,17 @@ def _check_values(
     scale = x.std((0, 1, 2))
     noise = np.random.default_rng(0).normal(size=(2, *x.shape[1:]))
     off = np.concatenate([x, x[:1] + np.float32(np.where(scale > 0, scale, 1) * noise)])
-    check_alone(label, of, off, of(off, ''))
+    check_alone(label, of, off, values := of(off, ''))
+    if (values == values[0]).all():
+        say(f'warning: {label} is {values[0]:.3g} for noise, too; does it read its argument?')
 
 
 def solve(given: argparse.Namespace) -> None:
     """Writes posterior samples to a file, and how well they fit, as JSON, to standard output."""
+    _tell(_solved, given)
+
+
+def _solved(given: argparse.Namespace) -> dict[str, Any]:
     out, source = Path(given.out), given.measurement
     folder = Folder(Path(given.workdir), experiment=given.name)
     config = config_of(folder.config, given)
@@ -101,18 +134,22 @@ def solve(given: argparse.Namespace) -> None:
     measurement = imaging.observation_of(config, Path(source)) if images else read_values(source)
     for path in (out, *map(out.with_suffix, ('.npz', '.png') if images else ())):
         _check_out(path, folder.directory, given.overwrite)
-    configure_jax()
     check_files(folder.record, goes_on=False)
     config = with_own_data(config, folder.record('data'))
     experiment = make_experiment(folder)._replace(config=config)
     x, facts = posterior(experiment, measurement)
+    if facts['diverged'] == len(x):
+        raise UserError(
+            f'got no finite sample, {len(x)} have diverged, expected some; check that the operator '
+            'and the noise of the measurement are of the order of the data'
+        )
     if images:
         facts |= _sky(experiment, measurement, x, out)
     file = io.BytesIO()
     x = np.asarray(experiment.problem.unpack(jnp.asarray(x)), np.float32)
     np.save(file, x, allow_pickle=False)
     write_bytes(out, file.getbuffer())
-    tell(json.dumps(finite(facts)))
+    return facts
 
 
 def _sky(experiment: Any, observation: Observation, x: np.ndarray, out: Path) -> dict[str, Any]:

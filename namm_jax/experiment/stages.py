@@ -22,6 +22,7 @@ from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
 from namm_jax.experiment.experiment import (
     Experiment,
+    counter_shapes,
     mirror_parameters,
     restore,
     score_parameters,
@@ -63,6 +64,11 @@ class Stage(NamedTuple):
     on_request: bool = False
     check: Callable[[ConfigDict], None] = lambda config: None
     ready: Callable[[Experiment], Facts] = lambda experiment: {}
+
+
+def check_rows(config: ConfigDict) -> None:
+    """Raises a ValueError if the table of samples names a row that the config cannot have."""
+    rows_of(config, build.make_constraint(config, counter_shapes(config)))
 
 
 def data(experiment: Experiment) -> Facts:
@@ -359,7 +365,7 @@ def sample(experiment: Experiment) -> Facts:
     """
     config = experiment.config
     folder = experiment.run.directory / 'sample'
-    rows = rows_of(experiment)
+    rows = rows_of(experiment.config, experiment.constraint)
     keys = experiment.keys('sample', 0, config.sample.n)
     draws = dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())])
     models = {}
@@ -417,7 +423,7 @@ STAGES = {
     'finetune': Stage(finetune, ('mdm',), ('finetune', *TRAINING)),
     'dm': Stage(dm, ('data', 'counter'), ('score', 'dm', *TRAINING)),
     'condition': Stage(condition, ('dm',), ('condition', *TRAINING)),
-    'sample': Stage(sample, (*MODELS, 'condition'), ('sample',)),
+    'sample': Stage(sample, (*MODELS, 'condition'), ('sample',), check=check_rows),
     'assimilate': Stage(assimilate, MODELS, ('assimilate', 'sample'), True, check_assimilation),
     'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),

@@ -61,7 +61,7 @@ def given(
     check_operator(operator, prior.shape, x)
     of_x = likelihood(operator, y, noise_std)
     if noise_std is not None:
-        positive('(prior.std / noise_std)^2', (prior.std / noise_std) ** 2, '; raise noise_std')
+        positive('(prior.std / noise_std)^2', (prior.std / noise_std) ** 2, '; change noise_std')
     measure = Partial(_measure, of_x.measure, prior.mean, prior.width)
     of = dataclasses.replace(of_x, measure=measure)
     jax.eval_shape(of.residual, jax.ShapeDtypeStruct((len(of.y), *prior.shape), jnp.float32))

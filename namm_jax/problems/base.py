@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Constraint, Fields, Key, PerSample
-from namm_jax._checks import check_within, choose
+from namm_jax._checks import check_key, check_within, choose
 from namm_jax.constraints.base import Rule, mean_absolute, rule, weighted_sum
 from namm_jax.inverse.operators import OPERATORS, Operator
 
@@ -130,6 +130,7 @@ class Problem:
 
     def sample(self, key: Key, n: int) -> Fields:
         """Returns n fields `(n, *shape)`; field i is the same however many are asked for."""
+        check_key(key)
         check_within('[1, inf)', kinds='iu', n=n)
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n))
         chunk = jax.jit(self.fields)
@@ -151,7 +152,7 @@ class Problem:
         rules = self.rules()
         names = (name or self.rule_name).split('+')
         parts = {part: choose('constraint', part, rules)(**options) for part in names}
-        if len(parts) == 1:
+        if len(parts) == 1 and set(weights) <= {1}:
             return parts[names[0]]
         weights = tuple(weights) or (1.0,) * len(parts)
         if len(weights) != len(parts):

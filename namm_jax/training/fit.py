@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from rich.progress import track
 
 from namm_jax._arrays import Key, Metrics, Params, Task, at_least_single
-from namm_jax._checks import check_kind, check_within, refuse
+from namm_jax._checks import check_key, check_kind, check_within, refuse
 from namm_jax.training.step import TrainState, init_state, train_step
 
 CHECK_EVERY = 50  # steps between two looks at the loss
@@ -58,6 +58,7 @@ def fit(
     """
     check_kind('recipe', recipe, Recipe, 'nj.namm or nj.diffusion')
     key = jax.random.key(0) if key is None else key
+    check_key(key)
     size = recipe.batch_size if batch_size is None else batch_size
     check_within('[1, inf)', kinds='iu', steps=steps, batch_size=size)
     arrays = {'x': x, **recipe.extra}

@@ -254,6 +254,7 @@ def namm(
     expected = f'{MODULES}, x -> (b,) and (z, *, train=False) -> like z'
     check_function('forward, inverse', cycle, expected, jnp.zeros((2, *problem.shape)))
     units = (problem.mean, problem.scale)
+    check_within('[0, inf)', sigma_max=sigma_max, lambda_constr=lambda_constr)
     rule = standardised(as_rule(constraint or problem.constraint()), *units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_reg=lambda_reg, lambda_constr=lambda_constr / problem.unit)
@@ -290,6 +291,8 @@ def finetune(
     Args as of `namm`; of the mirror map `fitted`, g stays as it is; z are samples `(m, h, w, c)` of
     the prior in mirror space.
     """
+    check_kind('fitted', fitted, mirror.Mirror, 'nj.fit of nj.namm')
+    check_within('[0, inf)', sigma_max=sigma_max, lambda_constr=lambda_constr)
     rule = standardised(as_rule(constraint or problem.constraint()), *fitted.units)
     weights = dict(sigma_max=sigma_max, sigma_power=sigma_power, lambda_cycle=lambda_cycle)
     weights |= dict(lambda_constr=lambda_constr / problem.unit, lambda_reg=0.0)
