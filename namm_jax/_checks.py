@@ -28,7 +28,7 @@ _FAULTS = {
     'NonConcreteBoolean': 'no indexing by a mask: take jnp.where(mask, x, 0) for x[mask]',
     'TracerInt|Concret|__format__': 'no float(), int(), print of numbers: leave them in arrays',
     'immutable': 'no writing into an array: take x = x.at[i].set(value) for x[i] = value',
-    "Tracer.* has no attr|'(keep)?dim'|'int' object is not call|`type` arg|Tensor": 'no methods of PyTorch'
+    "Tracer.* has no attr|'(keep)?dim'|'int' object is not call|`type` arg|Tensor": 'no PyTorch'
     ': take axis for dim, reshape for view, shape for size(), jnp.clip for clamp, stop_gradient',
     'Reverse-mode|JVP': 'no lax.while_loop, no callback: take lax.scan, lax.fori_loop from 0 to 9',
     'out of bounds': 'axes of fields (b, h, w, c), 0 to 3',

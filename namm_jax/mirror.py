@@ -297,7 +297,7 @@ _static = functools.partial(dataclasses.field, metadata={'static': True})
 class Mirror:
     """A learned mirror map with its parameters, from and to data in their own units; a pytree."""
 
-    params: Params  # `{'forward': ..., 'inverse': ...}`
+    params: Params = dataclasses.field(repr=False)  # `{'forward': ..., 'inverse': ...}`
     forward_network: Any = _static()  # the input-convex network of g
     inverse_network: Any = _static()  # the network of f
     strong_convexity: float = _static(default=0.9)  # a of g

@@ -155,6 +155,7 @@ def test_many_samples_are_drawn_in_chunks(monkeypatch):
         (np.full((16, 2, 1), np.nan), [], 'NaN'),
         (np.zeros((16, 2, 1)), ['--noise_std=0'], 'noise_std'),
         (np.zeros((16, 2, 1)), ['--sampler=mirror_dsp'], 'mirror_dps'),
+        (np.zeros((16, 2, 1)), ['--noise_std=1e30'], 'have diverged'),
     ],
 )
 def test_solve_refuses_measurements_that_do_not_fit(folder, capsys, y, more, told):

@@ -231,3 +231,14 @@ def test_problem_is_static_under_jit(constraint):
     distance(constraint, x)
     distance(dataclasses.replace(PROBLEM).constraint(), x)
     assert len(traced) == 1
+
+
+def test_projection_by_a_distance_alone_passes_its_kinks():
+    distance = lambda x: jnp.mean(jnp.abs(x.sum(2) - 1), (1, 2))  # of rows: a kink at each
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    back, information = gauss_newton_projection(lambda x: distance(x)[:, None], x)
+    assert float(jnp.max(distance(back) / distance(x))) < 0.05
+    np.testing.assert_allclose(information['residual'], distance(back), rtol=1e-5)
+    nearest = x + (1 - x.sum(2, keepdims=True)) / 8
+    far = lambda y: np.linalg.norm(np.asarray(y - x).reshape(4, -1), axis=1)
+    assert (far(back) < 1.1 * far(nearest)).all()

@@ -47,6 +47,9 @@ def gauss_newton_projection(
     `mean|r| <= tolerance`, so one already on M is returned to the bit; the result can be about
     `sqrt(tolerance)` short of the nearest point. There is no damping, and no promise far from M.
 
+    Of one entry a sample, such as a distance, a step that does not lower `|r|` is replaced by that
+    from the iterate, `x_k - r J^T / |J|^2`: it passes kinks, and no longer ends at the nearest point.
+
     Args:
         residual: `(b, h, w, c) -> (b, ...)`, by sample, differentiable in both modes; or a rule.
         x: points to project `(b, h, w, c)`. Half precision is raised to float32, float64 kept.
@@ -134,7 +137,13 @@ def _gauss_newton_step(
         max_iterations=min(cg_iterations, 2 * value.shape[1]),
     )
     x = x_0 + transpose(multipliers)
-    return _Iterate(x, flat(x), multipliers, now.iterations + 1)
+    residual = flat(x)
+    if value.shape[1] == 1:  # a distance, say, whose kinks send steps from x_0 to and fro
+        stuck = jnp.abs(residual) >= jnp.abs(value)
+        square = jnp.maximum(jacobian(transpose(jnp.ones_like(value))), jnp.finfo(x.dtype).tiny)
+        x = jnp.where(broadcast(stuck[:, 0], x), now.x - transpose(value / square), x)
+        residual = jnp.where(stuck, flat(x), residual)
+    return _Iterate(x, residual, multipliers, now.iterations + 1)
 
 
 def _linearised(flat: _Map, x: Fields) -> tuple[_Rows, _Map, _Map]:

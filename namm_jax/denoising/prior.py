@@ -49,7 +49,7 @@ class Prior:
     standard: Denoiser  # S, of standardised fields; a pytree
     mean: Array  # of the data, a scalar or (c,)
     width: Array  # their standard deviation, alike
-    examples: Array | None  # a few fields (k, h, w, c)
+    examples: Array | None = dataclasses.field(repr=False)  # a few fields (k, h, w, c)
     shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})  # (h, w, c)
 
     @property
@@ -77,7 +77,7 @@ class NetworkDenoiser:
     `(u, label, *, train=False) -> like u`, and a key of `denoisers.PARAMETERISATIONS`, both static.
     """
 
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     network: Any = dataclasses.field(metadata={'static': True})
     parameterisation: str = dataclasses.field(default='edm', metadata={'static': True})
 
