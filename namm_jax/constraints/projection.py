@@ -48,7 +48,7 @@ def gauss_newton_projection(
     `sqrt(tolerance)` short of the nearest point. There is no damping, and no promise far from M.
 
     Of one entry a sample, such as a distance, a step that does not lower `|r|` is replaced by that
-    from the iterate, `x_k - r J^T / |J|^2`: it passes kinks, and no longer ends at the nearest point.
+    from the iterate, `x_k - r J^T / |J|^2`: it passes kinks, but does not end at the nearest point.
 
     Args:
         residual: `(b, h, w, c) -> (b, ...)`, by sample, differentiable in both modes; or a rule.

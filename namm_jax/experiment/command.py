@@ -175,9 +175,7 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
                 _run_stage(experiment(), stage)
         _say_table(run.directory, evaluated=run.finished('evaluate'))
         if given.name.endswith(':tiny'):
-            say(
-                'the preset tiny trains for seconds: its numbers, and what follows from them, prove nothing'
-            )
+            say('the preset tiny trains for seconds: its numbers prove nothing')
 
 
 def _say_config(config: Mapping[str, Any], given: argparse.Namespace) -> None:
