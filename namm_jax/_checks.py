@@ -101,8 +101,8 @@ def check_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> None:
         remedy = 'add the batch axis, y[None]'
     elif got[1:] == expected[1:]:
         remedy = f'pass one for each of the {expected[0]} fields, or one for all'
-    axes = ', '.join(map(str, expected[1:]))
-    raise ValueError(f'y: got shape {got}, expected (b, {axes}), b measurements; {remedy}')
+    shape = ', '.join(['b', *map(str, expected[1:])])
+    raise ValueError(f'y: got shape {got}, expected ({shape}), b measurements; {remedy}')
 
 
 def check_key(key: Any) -> None:

@@ -244,6 +244,11 @@ def make_operator(config: ConfigDict) -> Operator:
             'write a function of your own, and take the operator own'
         )
     if name == 'own':
+        if not config.assimilate.function:
+            raise UserError(
+                'the operator own: got no function, expected one of yours; give '
+                '--config.assimilate.function=FILE.py:FUNCTION'
+            )
         options = {'function': load_function(config.assimilate.function)}
     return make_problem(config).measurement(name, **options)
 

@@ -156,6 +156,9 @@ def _of_files(config: ConfigDict) -> dict[str, Any]:
     if len(x) < FEWEST:
         raise UserError(f'{data.path}: got {len(x)} samples, expected at least {FEWEST}; add more')
     found = dict(zip(('height', 'width', 'channels'), x.shape[1:], strict=True))
+    for name, size in found.items():
+        if data[name] not in (0, size):
+            raise UserError(f'data.{name}: got {data[name]}, expected {size}, as of {data.path}')
     if not (train := data.train):
         found |= {name: min(data[name], len(x) // 6) for name in ('validation', 'test')}
         train = found['train'] = len(x) - found['validation'] - found['test']

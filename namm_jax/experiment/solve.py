@@ -220,7 +220,10 @@ def operator_of(config: ConfigDict, y: Any, x: np.ndarray) -> tuple[Any, Any]:
         check_operator(operator, operator.shape, x)
     one = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *operator.shape), np.float32))
     y = y[None] if y.ndim == one.ndim - 1 else y
-    return operator, likelihood(operator, y, config.assimilate.noise_std).y
+    try:
+        return operator, likelihood(operator, y, config.assimilate.noise_std).y
+    except ValueError as error:
+        raise UserError(f'--operator={name}, which --measurement is of: {error}') from error
 
 
 def posterior(experiment: Any, y: Any) -> tuple[np.ndarray, dict[str, Any]]:
