@@ -9,10 +9,10 @@ from namm_jax.experiment import presets
 from namm_jax.experiment.config import experiment
 from namm_jax.experiment.presets import section
 
-# Not the Gauss-Newton rows, each of whose products goes through all time steps and back.
+# Not Gauss-Newton to its end: each of its products goes through all time steps and back.
 ROWS = tuple(
-    'dm dm_guided dm_restored dm_restored_sampling dm_ppr dm_residual_conditioned dm_rejected '
-    'dm_mapped dm_mapped_finetuned mdm mdm_finetuned'.split()
+    'dm dm_guided dm_restored dm_landed dm_restored_sampling dm_ppr dm_residual_conditioned '
+    'dm_rejected dm_mapped dm_mapped_finetuned mdm mdm_finetuned mdm_unlanded'.split()
 )
 
 # The rule's gradient goes through 60 time steps and back.
