@@ -130,7 +130,7 @@ def table(kept: dict[str, Any]) -> str:
                 truth = facts.get('truth', {}).get(name)
                 told = '' if truth is None else f'; truth {truth:.{digits}f}'
                 cells.append(f'{median} ({low} to {high}{told})')
-            error = f'{facts["total_error"]:.1e}'
+            error = f'{facts["total_error"]:.2g}'
             lines.append(f'| {scene} | `{row}` | {" | ".join(cells)} | {error} |')
     return '\n'.join(lines)
 
