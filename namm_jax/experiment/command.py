@@ -173,9 +173,9 @@ def _run(workdir: Path, given: argparse.Namespace) -> None:
                 say(f'{stage}: finished before, skipped')
             else:
                 _run_stage(experiment(), stage)
-        _say_table(run.directory, evaluated=run.finished('evaluate'))
         if given.name.endswith(':tiny'):
             say('the preset tiny trains for seconds: its numbers prove nothing')
+        _say_table(run.directory, evaluated=run.finished('evaluate'))
 
 
 def _say_config(config: Mapping[str, Any], given: argparse.Namespace) -> None:
