@@ -1,6 +1,6 @@
 """Fields given their first state, without noise: which way holds it, at which cost.
 
-    python benchmarks/conditional.py runs/heat-quick [--measurements 4] [--samples 64]
+    python benchmarks/conditional.py runs/heat-quick [--measurements 4] [--samples 64] [--json FILE]
 
 Of a run of `heat` or `reaction_diffusion`: samples of its diffusion model given the first state of
 test fields, by the measurement alone at falling noise, by projection onto both rules after and
@@ -11,17 +11,22 @@ and standard deviation against those of the solver's own ensemble, and seconds a
 
 import argparse
 import functools
-import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import namm_jax as nj
+from benchmarks.measured import Rows, add_json
 from namm_jax.problems.base import given_first_state
+from namm_jax.report.table import three_digits
 
 
 def errors(x: jax.Array, truth: jax.Array) -> dict[str, float]:
@@ -72,17 +77,22 @@ def measure(run: Any, samples: int, measurements: int, noises: tuple[float, ...]
 
 
 def main() -> None:
-    """Prints the table as JSON."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder')
     parser.add_argument('--measurements', type=int, default=4)
     parser.add_argument('--samples', type=int, default=64)
     parser.add_argument('--noises', type=float, nargs='+', default=[1e-1, 1e-3, 1e-5])
+    add_json(parser)
     given = parser.parse_args()
     run = nj.open_run(given.folder)
-    print(
-        json.dumps(measure(run, given.samples, given.measurements, tuple(given.noises)), indent=1)
-    )
+    found = measure(run, given.samples, given.measurements, tuple(given.noises))
+    columns = {'way': '', 'first state, largest error': 'first_state', 'distance': 'rule'}
+    columns |= {'MMSE': 'mmse', 'SMSE': 'smse', 's a sample': 'seconds'}
+    rows = Rows(*columns)
+    for way, row in found.items():
+        rows.add(way, *(three_digits(row[name]) for name in columns.values() if name))
+    rows.keep(given.json, f'{given.measurements} measurements, {given.samples} samples of each.')
 
 
 if __name__ == '__main__':

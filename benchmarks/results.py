@@ -78,6 +78,7 @@ RULES = {
     'total_brightness': ('black holes', 'the sum of the pixels'),
     'periodic': ('binary textures', 'all tiles are equal'),
     'count': ('galaxies', 'a network counts eight sources'),
+    'heat': ('decaying waves', 'mass is conserved'),
 }
 # Config and operator of the inverse problems of the table `others` -> what they are called.
 INVERSE = {
