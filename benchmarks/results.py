@@ -79,6 +79,7 @@ RULES = {
     'periodic': ('binary textures', 'all tiles are equal'),
     'count': ('galaxies', 'a network counts eight sources'),
     'heat': ('decaying waves', 'mass is conserved'),
+    'reaction_diffusion': ('reaction and diffusion', 'a constant inflow explains the mass'),
 }
 # Config and operator of the inverse problems of the table `others` -> what they are called.
 INVERSE = {
