@@ -78,6 +78,7 @@ RULES = {
     'total_brightness': ('black holes', 'the sum of the pixels'),
     'periodic': ('binary textures', 'all tiles are equal'),
     'count': ('galaxies', 'a network counts eight sources'),
+    'decaying_flow': ('decaying flow', 'all states follow from the first'),
     'heat': ('decaying waves', 'mass is conserved'),
     'reaction_diffusion': ('reaction and diffusion', 'a constant inflow explains the mass'),
 }
