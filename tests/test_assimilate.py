@@ -151,7 +151,8 @@ def test_many_samples_are_drawn_in_chunks(monkeypatch):
 @pytest.mark.parametrize(
     ('y', 'more', 'told'),
     [
-        (np.zeros((1, 16, 3, 1)), [], r'first_states, which --measurement is of: y: got shape'),
+        (np.zeros((1, 16, 3, 1)), [], r'expected (b, 16, 2, 1)'),
+        (np.zeros((1, 16, 3, 1)), [], '--operator=first_states, which --measurement is of: y: got'),
         (np.full((16, 2, 1), np.nan), [], 'NaN'),
         (np.zeros((16, 2, 1)), ['--noise_std=0'], 'noise_std'),
         (np.zeros((16, 2, 1)), ['--operator=own'], '--config.assimilate.function=FILE.py:FUNCTION'),

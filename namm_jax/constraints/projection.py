@@ -142,7 +142,7 @@ def _gauss_newton_step(
         stuck = jnp.abs(residual) >= jnp.abs(value)
         square = jnp.maximum(jacobian(transpose(jnp.ones_like(value))), jnp.finfo(x.dtype).tiny)
         x = jnp.where(broadcast(stuck[:, 0], x), now.x - transpose(value / square), x)
-        residual = jnp.where(stuck, flat(x), residual)
+        residual = flat(x)
     return _Iterate(x, residual, multipliers, now.iterations + 1)
 
 

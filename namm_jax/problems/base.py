@@ -152,13 +152,13 @@ class Problem:
         rules = self.rules()
         names = (name or self.rule_name).split('+')
         parts = {part: choose('constraint', part, rules)(**options) for part in names}
-        if len(parts) == 1 and set(weights) <= {1}:
-            return parts[names[0]]
         weights = tuple(weights) or (1.0,) * len(parts)
         if len(weights) != len(parts):
             raise ValueError(
                 f'constraint.weights: got {weights} for {names}, expected one a term, or none (1)'
             )
+        if weights == (1,):
+            return parts[names[0]]
         return weighted_sum(parts, dict(zip(names, weights, strict=True)))
 
     def distance(self, x: Fields) -> PerSample:
