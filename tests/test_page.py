@@ -352,7 +352,8 @@ def test_figures_of_a_failed_f_can_be_drawn(bad):
 
 
 def test_a_trajectory_ends_at_the_first_sample(results):
-    ends = results.of('trajectory')['estimates'][-1], results.of('samples')['mdm_finetuned'][0]
+    arrays = results.arrays
+    ends = arrays['trajectory']['estimates'][-1], arrays['samples']['mdm_finetuned'][0]
     np.testing.assert_allclose(*ends, atol=1e-3)
 
 

@@ -38,9 +38,8 @@ def main(arguments: Sequence[str], program: str = 'python -m namm_jax.report') -
         from namm_jax.report.page import page
         from namm_jax.report.pictures import draw
 
-        write_bytes(
-            out, page({label: (result, draw(result)) for label, result in results.items()}).encode()
-        )
+        drawn = {label: (result, draw(result)) for label, result in results.items()}
+        write_bytes(out, page(drawn).encode())
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

@@ -15,18 +15,14 @@ def robustness_curves(
     curves: Mapping[str, Mapping[str, Float[Any, ' k']]],
     *,
     sigma_max: float,
-    names: Mapping[str, str] | None = None,
-    unit: str = '',
 ) -> Figure:
     """Returns constraint distance and reconstruction error of `f(g(x) + sigma noise)` against
     sigma, a panel each.
 
     Args:
         sigma: `(k,)` noise levels, in the units of mirror space.
-        curves: name of an inverse map -> what `mirror.robustness` returns of it, `(k,)` each.
+        curves: label of an inverse map -> what `mirror.robustness` returns of it, `(k,)` each.
         sigma_max: the largest level of the training, marked by a dashed line.
-        names: name -> label, in the place of the name itself.
-        unit: of the data, for the error's axis.
 
     Raises:
         ValueError: if there are no curves.
@@ -35,24 +31,17 @@ def robustness_curves(
         raise ValueError('curves: got none, expected {"f": mirror.robustness(...)}')
     figure, bands, top = Figure(figsize=(WIDTH, 4.0), layout='constrained'), [], 0.0
     left, right = figure.subplots(1, 2)
-    for index, (name, curve) in enumerate(curves.items()):
-        label = (names or {}).get(name, name)
-        mean, std, error = (
-            np.asarray(curve[part], float)
-            for part in ('distance_mean', 'distance_std', 'error_mean')
-        )
+    for index, (label, curve) in enumerate(curves.items()):
+        parts = 'distance_mean', 'distance_std', 'error_mean'
+        mean, std, error = (np.asarray(curve[part], float) for part in parts)
         bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, index, label))
         style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-        right.plot(
-            sigma, np.where(np.isfinite(error), error, np.nan), label=label, linewidth=2, **style
-        )
+        error = np.where(np.isfinite(error), error, np.nan)
+        right.plot(sigma, error, label=label, linewidth=2, **style)
         top = max(top, error[np.isfinite(error)].max(initial=0))
     left.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
     left.set_ylabel('constraint distance, mean and one std')
-    right.set(
-        ylim=(0, 1.08 * top or 1),
-        ylabel="reconstruction error, mean |x' − x|" + (f' ({unit})' if unit else ''),
-    )
+    right.set(ylim=(0, 1.08 * top or 1), ylabel="reconstruction error, mean |x' − x|")
     for ax in (left, right):
         ax.axvline(sigma_max, color='black', linestyle='--', linewidth=1)
         ax.set_xlabel('noise level σ in mirror space; dashed: σ_max')

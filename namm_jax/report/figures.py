@@ -46,7 +46,6 @@ def samples_with_residuals(
     colours: str = 'viridis',
     centred: bool = False,
     extent: tuple[float, float, float, float] | None = None,
-    channel: int = 0,
     count: int = 6,
 ) -> Figure:
     """Returns samples of every row, each above the map of its residual, in colours that compare
@@ -65,13 +64,12 @@ def samples_with_residuals(
         colours: the samples' colour map.
         centred: whether their scale is centred on 0.
         extent: edges of an image, left, right, lower, upper; its pixels are counted unless given.
-        channel: which channel of the samples is shown.
-        count: how many samples of each row, at most.
+        count: how many samples of each row, at most; of each their first channel.
 
     Raises:
         ValueError: if there are no rows, or samples and residual maps differ in number.
     """
-    rows = {name: _first(name, *rows[name], channel, count) for name in in_order(list(rows))}
+    rows = {name: _first(name, *rows[name], count) for name in in_order(rows)}
     if not rows:
         raise ValueError('rows: got none, expected {"data": (samples, residual maps)}')
     samples, residuals = zip(*rows.values(), strict=True)
@@ -83,8 +81,9 @@ def samples_with_residuals(
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.75), layout='constrained')
     head, *parts = figure.subfigures(len(rows) + 1, 1, height_ratios=[0.75, *heights]).ravel()
     for part, (name, (images, maps)) in zip(parts, rows.items(), strict=True):
-        mean = _mean(distances[name]) if distances and name in distances else ''
-        part.suptitle(_title(name, names) + mean, x=0.01, ha='left', fontsize=11, weight='bold')
+        of_row = (distances or {}).get(name)
+        title = (names or {}).get(name, row_name(name)) + _mean(of_row)
+        part.suptitle(title, x=0.01, ha='left', fontsize=11, weight='bold')
         axes = part.subplots(strips, columns, squeeze=False)
         looks = zip(axes, (images, maps), norms, (colours, 'magma'), strict=False)
         shown = [image_strip(*look, extent) for look in looks]
@@ -92,103 +91,78 @@ def samples_with_residuals(
             line[0].set_ylabel(f'{label}\n{axis_names[0]}', fontsize=9)
         for ax in axes[-1]:
             ax.set_xlabel(axis_names[1], fontsize=9)
-        if strips == 1 and distances and name in distances:
-            for ax, distance in zip(axes[0], distances[name], strict=False):
+        if strips == 1 and of_row is not None:
+            for ax, distance in zip(axes[0], of_row, strict=False):
                 ax.set_title(f'distance {three_digits(distance)}', fontsize=9)
     bars = head.subplots(1, strips, squeeze=False)[0]
     for bar, image, label in zip(bars, shown, units, strict=False):
-        ticks = colour_ticks(image.norm)
-        head.colorbar(
-            image, cax=bar, orientation='horizontal', label=label, extend='both', **ticks
-        ).minorticks_off()
+        look = {'orientation': 'horizontal', 'label': label, 'extend': 'both'}
+        head.colorbar(image, cax=bar, **look, **colour_ticks(image.norm)).minorticks_off()
         bar.set_box_aspect(0.05)
     return figure
 
 
-def distance_histograms(
-    distances: Mapping[str, Float[Any, ' _n']],
-    *,
-    names: Mapping[str, str] | None = None,
-    unit: str = '',
-) -> Figure:
+def distance_histograms(distances: Mapping[str, Float[Any, ' _n']]) -> Figure:
     """Returns histograms of the constraint distance, one strip a row over one logarithmic axis,
     with the median marked (the paper's figure 3).
 
     Args:
         distances: row key -> `(n,)` distances `>= 0`; exact zeros and values that are not finite
             have no place on the axis and are counted in the strip's title instead.
-        names: row key -> title, in the place of `row_name`.
-        unit: the distance's unit, for the axis label.
 
     Raises:
         ValueError: if there are no rows.
     """
     if not distances:
         raise ValueError('distances: got none, expected {"data": constraint.distance(x)}')
-    rows = {name: np.asarray(distances[name], float) for name in in_order(list(distances))}
+    rows = {name: np.asarray(distances[name], float) for name in in_order(distances)}
     placed = {name: values[np.isfinite(values) & (values > 0)] for name, values in rows.items()}
     bins = np.geomspace(*positive_limits(np.concatenate(list(placed.values()))), 61)
     figure = Figure(figsize=(WIDTH, 0.85 * len(rows) + 0.7), layout='constrained')
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for index, (ax, (name, values)) in enumerate(zip(axes, rows.items(), strict=True)):
-        ax.hist(
-            placed[name], bins=bins, color=ROWS.get(name, LINES[index % len(LINES)]), alpha=0.75
-        )
+        colour = ROWS.get(name, LINES[index % len(LINES)])
+        ax.hist(placed[name], bins=bins, color=colour, alpha=0.75)
         median = np.median(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
         if median > 0:
             ax.axvline(median, color='black', linewidth=1.5)
-        ax.set_title(f'{_title(name, names)}: {_counts(values, median)}', loc='left', fontsize=10)
+        ax.set_title(f'{row_name(name)}: {_counts(values, median)}', loc='left', fontsize=10)
         ax.set(xscale='log', xlim=(bins[0], bins[-1]), ylabel='samples')
         if not placed[name].size:
             ax.set(yticks=[], ylim=(0, 1))
             words = 'all exactly 0' if np.all(values == 0) else 'none on this axis'
             ax.text(0.5, 0.4, words, ha='center', transform=ax.transAxes)
         ax.spines[['top', 'right']].set_visible(False)
-    axes[-1].set_xlabel(
-        'constraint distance' + (f' ({unit})' if unit else '') + '; black line: median'
-    )
+    axes[-1].set_xlabel('constraint distance; black line: median')
     return figure
 
 
 def distance_against_training_seconds(
     curves: Mapping[str, tuple[Float[Any, ' _k'], Float[Any, ' _k'], Float[Any, ' _k']]],
-    *,
-    names: Mapping[str, str] | None = None,
-    unit: str = '',
 ) -> Figure:
     """Returns the constraint distance of samples against the training time that they needed, on a
     logarithmic axis (the paper's figure 4).
 
     Args:
         curves: row key -> (seconds, mean, standard deviation over samples), each `(k,)`.
-        names: row key -> title, in the place of `row_name`.
-        unit: the distance's unit, for the axis label.
 
     Raises:
         ValueError: if there are no curves.
     """
     if not curves:
         raise ValueError('curves: got none, expected {"dm": (seconds, mean, std)}')
-    arrays = {
-        name: [np.asarray(part, float) for part in curves[name]] for name in in_order(list(curves))
-    }
-    length, length_name = time_unit(
-        max((seconds.max(initial=0) for seconds, _, _ in arrays.values()))
-    )
+    parts = lambda curve: [np.asarray(part, float) for part in curve]
+    arrays = {name: parts(curves[name]) for name in in_order(curves)}
+    length, unit = time_unit(max(seconds.max(initial=0) for seconds, _, _ in arrays.values()))
     figure = Figure(figsize=(WIDTH, 4.6), layout='constrained')
     ax = figure.subplots()
     bands = []
     for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
-        curve = seconds / length, mean, std, index, _title(name, names)
+        curve = seconds / length, mean, std, index, row_name(name)
         bands.append(banded_curve(ax, *curve, colour=ROWS.get(name)))
-    ax.set(
-        yscale='log',
-        ylim=positive_limits(np.concatenate(bands)),
-        xlabel=f'training time ({length_name})',
-    )
-    ax.set_ylabel(
-        'constraint distance' + (f' ({unit})' if unit else '') + ', mean and one std of samples'
-    )
+    ax.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
+    ax.set_xlabel(f'training time ({unit})')
+    ax.set_ylabel('constraint distance, mean and one std of samples')
     ax.legend(fontsize=9, framealpha=0.8)
     open_frame(ax)
     return figure
@@ -231,14 +205,12 @@ def mirror_and_inverse(
     axis_names: tuple[str, str] = ('space', 'time'),
     colours: str = 'viridis',
     centred: bool = False,
-    channel: int = 0,
-    count: int = 6,
 ) -> Figure:
     """Returns mirror samples `z (n, h, w, c)` above their inverses `x = f(z)`, each with its own
     scale: the two spaces have no unit in common. Arguments as of `samples_with_residuals`; a
     ValueError says if z and x differ in number.
     """
-    z, x = _first('mirror samples', z, np.asarray(x)[..., channel], channel, count)
+    z, x = _first('mirror samples', z, np.asarray(x)[..., 0])
     height = strip_height(z, len(z)) + strip_height(x, len(z)) + 0.5
     figure = Figure(figsize=(WIDTH, height), layout='constrained')
     axes = figure.subplots(2, len(z), squeeze=False)
@@ -264,7 +236,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 110) -> Pat
     return Path(path)
 
 
-def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tuple[Array, Array]:
+def _first(name: str, samples: Any, maps: Any, count: int = 6) -> tuple[Array, Array]:
+    """Returns the first channel of the first samples, and their maps without sign."""
     samples, maps = np.asarray(samples), np.asarray(maps)
     if samples.ndim == 4:  # of wide images, such as mosaics, fewer fit beside each other
         count = max(1, round(count / max(1.0, samples.shape[2] / samples.shape[1]) ** 0.5))
@@ -274,20 +247,17 @@ def _first(name: str, samples: Any, maps: Any, channel: int, count: int) -> tupl
             f'{name}: got samples {samples.shape} and maps {maps.shape}, expected (n, h, w, c) and '
             '(n, h, w), n >= 1; pass one map a sample, reduced over channels'
         )
-    return samples[..., channel], np.abs(maps)
+    return samples[..., 0], np.abs(maps)
 
 
-def _title(row: str, names: Mapping[str, str] | None) -> str:
-    return (names or {}).get(row, row_name(row))
-
-
-def _mean(distances: Any) -> str:
+def _mean(distances: Any | None) -> str:
+    if distances is None:
+        return ''
     values = np.asarray(distances, float)
-    missing = np.sum(~np.isfinite(values))
-    mean = np.mean(values[np.isfinite(values)]) if missing < len(values) else None
-    return f', mean distance {three_digits(mean)}' + (
-        f' ({missing} not finite left out)' if missing else ''
-    )
+    finite = values[np.isfinite(values)]
+    missing = len(values) - len(finite)
+    left_out = f' ({missing} not finite left out)' if missing else ''
+    return f', mean distance {three_digits(finite.mean() if finite.size else None)}{left_out}'
 
 
 def _counts(values: Array, median: float) -> str:

@@ -1,7 +1,6 @@
 """Sampling in motion: the frames of one trajectory, and the animation that a browser plays."""
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +39,10 @@ def trajectory_frames(
     axis_names: tuple[str, str] = ('space', 'time'),
     colours: str = 'viridis',
     centred: bool = False,
-    channel: int = 0,
     dpi: int = 110,
 ) -> Frames:
-    """Returns the frames `(k, height, width, 3)` of one sample on its way through mirror space,
-    from noise to the sample, for `animation`.
+    """Returns the frames of one sample on its way through mirror space, from noise to the sample,
+    for `animation`.
 
     Each frame shows the state `z_t`, which is standardised because its scale falls by orders of
     magnitude; f of the denoised estimate of it; the residual map of that; and how its constraint
@@ -57,32 +55,27 @@ def trajectory_frames(
         residuals: their residual maps, of any sign, `(k, h', w')`, or `(k, 0, 0)`.
         distances: their constraint distances, `(k,)`.
         levels: noise levels, falling, `(k,)`, in the units of mirror space.
-        units, axis_names, colours, centred, channel: as of `figures.samples_with_residuals`.
+        units, axis_names, colours, centred: as of `figures.samples_with_residuals`.
         dpi: pixels an inch; a frame is 9 inches wide.
 
     Raises:
         ValueError: unless there are as many of each, at least one.
     """
-    states, estimates, residuals, distances, levels = map(
-        np.asarray, (states, estimates, residuals, distances, levels)
-    )
-    if len(
-        {len(part) for part in (states, estimates, residuals, distances, levels)}
-    ) > 1 or not len(states):
-        sizes = [*map(len, (states, estimates, residuals, distances, levels))]
+    parts = [np.asarray(part) for part in (states, estimates, residuals, distances, levels)]
+    sizes = [len(part) for part in parts]
+    if len({*sizes}) > 1 or not sizes[0]:
         raise ValueError(f'got {sizes} states, estimates, ..., levels, expected as many of each')
-    images = [_standardised(states[..., channel]), estimates[..., channel], np.abs(residuals)]
+    states, estimates, residuals, distances, levels = parts
+    states, estimates, residuals = states[..., 0], estimates[..., 0], np.abs(residuals)
     placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
-    # z_t is standardised: 2.5 of its standard deviations to each side hold what there is to see
-    norms = (
-        Normalize(-2.5, 2.5),
-        linear_scale(images[1][-1], centred=centred),
-        logarithmic_scale([images[2]]),
-    )
-    images[2] = np.where(
-        images[2] <= 0, norms[2].vmin, images[2]
-    )  # a logarithm takes 0 for missing
-    strips = list(zip(images, norms, (colours, colours, 'magma'), strict=True))
+    scale = logarithmic_scale([residuals])
+    strips = [
+        # 2.5 standard deviations to each side hold what there is to see
+        (_standardised(states), Normalize(-2.5, 2.5), colours),
+        (estimates, linear_scale(estimates[-1], centred=centred), colours),
+        # a logarithm takes 0 for missing
+        (np.where(residuals <= 0, scale.vmin, residuals), scale, 'magma'),
+    ]
     strips = strips[: 3 if residuals.size else 2]
     figure, shown, marker = _stage(strips, placed, levels, units, axis_names)
     canvas, frames = FigureCanvasAgg(figure), []
@@ -94,10 +87,8 @@ def trajectory_frames(
             image.set_data(series[now])
         marker.set_data(levels[now : now + 1], placed[now : now + 1])
         title = f'frame {now + 1} of {len(states)}: noise level {three_digits(levels[now])}, '
-        figure.suptitle(
-            title + f'constraint distance of f(estimate) {three_digits(distances[now])}',
-            fontsize=11,
-        )
+        title += f'constraint distance of f(estimate) {three_digits(distances[now])}'
+        figure.suptitle(title, fontsize=11)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return np.stack(frames)
@@ -107,22 +98,22 @@ def animation(frames: Frames, *, seconds: float = 0.25) -> bytes:
     """Returns frames as an animated, lossless WebP that repeats for ever, each shown for so many
     seconds, the last one for two.
     """
-    return _webp(frames, [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * _HOLD)])
+    first, *others = map(Image.fromarray, frames)
+    if not others:
+        return still(frames)
+    milliseconds = [round(1000 * seconds)] * len(others) + [round(1000 * _HOLD)]
+    of_all = {'save_all': True, 'append_images': others, 'duration': milliseconds, 'loop': 0}
+    return _webp(first, **of_all)
 
 
 def still(frames: Frames) -> bytes:
     """Returns the last frame as a WebP, for readers who want no motion."""
-    return _webp(frames[-1:], [0])
+    return _webp(Image.fromarray(frames[-1]))
 
 
-def _webp(frames: Frames, milliseconds: Sequence[int]) -> bytes:
-    file, (first, *others) = io.BytesIO(), map(Image.fromarray, frames)
-    more = (
-        {'save_all': True, 'append_images': others, 'duration': list(milliseconds), 'loop': 0}
-        if others
-        else {}
-    )
-    first.save(file, format='WEBP', lossless=True, method=2, **more)
+def _webp(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format='WEBP', lossless=True, method=2, **options)
     return file.getvalue()
 
 
@@ -139,39 +130,28 @@ def _stage(
     units: tuple[str, str],
     axis_names: tuple[str, str],
 ) -> tuple[Figure, list[AxesImage], Any]:
-    """Returns the figure of the first frame, its images, and the marker on the curve of the
-    distance.
-
-    A strip is a series of images, its colour scale and its colour map.
+    """Returns the figure of the first frame, its images, and the marker on the distance's curve; a
+    strip is a series of images, its colour scale and its colour map.
     """
     figure = Figure(figsize=(WIDTH, 5.0), layout='constrained')
     figure.suptitle(' ', fontsize=11)
     above, below = figure.subfigures(2, 1, height_ratios=[1.5, 1])
     titles = ('state z_t', 'f(estimate of z_0)', 'its residual')
     labels = ('(z_t − mean) / std', *units)
+    panels = zip(above.subplots(1, len(strips)), strips, titles, labels, strict=False)
     shown = []
-    for ax, (series, norm, colours), title, label in zip(
-        above.subplots(1, len(strips)), strips, titles, labels, strict=False
-    ):
+    for ax, (series, norm, colours), title, label in panels:
         shown.append(image_strip([ax], series[:1], norm, colours))
         ax.set_title(title, fontsize=11)
         ax.set_xlabel(axis_names[1], fontsize=9)
         ax.set_ylabel(axis_names[0], fontsize=9)
-        above.colorbar(
-            shown[-1],
-            ax=ax,
-            label=label,
-            extend='both',
-            aspect=15,
-            shrink=0.8,
-            **colour_ticks(norm),
-        ).minorticks_off()
+        look = {'label': label, 'extend': 'both', 'aspect': 15, 'shrink': 0.8}
+        above.colorbar(shown[-1], ax=ax, **look, **colour_ticks(norm)).minorticks_off()
     ax = below.subplots()
     ax.plot(levels, distances, color=LINES[0], linewidth=1.5, marker='o', markersize=3)
     (marker,) = ax.plot(levels[:1], distances[:1], 'o', color=LINES[1], markersize=9)
-    ax.set(
-        xscale='log', yscale='log', ylim=positive_limits(distances), ylabel='constraint distance'
-    )
+    ax.set(xscale='log', yscale='log', ylim=positive_limits(distances))
+    ax.set_ylabel('constraint distance')
     ax.set_xlabel('noise level of z_t, falling to the right')
     ax.invert_xaxis()
     open_frame(ax)

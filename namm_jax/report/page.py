@@ -18,7 +18,6 @@ from namm_jax.report.reading import Results
 from namm_jax.report.table import (
     ASSIMILATION_COLUMNS,
     COLUMNS,
-    assimilation_cells,
     cells,
     headline,
     in_order,
@@ -112,13 +111,10 @@ def _distance_words(config: Mapping[str, Any]) -> str:
 def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """Returns what the page says of a run."""
     rows = results.metrics.get('rows', {})
-    posteriors = {
-        operator: [
-            (row, assimilation_cells(entry))
-            for row, entry in results.metrics['assimilation'][operator].items()
-        ]
-        for operator in results.posteriors
-    }
+    entries = {name: results.metrics['assimilation'][name] for name in results.posteriors}
+    lines = lambda entry: [(row, cells(of, ASSIMILATION_COLUMNS)) for row, of in entry.items()]
+    copies = {row: of['memorisation'] for row, of in rows.items() if 'memorisation' in of}
+    commands = (shlex.join(['python', *opening['command']]) for opening in results.provenance)
     name, _, preset = results.experiment.partition(':')
     of_preset = flatten(results.preset)
     changes = {
@@ -141,19 +137,13 @@ def _view(label: str, results: Results, pictures: Mapping[str, Picture]) -> dict
         'experiment': results.experiment,
         'headline': headline(rows, _distance_words(results.config)),
         'advice': results.metrics.get('advice', {}).get('text', ''),
-        'copies': {
-            row: three_digits(of['memorisation'])
-            for row, of in rows.items()
-            if 'memorisation' in of
-        },
-        'rows': [(row, row_name(row), cells(rows[row])) for row in in_order(list(rows))],
-        'posteriors': posteriors,
+        'copies': {row: three_digits(ratio) for row, ratio in copies.items()},
+        'rows': [(row, row_name(row), cells(rows[row])) for row in in_order(rows)],
+        'posteriors': {operator: lines(entry) for operator, entry in entries.items()},
         'pictures': pictures,
         'preset': results.preset,
         'changes': changes,
         'config': json.dumps(results.config, indent=2),
-        'commands': dict.fromkeys(
-            shlex.join(['python', *o['command']]) for o in results.provenance
-        ),
+        'commands': dict.fromkeys(commands),
         'facts': facts,
     }

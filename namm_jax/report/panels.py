@@ -26,9 +26,6 @@ ROWS |= {'dm_mapped_finetuned': '#AA4499', 'mdm_finetuned': '#CC3311', 'dm_lande
 ROWS |= {'dm_ppr': '#661100', 'dm_rejected': '#888888', 'dm_residual_conditioned': '#CC79A7'}
 _MISSING = '0.75'  # grey, of pixels that are not finite
 _TRAIN, _HELDOUT = 'train/', 'heldout/'
-_NO_TERMS = (
-    'train/gradient_norm',
-)  # in the records beside the loss's terms, and on no scale of theirs
 
 
 def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> Normalize:
@@ -41,10 +38,9 @@ def linear_scale(images: Float[np.ndarray, '...'], *, centred: bool = False) -> 
     return Normalize(low, high if high > low else low + max(abs(low), 1.0))
 
 
-def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float = 6) -> LogNorm:
+def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']]) -> LogNorm:
     """Returns a logarithmic colour scale over several sets of non-negative maps: from the smallest
-    of the sets' medians, or so many decades below the top, to the largest of their 99.9 %
-    quantiles.
+    of the sets' medians, or 6 decades below the top, to the largest of their 99.9 % quantiles.
     """
     positive = [values[np.isfinite(values) & (values > 0)] for values in maps]
     positive = [values for values in positive if values.size]
@@ -52,7 +48,7 @@ def logarithmic_scale(maps: Sequence[Float[np.ndarray, '...']], decades: float =
         return LogNorm(1e-6, 1.0)
     high = max(np.quantile(values, 0.999) for values in positive)
     low = min(np.median(values) for values in positive)
-    return LogNorm(max(min(low, high / 10), high / 10**decades), high)
+    return LogNorm(max(min(low, high / 10), high / 10**6), high)
 
 
 def colour_ticks(norm: Normalize) -> dict[str, Any]:
@@ -61,10 +57,8 @@ def colour_ticks(norm: Normalize) -> dict[str, Any]:
     """
     if not isinstance(norm, LogNorm) or norm.vmax / norm.vmin >= 100:
         return {}
-    return {
-        'ticks': LogLocator(subs=(1.0, 3.0)),
-        'format': LogFormatterSciNotation(labelOnlyBase=False),
-    }
+    form = LogFormatterSciNotation(labelOnlyBase=False)
+    return {'ticks': LogLocator(subs=(1.0, 3.0)), 'format': form}
 
 
 def image_strip(
@@ -111,20 +105,16 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     """Draws one stage's loss terms, from its lines of `metrics.jsonl`, against the step: a colour a
     term, held-out dashed with markers.
     """
-    terms = dict.fromkeys(
-        key.split('/', 1)[1]
-        for record in records
-        for key in record
-        if key.startswith((_TRAIN, _HELDOUT)) and key not in _NO_TERMS
-    )
+    names = [name for record in records for name in record]
+    names = [name for name in names if name.startswith((_TRAIN, _HELDOUT))]
+    terms = dict.fromkeys(name.split('/', 1)[1] for name in names)
+    terms.pop('gradient_norm', None)  # beside the terms, and on no scale of theirs
     if len(terms) == 2:  # a loss of one term is that term
         terms.pop('loss', None)
+    dashed = {'linestyle': '--', 'marker': 'o', 'markersize': 4}
+    styles = {_TRAIN: {'linewidth': 1.4}, _HELDOUT: dashed}
     for index, term in enumerate(terms):
         colour = LINES[index % len(LINES)]
-        styles = {
-            _TRAIN: {'linewidth': 1.4},
-            _HELDOUT: {'linestyle': '--', 'marker': 'o', 'markersize': 4},
-        }
         for prefix, style in styles.items():
             steps, values = _series(records, prefix + term)
             if len(steps):
@@ -153,10 +143,8 @@ def banded_curve(
     least a tenth of the mean: at 0 it would leave the axis.
     """
     style = {'color': colour or LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
-    mean, std = (
-        np.where(np.isfinite(mean) & (mean > 0), mean, np.nan),
-        np.where(np.isfinite(std), std, 0),
-    )
+    mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
+    std = np.where(np.isfinite(std), std, 0)
     ax.plot(x, mean, label=label, linewidth=2, **style)
     band = np.maximum(mean - std, mean / 10), mean + std
     ax.fill_between(x, *band, color=style['color'], alpha=0.2, linewidth=0)
@@ -180,14 +168,9 @@ def positive_limits(values: Float[np.ndarray, ' n']) -> tuple[float, float]:
 
 def time_unit(longest: float) -> tuple[int, str]:
     """Returns the length in seconds, and the name, of the unit in which a time axis reads best."""
-    return next(
-        (
-            (length, name)
-            for length, name in ((3600, 'hours'), (60, 'minutes'))
-            if longest > 3 * length
-        ),
-        (1, 'seconds'),
-    )
+    if longest > 3 * 3600:
+        return 3600, 'hours'
+    return (60, 'minutes') if longest > 3 * 60 else (1, 'seconds')
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

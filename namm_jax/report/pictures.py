@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from namm_jax import problems
 from namm_jax.experiment.progress import Bar
-from namm_jax.problems.base import Problem, View, parameters
+from namm_jax.problems.base import Problem, parameters
 from namm_jax.report import curves, figures, motion
 from namm_jax.report.posterior import Posterior, posteriors
-from namm_jax.report.reading import Results, training_curves
+from namm_jax.report.reading import Arrays, Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
 
 
@@ -38,11 +38,6 @@ def problem_of(config: Mapping[str, Any]) -> Problem:
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def view_of(config: Mapping[str, Any]) -> View:
-    """Returns how the fields of a run are shown, by its nested config."""
-    return problem_of(config).view
-
-
 Drawing = tuple[Callable[[], Figure], str]  # and what it shows, in words
 
 
@@ -56,49 +51,50 @@ def draw(results: Results) -> dict[str, Picture]:
             pictures[name] = Picture(figures.png(drawing(), dpi=dpi), 'png', text)
             bar.update(len(pictures))
         if results.arrays:
-            look = view_of(results.config)._asdict()
-            pictures['trajectory'] = _trajectory(results, dpi, look)
+            pictures['trajectory'] = _trajectory(results, dpi)
         bar.update(len(drawings) + 1)
     return pictures | draw_assimilation(results.config, results.posteriors)
 
 
 def _of_training(results: Results) -> dict[str, Drawing]:
-    of = training_curves(results)
-    records = results.records
-    time = lambda: figures.distance_against_training_seconds(of)
+    curves_of = training_curves(results)
     drawings = {}
-    if any(len(curve[1]) for curve in of.values()):
-        text = 'Constraint distance against training time. At the end: ' + _ends(of)
-        drawings['training_time'] = time, text
-    if records:
-        text = (
-            'Terms of the loss against the training step, a panel a stage; held-out terms dashed.'
+    if ends := {row: mean[-1] for row, (_, mean, _) in curves_of.items() if len(mean)}:
+        drawings['training_time'] = (
+            lambda: figures.distance_against_training_seconds(curves_of),
+            'Constraint distance against training time. At the end: ' + _list(ends),
         )
-        drawings['losses'] = lambda: figures.loss_curves(records), text
+    if results.records:
+        drawings['losses'] = (
+            lambda: figures.loss_curves(results.records),
+            'Terms of the loss against the training step, a panel a stage; held-out terms dashed.',
+        )
     return drawings
 
 
 def _of_samples(results: Results) -> dict[str, Drawing]:
-    look = view_of(results.config)._asdict()
-    distances = results.of('distances')
-    rows = {row: (x, results.of('residuals')[row]) for row, x in results.of('samples').items()}
+    problem = problem_of(results.config)
+    look = problem.view._asdict()
+    distances = results.arrays['distances']
+    residuals = results.arrays['residuals']
+    rows = {row: (x, residuals[row]) for row, x in results.arrays['samples'].items()}
     robustness = results.metrics['robustness']
     names = {'f': 'f', 'f_finetuned': 'f, finetuned'}
     maps = {name: robustness[f] for f, name in names.items() if f in robustness}
     levels = dict(sigma=robustness['sigma'], curves=maps, sigma_max=robustness['sigma_max'])
-    mirror = results.of('mirror')
+    mirror = results.arrays['mirror']
     of_mirror = look | {'units': ('mirror space, z', 'x = f(z)')}
-    every = _and(map(row_name, in_order(list(rows))))
+    medians = {row: np.median(distances[row]) for row in in_order(distances)}
     return {
         'samples': (
             lambda: figures.samples_with_residuals(
-                rows, distances=distances, extent=problem_of(results.config).extent, **look
+                rows, distances=distances, extent=problem.extent, **look
             ),
-            f'Fields of {every}, each above the map of its residual.',
+            f'Fields of {_and(map(row_name, in_order(rows)))}, each above the map of its residual.',
         ),
         'distances': (
             lambda: figures.distance_histograms(distances),
-            'Histograms of the constraint distance. Medians: ' + _medians(distances),
+            'Histograms of the constraint distance. Medians: ' + _list(medians),
         ),
         'robustness': (
             lambda: curves.robustness_curves(**levels),
@@ -114,7 +110,7 @@ def _of_samples(results: Results) -> dict[str, Drawing]:
 
 
 def draw_assimilation(
-    config: Mapping[str, Any], operators: Mapping[str, Mapping[str, np.ndarray]]
+    config: Mapping[str, Any], operators: Mapping[str, Arrays]
 ) -> dict[str, Picture]:
     """Returns the picture `assimilation_<operator>` of each measurement operator.
 
@@ -122,28 +118,21 @@ def draw_assimilation(
         config: the run's, nested.
         operators: operator -> arrays, as of `reading.read_posteriors`.
     """
-    look = view_of(config)._asdict()
+    look = problem_of(config).view._asdict()
     pictures = {}
     for operator, arrays in operators.items():
-        parts = {}
-        for name, array in arrays.items():
-            row, part = name.split('/')
-            parts.setdefault(row, {})[part] = array
-        truth = parts.pop('truth')
-        rows = {row: Posterior(**of) for row, of in parts.items()}
-        figure = posteriors(truth['field'], truth['measured'], truth['residual'], rows, **look)
+        rows = {row: Posterior(**of) for row, of in arrays.items() if row != 'truth'}
+        data = figures.png(posteriors(arrays['truth'], rows, **look), dpi=config['report']['dpi'])
         text = (
-            f'Posteriors of a measured field ({operator}) by {_and(list(rows))}: mean, std, '
-            'samples, residual.'
+            f'Posteriors of a measured field ({operator}) by {_and(rows)}: mean, std, samples, '
+            'residual.'
         )
-        pictures[f'assimilation_{operator}'] = Picture(
-            figures.png(figure, dpi=config['report']['dpi']), 'png', text
-        )
+        pictures[f'assimilation_{operator}'] = Picture(data, 'png', text)
     return pictures
 
 
-def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
-    parts = results.of('trajectory')
+def _trajectory(results: Results, dpi: int) -> Picture:
+    parts, look = results.arrays['trajectory'], problem_of(results.config).view._asdict()
     frames = motion.trajectory_frames(**parts, **look, dpi=dpi)
     distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
     text = (
@@ -157,14 +146,6 @@ def _trajectory(results: Results, dpi: int, look: dict[str, Any]) -> Picture:
 def _and(names: Iterable[str]) -> str:
     *others, last = names
     return f'{", ".join(others)} and {last}' if others else last
-
-
-def _medians(distances: dict[str, np.ndarray]) -> str:
-    return _list({row: np.median(distances[row]) for row in in_order(list(distances))})
-
-
-def _ends(curves_of_training: dict[str, tuple[np.ndarray, ...]]) -> str:
-    return _list({row: curve[1][-1] for row, curve in curves_of_training.items() if len(curve[1])})
 
 
 def _at_sigma_max(robustness: dict, maps: dict[str, dict]) -> str:

@@ -42,12 +42,9 @@ class Posterior(NamedTuple):
 
 
 def posteriors(
-    truth: Image,
-    measured: Image,
-    residual: Float[np.ndarray, '_h2 _w2'],
+    truth: Mapping[str, Image],
     rows: Mapping[str, Posterior],
     *,
-    names: Mapping[str, str] | None = None,
     units: tuple[str, str] = ('x', '|residual|'),
     axis_names: tuple[str, str] = ('space', 'time'),
     colours: str = 'viridis',
@@ -60,12 +57,10 @@ def posteriors(
     residual maps one logarithmic scale; the measurement has its own, as it may be in another unit.
 
     Args:
-        truth: the field that was measured.
-        measured: the measurement mapped back to an image by the transposed operator; NaN where
-            nothing was measured.
-        residual: map of what breaks the rule in the truth.
+        truth: the `field` that was measured; `measured`, the measurement mapped back to an image
+            by the transposed operator, NaN where nothing was measured; and `residual`, the map of
+            what breaks the rule in the field.
         rows: sampler -> its posterior.
-        names: sampler -> title, in the place of its key.
         units, axis_names, colours, centred: as of `figures.samples_with_residuals`.
 
     Raises:
@@ -73,34 +68,30 @@ def posteriors(
     """
     if not rows:
         raise ValueError('rows: got none, expected at least one sampler with its posterior')
+    field, measured, residual = (truth[part] for part in ('field', 'measured', 'residual'))
     # Of wide images fewer, and larger.
-    count = max(1, round(SAMPLES * min(1.0, truth.shape[0] / truth.shape[1])))
+    count = max(1, round(SAMPLES * min(1.0, field.shape[0] / field.shape[1])))
     columns = 3 + count
+    residuals = [residual, *(row.residual for row in rows.values())]
     scales = {
-        'field': (linear_scale(truth, centred=centred), colours),
+        'field': (linear_scale(field, centred=centred), colours),
         'measurement': (linear_scale(measured, centred=centred), colours),
         'std': (Normalize(0, _largest([row.std for row in rows.values()])), 'cividis'),
-        'residual': (
-            logarithmic_scale([np.abs(residual), *(np.abs(row.residual) for row in rows.values())]),
-            'magma',
-        ),
+        'residual': (logarithmic_scale([np.abs(maps) for maps in residuals]), 'magma'),
     }
-    images = [truth, residual] if residual.size else [truth]
+    images = [field, residual] if residual.size else [field]
     height = max(strip_height(image[None], columns) for image in images) + 0.7
     figure = Figure(figsize=(WIDTH, height * (len(rows) + 1) + 0.9), layout='constrained')
     heights = [height, 0.9, *[height] * len(rows)]
     head, bars, *parts = figure.subfigures(len(rows) + 2, 1, height_ratios=heights).ravel()
-    panels = [
-        ('truth', 'field', truth),
-        ('measurement', 'measurement', measured),
-        ('residual', 'residual', residual),
-    ]
+    panels = [('truth', 'field', field), ('measurement', 'measurement', measured)]
+    panels += [('residual', 'residual', residual)]
     _strip(head, 'truth', panels, scales, columns, axis_names)
     for part, (name, row) in zip(parts, rows.items(), strict=True):
         shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:count])]
         panels = [('mean', 'field', row.mean), ('std', 'std', row.std), *shown]
         panels += [('residual of sample 1', 'residual', row.residual)]
-        _strip(part, (names or {}).get(name, name), panels, scales, columns, axis_names)
+        _strip(part, name, panels, scales, columns, axis_names)
     labels = {'field': units[0], 'std': f'std of {units[0]}', 'residual': units[1]}
     if not residual.size:
         labels.pop('residual')
@@ -127,10 +118,8 @@ def _strip(
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for ax, (label, kind, image) in zip(axes, panels, strict=False):
-        norm, colour_map = scales[kind]
-        image_strip(
-            [ax], np.abs(image)[None] if kind == 'residual' else image[None], norm, colour_map
-        )
+        image = np.abs(image) if kind == 'residual' else image
+        image_strip([ax], image[None], *scales[kind])
         ax.set_title(label, fontsize=9)
     axes[0].set_xlabel(axis_names[1], fontsize=9)
     axes[0].set_ylabel(axis_names[0], fontsize=9)

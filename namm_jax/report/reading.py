@@ -17,6 +17,9 @@ PROGRESS = Path('figures', 'progress.png')  # the newest samples of training
 ARRAYS = Path('evaluate', 'arrays.npz')  # what the figures need, in the run folder
 
 
+Arrays = dict[str, dict[str, np.ndarray]]  # what, or row -> part -> array
+
+
 class Results(NamedTuple):
     """What the report says of a run.
 
@@ -31,10 +34,9 @@ class Results(NamedTuple):
         stages: stage -> its record.
         metrics: `metrics.json`.
         records: the lines of `metrics.jsonl`.
-        arrays: `<what>/<row or part>` -> array: `samples`, `residuals`, `distances`, `mirror`,
-            `trajectory`.
-        posteriors: measurement operator -> arrays `truth/<part>` and `<sampler>/<part>`; empty
-            without `assimilate`.
+        arrays: those of `samples`, `residuals`, `distances`, `mirror` and `trajectory`.
+        posteriors: measurement operator -> those of `truth` and each sampler; empty without
+            `assimilate`.
     """
 
     experiment: str
@@ -46,13 +48,8 @@ class Results(NamedTuple):
     stages: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
-    arrays: dict[str, np.ndarray]
-    posteriors: dict[str, dict[str, np.ndarray]]
-
-    def of(self, what: str) -> dict[str, np.ndarray]:
-        """Returns the arrays of one kind, by row or part."""
-        kinds = ((*name.split('/', 1), array) for name, array in self.arrays.items())
-        return {part: array for kind, part, array in kinds if kind == what}
+    arrays: Arrays
+    posteriors: dict[str, Arrays]
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Path]:
@@ -154,7 +151,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def read_posteriors(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+def read_posteriors(folder: Path) -> dict[str, Arrays]:
     """Returns measurement operator -> what the stage `assimilate` keeps of it for the figure.
 
     Raises:
@@ -189,10 +186,14 @@ def training_curves(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray,
     return curves
 
 
-def _read_arrays(path: Path, command: str) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, command: str) -> Arrays:
+    found = {}
     try:
         with np.load(io.BytesIO(read_checked(path)), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            for name in arrays.files:
+                what, _, part = name.partition('/')
+                found.setdefault(what, {})[part] = arrays[name]
+        return found
     except FileNotFoundError:
         raise UserError(f'{path} is missing; write it with {command}') from None
     except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:

@@ -4,9 +4,10 @@ It reads the `rows` of `metrics.json`. A number may be absent, `None` (not finit
 seeds, `{'mean', 'std', 'n'}`, of which the mean is shown.
 """
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import rich.box
@@ -32,34 +33,9 @@ ROW_NAMES = {
     'mdm_finetuned': 'mirror diffusion model, finetuned',
     'mdm_unlanded': 'mirror diffusion model, finetuned, f without these steps',
 }
+# Of other rows, how the key begins -> how the name does.
 _VARIANTS = {'dm_restored_': ROW_NAMES['dm_restored'] + ' by ', 'mdm_': 'closed-form mirror map '}
-COLUMNS = (
-    'distance\nmean',
-    'median',
-    'max',
-    'two-sample\narea (z)',
-    'spectrum\n(z)',
-    'sliced W1\n(z)',
-    'MMD²\n(z)',
-    'calls',
-    's /\nsample',
-    'training\n(m:ss)',
-    'training\n(TFLOP)',
-    'n',
-)
-ASSIMILATION_COLUMNS = (
-    'distance\nmean',
-    'median',
-    'misfit\n(noise std)',
-    'RMSE\n(mean)',
-    'CRPS',
-    'spread /\nskill',
-    'calls',
-    's /\nsample',
-    'diver-\nged',
-    'n',
-)
-# Of both, what a narrow terminal goes without, first to last.
+# What a narrow terminal goes without, first to last.
 LEAST = (
     'MMD²\n(z)',
     'sliced W1\n(z)',
@@ -75,143 +51,15 @@ LEAST = (
 )
 
 
-def row_name(row: str) -> str:
-    """Returns the name of a row for people, such as 'mirror diffusion model, finetuned' for
-    `mdm_finetuned`; a key that is not in the contract is its own name.
-    """
-    if row in ROW_NAMES:
-        return ROW_NAMES[row]
-    for prefix, name in _VARIANTS.items():
-        if row.startswith(prefix):
-            return name + row.removeprefix(prefix).replace('_', ' ')
-    return row
+def _number(value: Any) -> float | None:
+    if isinstance(value, Mapping):
+        value = value.get('mean')
+    return value if value is not None and math.isfinite(value) else None
 
 
-def in_order(rows: Sequence[str]) -> list[str]:
-    """Returns row keys in the order of the contract: data, diffusion models, mirror diffusion
-    models; variants (`dm_restored_<variant>`) follow the row they vary, and unknown keys come last.
-    """
-    order = list(ROW_NAMES)
-
-    def place(row: str) -> float:
-        if row in order:
-            return float(order.index(row))
-        after = {'dm_restored_': order.index('dm_restored') + 0.5, 'mdm_': float(len(order))}
-        return next(
-            (index for prefix, index in after.items() if row.startswith(prefix)), len(order) + 1.0
-        )
-
-    return sorted(rows, key=place)
-
-
-def summary_table(rows: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
-    """Returns the table at the end of a run: constraint distance, distribution distances and cost
-    of every row of `metrics.json`, with the ratio of the medians below. It goes without columns of
-    `LEAST` that a width has no room for.
-    """
-    texts = {row: cells(rows[row]) for row in in_order(list(rows))}
-    return _table('row', COLUMNS, texts, width, ratio_of_medians(rows))
-
-
-def assimilation_table(entries: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
-    """Returns the table of the posterior samplers of one measurement operator, whose entry
-    `assimilation` in `metrics.json` is sampler -> numbers; the width as of `summary_table`.
-    """
-    texts = {name: assimilation_cells(entry) for name, entry in entries.items()}
-    return _table('sampler', ASSIMILATION_COLUMNS, texts, width)
-
-
-def assimilation_cells(entry: Mapping[str, Any]) -> list[str]:
-    """Returns the cells of a posterior sampler under `ASSIMILATION_COLUMNS`, as `cells`."""
-    distances = [three_digits(entry.get('distance', {}).get(name)) for name in ('mean', 'median')]
-    scalars = dict.fromkeys(('misfit', 'rmse', 'crps', 'spread_skill'), three_digits)
-    costs = {'calls': _whole, 'seconds_per_sample': three_digits, 'diverged': _whole, 'n': _whole}
-    return distances + [form(entry.get(name)) for name, form in (scalars | costs).items()]
-
-
-def _table(
-    first: str,
-    columns: Sequence[str],
-    rows: Mapping[str, Sequence[str]],
-    width: float,
-    caption: str | None = None,
-) -> Table:
-    texts = {name: [row[i] for row in rows.values()] for i, name in enumerate(columns)}
-    lines = lambda *texts: (line for text in texts for line in text.split('\n'))
-    size = {name: 1 + max(map(len, lines(name, *of))) for name, of in texts.items()}
-    for name in LEAST:
-        if max(map(len, (first, *rows))) + sum(size.values()) > width:
-            size.pop(name, None)
-    table = Table(
-        box=rich.box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-        caption=caption,
-        caption_justify='left',
-    )
-    table.add_column(first, no_wrap=True, vertical='bottom')
-    for name in size:
-        table.add_column(name, justify='right', no_wrap=True, vertical='bottom')
-    for i, row in enumerate(rows):  # Text: brackets are no markup
-        table.add_row(row, *(Text(texts[name][i]) for name in size))
-    return table
-
-
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """Returns the cells of a row under `COLUMNS`: 3 significant digits, '-' for what is absent."""
-    distance, distribution = row.get('distance', {}), row.get('distribution', {})
-    metrics = ('two_sample', 'spectrum', 'sliced_wasserstein', 'mmd')
-    return [
-        *(three_digits(distance.get(name)) for name in ('mean', 'median', 'max')),
-        *(_against_floor(distribution.get(name, {})) for name in metrics),
-        _whole(row.get('calls')),
-        three_digits(row.get('seconds_per_sample')),
-        _minutes(row.get('training_seconds')),
-        three_digits(_number(row.get('training_flops'), 1e-12)),
-        _whole(row.get('n')),
-    ]
-
-
-def _against_floor(metric: Mapping[str, Any]) -> str:
-    """Returns a distribution metric as 'value (z)', that of the row `data` as 'value ± std'."""
-    value, z, std = (three_digits(metric.get(name)) for name in ('value', 'z', 'std'))
-    if z != '-':
-        return f'{value} ({_number(metric["z"]):+.1f})'
-    return value if std == '-' else f'{value} ± {std}'
-
-
-def _median(rows: Mapping[str, Mapping[str, Any]], row: str) -> float | None:
-    return _number(rows.get(row, {}).get('distance', {}).get('median'))
-
-
-def ratio_of_medians(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Returns what the table comes down to: the median distance of the finetuned samples over that
-    of the diffusion model; None where one of the two is absent.
-    """
-    finetuned, dm = (_median(rows, row) for row in ('mdm_finetuned', 'dm'))
-    if finetuned is None or not dm:
-        return None
-    return f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
-
-
-def headline(rows: Mapping[str, Mapping[str, Any]], distance: str = "the rule's own") -> str:
-    """Returns the same in words, with what the distance is; empty where a row is absent."""
-    dm, ours = (_median(rows, row) for row in ('dm', 'mdm_finetuned'))
-    if not dm or not ours:
-        return ''
-    factor, way = (dm / ours, 'closer to') if ours < dm else (ours / dm, 'farther from')
-    return (
-        f'Samples of the mirror model are {three_digits(factor)} times {way} the rule than the '
-        f"diffusion model's, by the median distance: {distance}. Lower is better."
-    )
-
-
-def render(table: Table) -> str:
-    """Returns a table as plain text."""
-    console = Console(file=io.StringIO(), width=10**4, color_system=None)
-    console.print(table)
-    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
+def _text(form: Callable[[float], str], value: Any) -> str:
+    number = _number(value)
+    return '-' if number is None else form(number)
 
 
 def three_digits(value: Any) -> str:
@@ -229,17 +77,151 @@ def three_digits(value: Any) -> str:
     return f'{number:.0f}' if abs(number) >= 999.5 else f'{number:#.3g}'.rstrip('.')
 
 
-def _number(value: Any, unit: float = 1.0) -> float | None:
-    if isinstance(value, Mapping):
-        value = value.get('mean')
-    return unit * value if value is not None and math.isfinite(value) else None
+def _against_floor(metric: Mapping[str, Any]) -> str:
+    """Returns a distribution metric as 'value (z)', that of the row `data` as 'value ± std'."""
+    value, z, std = (three_digits(metric.get(name)) for name in ('value', 'z', 'std'))
+    if z != '-':
+        return f'{value} ({_number(metric["z"]):+.1f})'
+    return value if std == '-' else f'{value} ± {std}'
 
 
-def _whole(value: Any) -> str:
-    number = _number(value)
-    return '-' if number is None else f'{number:.0f}'
+_whole = functools.partial(_text, '{:.0f}'.format)
+_minutes = functools.partial(_text, lambda number: '{}:{:02d}'.format(*divmod(round(number), 60)))
+_tera = functools.partial(_text, lambda number: three_digits(1e-12 * number))
+
+# Heading of a column -> where its number is in an entry of `metrics.json`, and how it is written.
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+COLUMNS: Columns = {
+    'distance\nmean': ('distance.mean', three_digits),
+    'median': ('distance.median', three_digits),
+    'max': ('distance.max', three_digits),
+    'two-sample\narea (z)': ('distribution.two_sample', _against_floor),
+    'spectrum\n(z)': ('distribution.spectrum', _against_floor),
+    'sliced W1\n(z)': ('distribution.sliced_wasserstein', _against_floor),
+    'MMD²\n(z)': ('distribution.mmd', _against_floor),
+    'calls': ('calls', _whole),
+    's /\nsample': ('seconds_per_sample', three_digits),
+    'training\n(m:ss)': ('training_seconds', _minutes),
+    'training\n(TFLOP)': ('training_flops', _tera),
+    'n': ('n', _whole),
+}
+ASSIMILATION_COLUMNS: Columns = {
+    'distance\nmean': ('distance.mean', three_digits),
+    'median': ('distance.median', three_digits),
+    'misfit\n(noise std)': ('misfit', three_digits),
+    'RMSE\n(mean)': ('rmse', three_digits),
+    'CRPS': ('crps', three_digits),
+    'spread /\nskill': ('spread_skill', three_digits),
+    'calls': ('calls', _whole),
+    's /\nsample': ('seconds_per_sample', three_digits),
+    'diver-\nged': ('diverged', _whole),
+    'n': ('n', _whole),
+}
 
 
-def _minutes(value: Any) -> str:
-    number = _number(value)
-    return '-' if number is None else '{}:{:02d}'.format(*divmod(round(number), 60))
+def _at(entry: Mapping[str, Any], path: str) -> Any:
+    """Returns what is at a dotted place; {} where there is nothing."""
+    return functools.reduce(lambda tree, name: tree.get(name, {}), path.split('.'), entry)
+
+
+def cells(entry: Mapping[str, Any], columns: Columns = COLUMNS) -> list[str]:
+    """Returns the cells of a row: 3 significant digits, '-' for what is absent."""
+    return [form(_at(entry, path)) for path, form in columns.values()]
+
+
+def _variant_of(row: str) -> str:
+    """Returns the beginning of a variant's key, of `_VARIANTS`; '' for any other row."""
+    found = (prefix for prefix in _VARIANTS if row.startswith(prefix))
+    return '' if row in ROW_NAMES else next(found, '')
+
+
+def row_name(row: str) -> str:
+    """Returns the name of a row for people, such as 'mirror diffusion model, finetuned' for
+    `mdm_finetuned`; a key that is not in the contract is its own name.
+    """
+    if prefix := _variant_of(row):
+        return _VARIANTS[prefix] + row.removeprefix(prefix).replace('_', ' ')
+    return ROW_NAMES.get(row, row)
+
+
+def in_order(rows: Iterable[str]) -> list[str]:
+    """Returns row keys in the order of the contract: data, diffusion models, mirror diffusion
+    models; variants (`dm_restored_<variant>`) follow the row they vary, and unknown keys come last.
+    """
+    order = [*ROW_NAMES, 'mdm_', '']
+    order.insert(order.index('dm_restored') + 1, 'dm_restored_')
+    return sorted(rows, key=lambda row: order.index(row if row in order else _variant_of(row)))
+
+
+def summary_table(rows: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
+    """Returns the table at the end of a run: constraint distance, distribution distances and cost
+    of every row of `metrics.json`, with the ratio of the medians below. It goes without columns of
+    `LEAST` that a width has no room for.
+    """
+    dm, finetuned = _medians(rows)
+    ratio = None
+    if dm and finetuned is not None:
+        ratio = f'median distance, mdm_finetuned / dm: {three_digits(finetuned / dm)}'
+    return _table('row', COLUMNS, {row: rows[row] for row in in_order(rows)}, width, ratio)
+
+
+def assimilation_table(entries: Mapping[str, Mapping[str, Any]], width: float = math.inf) -> Table:
+    """Returns the table of the posterior samplers of one measurement operator, whose entry
+    `assimilation` in `metrics.json` is sampler -> numbers; the width as of `summary_table`.
+    """
+    return _table('sampler', ASSIMILATION_COLUMNS, entries, width)
+
+
+def _table(
+    first: str,
+    columns: Columns,
+    rows: Mapping[str, Mapping[str, Any]],
+    width: float,
+    caption: str | None = None,
+) -> Table:
+    texts = {row: dict(zip(columns, cells(rows[row], columns), strict=True)) for row in rows}
+    lines = lambda name: '\n'.join([name, *(of[name] for of in texts.values())]).split('\n')
+    size = {name: 1 + max(map(len, lines(name))) for name in columns}
+    for name in LEAST:
+        if max(map(len, (first, *rows))) + sum(size.values()) > width:
+            size.pop(name, None)
+    table = Table(
+        box=rich.box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+        caption=caption,
+        caption_justify='left',
+    )
+    table.add_column(first, no_wrap=True, vertical='bottom')
+    for name in size:
+        table.add_column(name, justify='right', no_wrap=True, vertical='bottom')
+    for row, of in texts.items():  # Text: brackets are no markup
+        table.add_row(row, *(Text(of[name]) for name in size))
+    return table
+
+
+def _medians(rows: Mapping[str, Mapping[str, Any]]) -> list[float | None]:
+    """Returns the median distances of the diffusion model and of the finetuned samples."""
+    return [_number(_at(rows, f'{row}.distance.median')) for row in ('dm', 'mdm_finetuned')]
+
+
+def headline(rows: Mapping[str, Mapping[str, Any]], distance: str = "the rule's own") -> str:
+    """Returns what the table comes down to in words, with what the distance is; empty where a row
+    is absent.
+    """
+    dm, ours = _medians(rows)
+    if not dm or not ours:
+        return ''
+    factor, way = (dm / ours, 'closer to') if ours < dm else (ours / dm, 'farther from')
+    return (
+        f'Samples of the mirror model are {three_digits(factor)} times {way} the rule than the '
+        f"diffusion model's, by the median distance: {distance}. Lower is better."
+    )
+
+
+def render(table: Table) -> str:
+    """Returns a table as plain text."""
+    console = Console(file=io.StringIO(), width=10**4, color_system=None)
+    console.print(table)
+    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
