@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from namm_jax.report.panels import LINES, MARKERS, WIDTH, banded_curve, open_frame, positive_limits
+from namm_jax.report.panels import WIDTH, banded_curve, curve_style, open_frame, positive_limits
 
 
 def robustness_curves(
@@ -34,8 +34,8 @@ def robustness_curves(
     for index, (label, curve) in enumerate(curves.items()):
         parts = 'distance_mean', 'distance_std', 'error_mean'
         mean, std, error = (np.asarray(curve[part], float) for part in parts)
-        bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, index, label))
-        style = {'color': LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
+        style = curve_style(index)
+        bands.append(banded_curve(left, np.asarray(sigma, float), mean, std, label, style))
         error = np.where(np.isfinite(error), error, np.nan)
         right.plot(sigma, error, label=label, linewidth=2, **style)
         top = max(top, error[np.isfinite(error)].max(initial=0))

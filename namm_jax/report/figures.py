@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 
 from namm_jax.experiment.files import write_bytes
 from namm_jax.report.panels import (
-    LINES,
-    ROWS,
     WIDTH,
     banded_curve,
     colour_ticks,
+    curve_style,
     image_strip,
     linear_scale,
     logarithmic_scale,
@@ -121,7 +120,7 @@ def distance_histograms(distances: Mapping[str, Float[Any, ' _n']]) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.85 * len(rows) + 0.7), layout='constrained')
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for index, (ax, (name, values)) in enumerate(zip(axes, rows.items(), strict=True)):
-        colour = ROWS.get(name, LINES[index % len(LINES)])
+        colour = curve_style(index, name)['color']
         ax.hist(placed[name], bins=bins, color=colour, alpha=0.75)
         median = np.median(values[np.isfinite(values)]) if np.isfinite(values).any() else np.nan
         if median > 0:
@@ -158,8 +157,8 @@ def distance_against_training_seconds(
     ax = figure.subplots()
     bands = []
     for index, (name, (seconds, mean, std)) in enumerate(arrays.items()):
-        curve = seconds / length, mean, std, index, row_name(name)
-        bands.append(banded_curve(ax, *curve, colour=ROWS.get(name)))
+        look = row_name(name), curve_style(index, name)
+        bands.append(banded_curve(ax, seconds / length, mean, std, *look))
     ax.set(yscale='log', ylim=positive_limits(np.concatenate(bands)))
     ax.set_xlabel(f'training time ({unit})')
     ax.set_ylabel('constraint distance, mean and one std of samples')

@@ -66,7 +66,9 @@ def trajectory_frames(
     if len({*sizes}) > 1 or not sizes[0]:
         raise ValueError(f'got {sizes} states, estimates, ..., levels, expected as many of each')
     states, estimates, residuals, distances, levels = parts
-    states, estimates, residuals = states[..., 0], estimates[..., 0], np.abs(residuals)
+    states = states[..., 0]
+    estimates = estimates[..., 0]
+    residuals = np.abs(residuals)
     placed = np.where(distances > 0, distances, np.nan)  # 0 has no place on a logarithmic axis
     scale = logarithmic_scale([residuals])
     strips = [

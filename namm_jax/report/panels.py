@@ -127,22 +127,26 @@ def loss_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     open_frame(ax)
 
 
+def curve_style(index: int, row: str = '') -> dict[str, str]:
+    """Returns colour and marker of a figure's curve of this number; a row has its own colour."""
+    colour = ROWS.get(row, LINES[index % len(LINES)])
+    return {'color': colour, 'marker': MARKERS[index % len(MARKERS)]}
+
+
 def banded_curve(
     ax: Axes,
     x: Float[np.ndarray, ' k'],
     mean: Float[np.ndarray, ' k'],
     std: Float[np.ndarray, ' k'],
-    index: int,
     label: str,
-    colour: str | None = None,
+    style: Mapping[str, str],
 ) -> Float[np.ndarray, ' m']:
     """Draws a positive mean `(k,)` with a band of one standard deviation to each side, for a
-    logarithmic axis; `index` chooses the marker, and the colour unless it is given.
+    logarithmic axis, in a `curve_style`.
 
     What is not positive and finite is a gap. Returns the ends of the band; the lower one is at
     least a tenth of the mean: at 0 it would leave the axis.
     """
-    style = {'color': colour or LINES[index % len(LINES)], 'marker': MARKERS[index % len(MARKERS)]}
     mean = np.where(np.isfinite(mean) & (mean > 0), mean, np.nan)
     std = np.where(np.isfinite(std), std, 0)
     ax.plot(x, mean, label=label, linewidth=2, **style)

@@ -10,7 +10,7 @@ from namm_jax import problems
 from namm_jax.experiment.progress import Bar
 from namm_jax.problems.base import Problem, parameters
 from namm_jax.report import curves, figures, motion
-from namm_jax.report.posterior import Posterior, posteriors
+from namm_jax.report.posterior import posteriors
 from namm_jax.report.reading import Arrays, Results, training_curves
 from namm_jax.report.table import in_order, row_name, three_digits
 
@@ -121,7 +121,7 @@ def draw_assimilation(
     look = problem_of(config).view._asdict()
     pictures = {}
     for operator, arrays in operators.items():
-        rows = {row: Posterior(**of) for row, of in arrays.items() if row != 'truth'}
+        rows = {row: of for row, of in arrays.items() if row != 'truth'}
         data = figures.png(posteriors(arrays['truth'], rows, **look), dpi=config['report']['dpi'])
         text = (
             f'Posteriors of a measured field ({operator}) by {_and(rows)}: mean, std, samples, '
@@ -132,7 +132,8 @@ def draw_assimilation(
 
 
 def _trajectory(results: Results, dpi: int) -> Picture:
-    parts, look = results.arrays['trajectory'], problem_of(results.config).view._asdict()
+    parts = results.arrays['trajectory']
+    look = problem_of(results.config).view._asdict()
     frames = motion.trajectory_frames(**parts, **look, dpi=dpi)
     distances = [three_digits(parts['distances'][index]) for index in (0, -1)]
     text = (

@@ -3,7 +3,7 @@ made of it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,25 +25,9 @@ Image = Float[np.ndarray, '_h _w']
 SAMPLES = 3  # shown of each sampler, at most
 
 
-class Posterior(NamedTuple):
-    """Samples of one posterior, as images; NaN where there is none.
-
-    Attributes:
-        mean: their mean `(h, w)`.
-        std: their standard deviation `(h, w)`.
-        samples: the first of them `(k, h, w)`.
-        residual: map of what breaks the rule in the first, `(h', w')`, of any sign.
-    """
-
-    mean: Image
-    std: Image
-    samples: Float[np.ndarray, '_k _h _w']
-    residual: Float[np.ndarray, '_h2 _w2']
-
-
 def posteriors(
     truth: Mapping[str, Image],
-    rows: Mapping[str, Posterior],
+    rows: Mapping[str, Mapping[str, np.ndarray]],
     *,
     units: tuple[str, str] = ('x', '|residual|'),
     axis_names: tuple[str, str] = ('space', 'time'),
@@ -57,10 +41,11 @@ def posteriors(
     residual maps one logarithmic scale; the measurement has its own, as it may be in another unit.
 
     Args:
-        truth: the `field` that was measured; `measured`, the measurement mapped back to an image
-            by the transposed operator, NaN where nothing was measured; and `residual`, the map of
-            what breaks the rule in the field.
-        rows: sampler -> its posterior.
+        truth: the `field` `(h, w)`; `measured`, the measurement mapped back to an image by the
+            transposed operator, NaN where nothing was measured; and `residual`, the map of what
+            breaks the rule in the field, `(h', w')`, of any sign.
+        rows: sampler -> the `mean` and `std` of its samples, NaN where there is none, some
+            `samples` `(k, h, w)`, and the `residual` of the first.
         units, axis_names, colours, centred: as of `figures.samples_with_residuals`.
 
     Raises:
@@ -72,11 +57,11 @@ def posteriors(
     # Of wide images fewer, and larger.
     count = max(1, round(SAMPLES * min(1.0, field.shape[0] / field.shape[1])))
     columns = 3 + count
-    residuals = [residual, *(row.residual for row in rows.values())]
+    residuals = [residual, *(row['residual'] for row in rows.values())]
     scales = {
         'field': (linear_scale(field, centred=centred), colours),
         'measurement': (linear_scale(measured, centred=centred), colours),
-        'std': (Normalize(0, _largest([row.std for row in rows.values()])), 'cividis'),
+        'std': (Normalize(0, _largest([row['std'] for row in rows.values()])), 'cividis'),
         'residual': (logarithmic_scale([np.abs(maps) for maps in residuals]), 'magma'),
     }
     images = [field, residual] if residual.size else [field]
@@ -88,9 +73,10 @@ def posteriors(
     panels += [('residual', 'residual', residual)]
     _strip(head, 'truth', panels, scales, columns, axis_names)
     for part, (name, row) in zip(parts, rows.items(), strict=True):
-        shown = [(f'sample {i + 1}', 'field', image) for i, image in enumerate(row.samples[:count])]
-        panels = [('mean', 'field', row.mean), ('std', 'std', row.std), *shown]
-        panels += [('residual of sample 1', 'residual', row.residual)]
+        panels = [('mean', 'field', row['mean']), ('std', 'std', row['std'])]
+        for i, image in enumerate(row['samples'][:count]):
+            panels.append((f'sample {i + 1}', 'field', image))
+        panels += [('residual of sample 1', 'residual', row['residual'])]
         _strip(part, name, panels, scales, columns, axis_names)
     labels = {'field': units[0], 'std': f'std of {units[0]}', 'residual': units[1]}
     if not residual.size:
