@@ -5,7 +5,7 @@ checked by the function that takes it; nothing computes until it is called with 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -38,14 +38,12 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def holds_network(config: ConfigDict) -> bool:
-    """Returns whether the constraint holds a trained network, which the stage `counter` trains."""
+    """Returns whether the constraint holds a network, which the stage `counter` trains."""
     return 'counter' in config
 
 
 def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
-    """Returns the constraint that the config names, or a weighted sum of several, joined by `+`;
-    `params` are those of the network that it holds, where it holds one.
-    """
+    """Returns the constraint of the config; `params` are those of the network that it may hold."""
     options = {}
     if holds_network(config):
         network = make_counters(config)['counter']
@@ -66,10 +64,7 @@ def make_counters(config: ConfigDict) -> dict[str, Any]:
     kind = choose('counter.network', section.network, COUNTERS)
     fields = {name: plain(section[name]) for name in fields_of(kind)}
     second = {name: plain(section[f'second_{name}']) for name in fields_of(DensityCounter)}
-    return {
-        'counter': make_network(kind, **fields),
-        'second': make_network(DensityCounter, **second),
-    }
+    return {'counter': kind(**fields), 'second': DensityCounter(**second)}
 
 
 class Role(NamedTuple):
@@ -82,29 +77,15 @@ class Role(NamedTuple):
     name: str
     padding: str
     fields: tuple[str, ...]
-    kinds: Mapping[str, str]
+    kinds: tuple[str, ...]
     call: str
 
 
 _WIDE = ('channels', 'blocks', 'fold', 'head', 'norm', 'attention', 'global_convolution', 'dropout')
 _ICNN = ('filters', 'layers', 'reduction')
-SCORE = Role('score', 'network', 'padding', _WIDE, {'unet': 'unet'}, '(x, label, *, train=False)')
-F = Role(
-    'mirror',
-    'inverse',
-    'inverse_padding',
-    _WIDE,
-    {'unet': 'unet', 'resnet': 'resnet'},
-    '(z, *, train=False)',
-)
-G = Role(
-    'mirror',
-    'forward',
-    'forward_padding',
-    _ICNN,
-    {'icnn': 'icnn', 'resnet': 'resnet', 'identity': 'icnn'},
-    '(x)',
-)
+SCORE = Role('score', 'network', 'padding', _WIDE, ('unet',), '(x, label, *, train=False)')
+F = Role('mirror', 'inverse', 'inverse_padding', _WIDE, ('unet', 'resnet'), '(z, *, train=False)')
+G = Role('mirror', 'forward', 'forward_padding', _ICNN, ('icnn', 'resnet', 'identity'), '(x)')
 
 
 def _kind(config: ConfigDict, role: Role) -> Any:
@@ -112,7 +93,8 @@ def _kind(config: ConfigDict, role: Role) -> Any:
     name = config[role.section][role.name]
     field = f'{role.section}.{role.name}'
     if ':' not in name:
-        return NETWORKS[choose(field, name, role.kinds)]
+        kinds = NETWORKS | {'identity': NETWORKS['icnn']}  # an identity asks no network
+        return choose(field, name, {kind: kinds[kind] for kind in role.kinds})
     kind = load_function(name)
     fields_of(kind)  # raises for anything but a class of modules
     arguments = inspect.signature(kind.__call__).parameters
@@ -132,10 +114,11 @@ def check_networks(config: ConfigDict, preset: ConfigDict) -> None:
         own = fields_of(_kind(config, role))
         lost = [k for k in role.fields if k not in own and plain(section[k]) != plain(default[k])]
         if lost:
+            names = ', '.join(f'{role.section}.{k}' for k in lost)
+            got = ', '.join(str(section[k]) for k in lost)
             raise ValueError(
-                f'{", ".join(f"{role.section}.{k}" for k in lost)}: got '
-                f'{", ".join(str(section[k]) for k in lost)}, but {role.section}.{role.name}='
-                f'{section[role.name]} has no such field; leave it out, or take another network'
+                f'{names}: got {got}, but {role.section}.{role.name}={section[role.name]} has no '
+                'such field; leave it out, or take another network'
             )
 
 
@@ -185,13 +168,10 @@ FORWARD_MAPS = {'resnet': mirror.network_map, 'identity': mirror.unchanged}
 
 def _learned_map(config: ConfigDict) -> MirrorMap:
     section = config.mirror
-    return mirror.neural_mirror_map(
-        make_forward(config),
-        make_inverse(config),
-        strong_convexity=section.strong_convexity,
-        output=section.output,
-        forward_map=FORWARD_MAPS.get(section.forward, gradient_map),
-    )
+    networks = make_forward(config), make_inverse(config)
+    settings = dict(strong_convexity=section.strong_convexity, output=section.output)
+    forward_map = FORWARD_MAPS.get(section.forward, gradient_map)
+    return mirror.neural_mirror_map(*networks, **settings, forward_map=forward_map)
 
 
 # The learned one comes first: the others have no parameters, and neither `mirror` nor `finetune`.
@@ -252,11 +232,9 @@ def optimizer_of(
     section: ConfigDict, steps: int, mask: Callable[[Params], PyTree] | None = None
 ) -> Any:
     """Returns the optimizer of a section, its schedule `steps` long; `mask: params -> booleans`
-    says which stay non-negative. Raises a ValueError if a value is out of range.
+    says which stay non-negative.
     """
-    settings = section.to_dict()
-    if not 0 <= (ema := settings.pop('ema')) < 1:
-        raise ValueError(f'got ema {ema}, expected a number in [0, 1)')
+    settings = {name: value for name, value in section.to_dict().items() if name != 'ema'}
     return make_optimizer(steps, mask=mask, **settings)
 
 
@@ -274,8 +252,8 @@ def _loss(config: ConfigDict, section: ConfigDict, unit: float) -> dict[str, Any
     of_map = ('lambda_cycle', 'lambda_reg', 'strong_convexity')
     settings = {name: config.mirror[name] for name in of_map}
     settings |= {name: section[name] for name in ('sigma_max', 'sigma_power')}
-    settings['lambda_constr'] = section.lambda_constr / unit
-    return settings | {'units': make_problem(config).units}
+    units = make_problem(config).units
+    return settings | {'lambda_constr': section.lambda_constr / unit, 'units': units}
 
 
 def mirror_task(config: ConfigDict, steps: int, constraint: Constraint, unit: float = 1.0) -> Task:
@@ -310,8 +288,7 @@ def make_denoiser(
     config: ConfigDict, params: Params, mean: Array | float, std: Array | float, *level: Array
 ) -> Denoiser:
     """Returns the denoiser of a diffusion model trained on data of this mean and std, scalars; of
-    one that is conditioned on a level `(b,)`, that given one; one of `external_denoiser` is there
-    in the place of parameters.
+    one that is conditioned on a level `(b,)`, given that; a user's own denoiser as it is.
     """
     if callable(params):
         return params
@@ -336,9 +313,8 @@ def external_denoiser(config: ConfigDict) -> Denoiser:
             f'score.external: got data of the scales {scale}, expected one for all channels, as '
             'the noise of a denoiser has: --redo=data takes their root mean square'
         )
-    denoiser = load_function(config.score.external)
-    std = float(np.ravel(scale)[0])
-    return prior(denoiser, problem.shape, mean=np.float32(mean), std=std).standard
+    moments = dict(mean=np.float32(mean), std=float(np.ravel(scale)[0]))
+    return prior(load_function(config.score.external), problem.shape, **moments).standard
 
 
 def denoising_task(config: ConfigDict, steps: int, mean: Array | float, std: Array | float) -> Task:

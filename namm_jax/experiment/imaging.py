@@ -42,12 +42,12 @@ def facts_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> dic
     chi-squares of both closures, diameter and brighter side of the ring, and the sum.
     """
     width, ring = config.assimilate.field_of_view, rings(x[..., 0])
-    each = {}
+    chi = {}
     for name in ('closure_phases', 'log_closure_amplitudes'):
-        chi = chi_squares(*measured(config, observation, name), jnp.asarray(x))
-        each |= {f'chi_square_{name}': np.asarray(chi[name])}
-    each |= {name: width * getattr(ring, name) for name in ('diameter', 'peak', 'thickness')}
-    each |= {'depression': ring.depression}
+        found = chi_squares(*measured(config, observation, name), jnp.asarray(x))
+        chi[f'chi_square_{name}'] = np.asarray(found[name])
+    lengths = {name: width * getattr(ring, name) for name in ('diameter', 'peak', 'thickness')}
+    each = chi | lengths | {'depression': ring.depression}
     facts = {name: _interval(values) for name, values in each.items()}
     # About their circular mean, so that 359 and 1 degrees are near.
     middle = np.rad2deg(np.angle(np.exp(1j * np.deg2rad(ring.brighter_side)).mean()))
@@ -56,13 +56,12 @@ def facts_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> dic
     facts['brighter_side'] = {name: float(value % 360) for name, value in side.items()}
     total = make_problem(config).total
     facts['total_error'] = float(np.median(np.abs(x.sum((1, 2, 3)) / total - 1)))
-    return facts | {'chi_squares': {name: each[name] for name in each if 'chi' in name}}
+    return facts | {'chi_squares': chi}
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    return dict(
-        zip(('low', 'median', 'high'), np.percentile(values, INTERVAL).tolist(), strict=True)
-    )
+    numbers = np.percentile(values, INTERVAL).tolist()
+    return dict(zip(('low', 'median', 'high'), numbers, strict=True))
 
 
 def arrays_of(config: ConfigDict, observation: Observation, x: np.ndarray) -> dict[str, Any]:

@@ -12,28 +12,12 @@ from namm_jax.experiment.files import UserError, naming
 from namm_jax.inverse.closures import Observation
 
 COLUMNS = ('time', 'T1', 'T2', 'U', 'V', 'Iamp', 'Iphase', 'Isigma')  # before their units
-STATIONS = {
-    'AA': 'ALMA',
-    'AP': 'APEX',
-    'AZ': 'SMT',
-    'GL': 'Greenland Telescope',
-    'JC': 'JCMT',
-    'KT': 'Kitt Peak',
-    'LM': 'LMT',
-    'NN': 'NOEMA',
-    'PV': 'IRAM 30 m',
-    'SM': 'SMA',
-    'SP': 'SPT',
-}
+# ALMA, APEX, SMT, Greenland, JCMT, Kitt Peak, LMT, NOEMA, IRAM 30 m, SMA, SPT.
+STATIONS = dict.fromkeys('AA AP AZ GL JC KT LM NN PV SM SP'.split())
 
 
 def read_observation(
-    path: Path,
-    *,
-    scan_gap: float,
-    systematic: float,
-    least_snr: float,
-    least_baseline: float,
+    path: Path, *, scan_gap: float, systematic: float, least_snr: float, least_baseline: float
 ) -> Observation:
     """Returns the visibilities of a CSV file, averaged over scans; a UserError names what is wrong.
 
@@ -58,11 +42,9 @@ def read_observation(
     V = amplitude * np.exp(1j * np.deg2rad(phase))
     uv = -np.stack([u, v], -1)  # the file's are of the first station less the second
     swapped = stations[:, 0] > stations[:, 1]
-    stations[swapped], uv[swapped], V[swapped] = (
-        stations[swapped, ::-1],
-        -uv[swapped],
-        V[swapped].conj(),
-    )
+    stations[swapped] = stations[swapped, ::-1]
+    uv[swapped] *= -1
+    V[swapped] = V[swapped].conj()
     times = np.unique(time)
     starts = times[1:][np.diff(times) * 3600 > scan_gap]
     scan = np.searchsorted(starts, time, side='right')
@@ -83,8 +65,7 @@ def read_observation(
             f'{least_baseline:g} wavelengths, none {least_snr:g} times its error; expected some: '
             'see assimilate.least_baseline and assimilate.least_snr'
         )
-    size = np.abs(used.visibility)
-    return used._replace(std=np.hypot(used.std, systematic * size))
+    return used._replace(std=np.hypot(used.std, systematic * np.abs(used.visibility)))
 
 
 def _average(V: np.ndarray, sigma: np.ndarray) -> tuple[complex, float]:
