@@ -56,11 +56,9 @@ def files_of(path: Path) -> tuple[list[Path], list[Path]]:
     return of(READERS), of(IMAGES)
 
 
-class _Array(NamedTuple):
-    """An array as it lies in its file, the names of its axes there, if it has any."""
-
-    values: Any  # of NumPy, h5py or xarray: `shape`, `dtype`, and slices and indices of one axis
-    dims: tuple[str, ...] = ()
+# An array as it lies in its file, of NumPy, h5py or xarray: `shape`, `dtype`, slices and indices of
+# one axis; and the names of its axes there, if it has any.
+_Array = tuple[Any, tuple[str, ...]]
 
 
 def _one_of(path: Path, name: str, names: Sequence[str]) -> str:
@@ -74,7 +72,7 @@ def _one_of(path: Path, name: str, names: Sequence[str]) -> str:
 def _npy(path: Path, name: str) -> Iterator[_Array]:
     if name:
         raise UserError(f'{path}: got the name {name!r}, but a .npy file has one array; leave it')
-    yield _Array(map_array(path))
+    yield map_array(path), ()
 
 
 @contextlib.contextmanager
@@ -82,7 +80,7 @@ def _npz(path: Path, name: str) -> Iterator[_Array]:
     with np.load(path, allow_pickle=False) as archive:
         if not hasattr(archive, 'files'):
             raise ValueError('no archive of arrays')
-        yield _Array(archive[_one_of(path, name, archive.files)])
+        yield archive[_one_of(path, name, archive.files)], ()
 
 
 @contextlib.contextmanager
@@ -95,7 +93,7 @@ def _hdf5(path: Path, name: str) -> Iterator[_Array]:
 
     with h5py.File(path, 'r') as file:
         file.visititems(visit)
-        yield _Array(file[_one_of(path, name.strip('/'), names)])
+        yield file[_one_of(path, name.strip('/'), names)], ()
 
 
 @contextlib.contextmanager
@@ -110,7 +108,7 @@ def _netcdf(path: Path, name: str) -> Iterator[_Array]:
                     f'{path}: got text on the axis {axis!r} of {values.name}, such as '
                     f'{str(numbers.values.flat[0])!r}, expected numbers; write it again with them'
                 )
-        yield _Array(values, tuple(map(str, values.dims)))
+        yield values, tuple(map(str, values.dims))
 
 
 READERS = {'.npy': _npy, '.npz': _npz, '.h5': _hdf5, '.hdf5': _hdf5, '.nc': _netcdf}
@@ -144,8 +142,8 @@ def _opened(path: Path, name: str) -> Iterator[_Array]:
 
 def read_values(given: str | os.PathLike[str]) -> np.ndarray:
     """Returns the array of any shape in a user's file; a UserError names one that has none."""
-    with _opened(*place_of(given)) as array:
-        return np.array(array.values)
+    with _opened(*place_of(given)) as (values, _):
+        return np.array(values)
 
 
 class _Part(NamedTuple):
@@ -172,7 +170,7 @@ class _Part(NamedTuple):
 
 
 def _part(path: Path, name: str, axes: str, folder: bool) -> _Part:
-    held = lambda x: functools.partial(contextlib.nullcontext, _Array(x))
+    held = lambda x: functools.partial(contextlib.nullcontext, (x, ()))
     if folder and path.suffix.lower() in IMAGES:
         x = _read_image(path)
         return _Part(path, held(x), x.shape)
