@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from namm_jax import metrics
 from namm_jax._arrays import Measure, normal
 from namm_jax._checks import check_operator
 from namm_jax.experiment import posteriors
@@ -24,12 +25,6 @@ from namm_jax.experiment.methods import correction
 from namm_jax.experiment.posteriors import ROWS, SAMPLERS
 from namm_jax.experiment.processes import from_first, gather_rows
 from namm_jax.experiment.progress import Bar, say, width
-from namm_jax.metrics import (
-    distance_statistics,
-    jackknife,
-    posterior_moments,
-    posterior_statistics,
-)
 
 
 def assimilate(experiment: Experiment) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
     @functools.cache
     def noise_floor(model: str) -> dict[str, Any]:
         x = posteriors.with_noise_floor(experiment, model, jnp.asarray(test[: section.samples]))
-        return distance_statistics(jnp.asarray(experiment.distances(x)))
+        return metrics.distance_statistics(jnp.asarray(experiment.distances(x)))
 
     with Bar('assimilate', len(rows) * len(y), unit='measurement') as bar:
         done = itertools.count(1)
@@ -62,9 +57,9 @@ def assimilate(experiment: Experiment) -> dict[str, Any]:
             valid = np.isfinite(samples).all((2, 3, 4))
             entry = statistics_of(experiment, operator, y, samples)
             compared = tuple(map(jnp.asarray, (truth, samples, valid)))
-            entry |= posterior_statistics(*compared)
+            entry |= metrics.posterior_statistics(*compared)
             if len(y) > 1:
-                entry['error'] = jackknife(posterior_statistics, *compared)
+                entry['error'] = metrics.jackknife(metrics.posterior_statistics, *compared)
             entry['calls'] = section.get(sampler.steps, 0) + sampler.more
             entry['seconds_per_sample'] = seconds
             if sampler.noisy:
@@ -133,7 +128,7 @@ def statistics_of(
         return entry
     x, of_each = jnp.asarray(samples[valid]), jnp.asarray(y)[np.nonzero(valid)[0]]
     of_y = posteriors.likelihood_of(experiment.config, operator, of_each)
-    distance = distance_statistics(jnp.asarray(experiment.distances(x)))
+    distance = metrics.distance_statistics(jnp.asarray(experiment.distances(x)))
     return entry | {'distance': distance, 'misfit': float(of_y.misfit_per_value(x).mean())}
 
 
@@ -153,7 +148,7 @@ def _arrays(
     for row in filter(lambda row: (folder / row / '0.npy').exists(), ROWS):
         x = experiment.load(folder / row / '0.npy')
         images, (_, residuals) = jnp.asarray(image(x))[None, ..., None], views(experiment, x[:1])
-        mean, variance = posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
+        mean, variance = metrics.posterior_moments(images, jnp.isfinite(images).all((2, 3, 4)))
         arrays |= {f'{row}/mean': mean[0, ..., 0], f'{row}/std': jnp.sqrt(variance[0, ..., 0])}
         arrays |= {f'{row}/samples': images[0, :SHOWN, ..., 0], f'{row}/residual': residuals[0]}
     return arrays

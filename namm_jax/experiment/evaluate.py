@@ -39,15 +39,11 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     """
     run = experiment.run
     found = run.record('sample')['calls']  # a row may be absent
-    rows = {
-        name: row
-        for name, row in rows_of(experiment.config, experiment.constraint).items()
-        if name in found
-    }
     of_row = lambda row: experiment.load(run.directory / 'sample' / f'{row}.npy')
-    drawn = {row: _finite(row, of_row(row)) for row in rows}
-    rows = {name: row for name, row in rows.items() if len(drawn[name])}
-    samples = {'data': experiment.split('test')} | {row: drawn[row] for row in rows}
+    rows, samples = {}, {'data': experiment.split('test')}
+    for name, row in rows_of(experiment.config, experiment.constraint).items():
+        if name in found and len(x := _finite(name, of_row(name))):
+            rows[name], samples[name] = row, x
     counts, target = {}, experiment.config.data.get('count')
     if build.holds_network(experiment.config):  # which its samples may fool
         counts = {row: counted(experiment, x) for row, x in samples.items()}
@@ -107,11 +103,9 @@ def _table(
     has none, as what is left of it is not its distribution.
     """
     train, test = experiment.split('train'), samples['data']
-    section, validation = experiment.config.evaluate, experiment.split('validation')
-    options = dict(projections=section.projections)
-    compare = comparison(
-        experiment.problem, validation, test, experiment.key('evaluate'), **options
-    )
+    section = experiment.config.evaluate
+    of = experiment.problem, experiment.split('validation'), test, experiment.key('evaluate')
+    compare = comparison(*of, projections=section.projections)
     n = min(len(train), experiment.config.sample.n)
     floor = floors(compare, train, n, sets=section.resamples, seed=experiment.config.seed)
     table = {}
@@ -127,14 +121,12 @@ def _table(
                 table[row]['distribution'] = against(floor, compare(x))
                 table[row]['memorisation'] = copying(row, x, train, test)
             bar.update(len(table))
-    costs = experiment.run.record('sample')
-    cost = lambda name, stage: experiment.run.record(stage)[name]
+    drawing = experiment.run.record('sample')
     for name, row in rows.items():
-        table[name]['seconds_per_sample'] = costs['seconds_per_sample'][name]
-        table[name]['calls'] = costs['calls'][name]
+        table[name] |= {kind: drawing[kind][name] for kind in ('seconds_per_sample', 'calls')}
+        stages = [experiment.run.record(stage) for stage in trained_by(experiment.config, row)]
         for kind in ('training_seconds', 'training_flops'):
-            stages = trained_by(experiment.config, row)
-            table[name][kind] = sum(cost(kind, stage) for stage in stages)
+            table[name][kind] = sum(stage[kind] for stage in stages)
     return table
 
 
@@ -166,16 +158,17 @@ def _trajectory(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """
     config = experiment.config
     problem = experiment.problem
-    record = experiment.run.record('mdm')
     constraint = experiment.constraint
-    sampler = sampler_of(config.sample, record['mean'], record['std'])
+    record = experiment.run.record('mdm')
+    moments = record['mean'], record['std']
+    sampler = sampler_of(config.sample, *moments)
     ends = len(sampler.grid) - 1
     times = np.unique(np.linspace(0, ends, config.evaluate.frames).round().astype(int))
     image = lambda x: problem.image(x)[..., None]
 
     @jax.jit
     def walk(score: Params, f: Partial, keys: Key) -> dict[str, jax.Array]:
-        denoiser = build.make_denoiser(config, score, record['mean'], record['std'])
+        denoiser = build.make_denoiser(config, score, *moments)
         path = sampler.trajectory(keys, denoiser, problem.shape)
         states, estimates = (part[times, 0] for part in path)
         x = f(estimates)

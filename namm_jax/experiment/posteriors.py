@@ -192,7 +192,7 @@ def _variational(experiment: Experiment, operator: Measure) -> Draw:
 
     @jax.jit
     def draw(operator: Any, starts: Array, keys: Key, y: Array) -> Array:
-        noise, prior = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key))(keys), 1, 0)
+        noise, prior = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         u_0 = fourdvar.ensemble_background(starts)
         solve = lambda v: problem.rollout(u_0(v))
         v_0 = normal(prior, jnp.zeros((len(keys), len(starts))))
@@ -268,7 +268,6 @@ def check_assimilation(config: ConfigDict, least: int = 2) -> None:
 
         x = jax.ShapeDtypeStruct((2, *operator.shape), np.float32)
         call('operator', jax.eval_shape, OF_FIELDS, slope, x)
-    choose('assimilate.strength', config.assimilate.strength, STRENGTHS)
     rows_of(config)
 
 

@@ -53,16 +53,12 @@ def gradient_norms(
 
     key = experiment.key('evaluate')
     batches = [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
-    norms = {}
-    for name in ('cycle_data', 'cycle_mirror', 'constraint'):
-        values = [norm(constraint, params['inverse'], key, batch, name) for batch in batches]
-        norms[name] = float(np.mean(values))
-    return norms
+    of = lambda name: [norm(constraint, params['inverse'], key, x, name) for x in batches]
+    return {name: float(np.mean(of(name))) for name in ('cycle_data', 'cycle_mirror', 'constraint')}
 
 
 def tune(experiment: Experiment) -> dict[str, Any]:
-    """Trains a short mirror diffusion model, and from its samples' errors and the loss's gradients
-    makes its choice.
+    """Trains a short mirror diffusion model, and makes its choice.
 
     `sigma_max` is the 95 % quantile over samples of their distance from the mirrored data.
     `lambda_constr` is the weight at which the constraint's gradient on f is as large as that of the
@@ -74,11 +70,10 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     g = Partial(jax.jit(experiment.mirror.forward), params)
     splits = (experiment.split(name) for name in ('train', 'validation'))
     z, held_out = (in_batches(g, split, 256, experiment.local_mesh) for split in splits)
-    mean = float(z.mean())
-    std = float(z.std())
-    task = build.denoising_task(config, steps, mean, std)
+    moments = float(z.mean()), float(z.std())
+    task = build.denoising_task(config, steps, *moments)
     train(experiment, 'tune', task, {'x': z}, {'x': held_out}, config.score)
-    draw = make_draw(config, config.train.sample, mean, std)
+    draw = make_draw(config, config.train.sample, *moments)
     draw = functools.partial(draw, score_parameters(experiment, 'tune'))
     keys = experiment.keys('probe', 0, config.tune.samples)
     samples = in_batches(draw, keys, min(len(keys), 64), experiment.local_mesh)
