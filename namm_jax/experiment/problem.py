@@ -83,9 +83,8 @@ def fields_of(config: ConfigDict, problem: Problem) -> Callable[[np.ndarray], Ar
     `fold_in(key(data.seed), i)`, or a user's own in an order of `data.seed`.
     """
     if not problem.generated:
-        return functools.partial(
-            _fields_of_files, config, functools.cache(lambda: own_samples(config.data))
-        )
+        samples = functools.cache(lambda: _enough_samples(config.data))
+        return lambda indices: samples()[_order(config, len(samples()))[indices]]
     root = jax.random.key(config.data.seed)
 
     @jax.jit
@@ -112,17 +111,15 @@ def forget_samples() -> None:
     _samples.cache_clear()
 
 
-def _fields_of_files(
-    config: ConfigDict, read: Callable[[], np.ndarray | Stored], indices: np.ndarray
-) -> np.ndarray:
-    data = config.data
-    x = read()
-    if len(x) < (n := data.train + data.validation + data.test):
+def _enough_samples(data: ConfigDict) -> np.ndarray | Stored:
+    x = own_samples(data)
+    n = data.train + data.validation + data.test
+    if len(x) < n:
         raise UserError(
             f'{data.path}: got {len(x)} samples, expected at least {n}, the sum of data.train, '
             'data.validation and data.test; lower those, or bring more'
         )
-    return x[_order(config, len(x))[indices]]
+    return x
 
 
 def _order(config: ConfigDict, n: int) -> np.ndarray:
@@ -134,9 +131,8 @@ def with_own_data(config: ConfigDict, record: Mapping[str, Any] | None = None) -
     stage `data` has them on its record (`own`), else as they are in their files, and batches of no
     more samples than there are to train on.
 
-    Where `data.train` is 0, all but those of `data.validation` and `data.test` are for training,
-    and these are at most a sixth of all, each. Mean and scale, one a channel, are those of the
-    training samples.
+    Where `data.train` is 0, all but those of `data.validation` and `data.test`, at most a sixth of
+    all each, are for training. Mean and scale, one a channel, are those of the training samples.
     """
     if problem_class(config.data.problem).generated:
         return config
@@ -167,7 +163,6 @@ def _of_files(config: ConfigDict) -> dict[str, Any]:
         blocks = x.blocks(training) if isinstance(x, Stored) else [x[training]]
         found['mean'], found['scale'] = units(blocks)
         if config.score.external:  # its noise has one level for all channels
-            found['scale'] = (float(np.linalg.norm(found['scale']) / x.shape[3] ** 0.5),) * x.shape[
-                3
-            ]
+            scale = float(np.linalg.norm(found['scale']) / x.shape[3] ** 0.5)
+            found['scale'] = (scale,) * x.shape[3]
     return found
