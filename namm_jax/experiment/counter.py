@@ -99,9 +99,8 @@ def train_counters(experiment: Experiment) -> dict[str, Any]:
     x, centres = _images(experiment)
     n = section.samples
     arrays = {'x': x[:n], 'centres': centres[:n]}
-    fitted = train(
-        experiment, 'counter', task, arrays, {'x': x[n:], 'centres': centres[n:]}, section
-    )
+    held_out = {'x': x[n:], 'centres': centres[n:]}
+    fitted = train(experiment, 'counter', task, arrays, held_out, section)
     count = (centres[n:, :, 0, 0] >= 0).sum(1)
     error = lambda values: float(np.abs(values - count).mean())
     errors = {name: error(values) for name, values in counted(experiment, x[n:]).items()}
