@@ -5,6 +5,9 @@ a standard normal draw, `t` diffusion time, `alpha_t` and `sigma_t` the signal a
 `x_t = alpha_t x_0 + sigma_t noise`. Arrays are batch first and channels last, `(b, h, w, c)`.
 """
 
+import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -34,6 +37,13 @@ Gain: TypeAlias = ArrayLike | Callable[[Array], Array]
 
 # (params, frozen, key, batch, *, train) -> (scalar, named terms)
 Loss: TypeAlias = Callable[..., tuple[Array, Metrics]]
+
+# A field of a dataclass that is a pytree, compared by value under `jax.jit`.
+static = functools.partial(dataclasses.field, metadata={'static': True})
+
+# In full precision: accelerators would otherwise round to 10 bits or fewer.
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @runtime_checkable
@@ -119,6 +129,22 @@ def to_standard(x: Array, mean: Unit, scale: Unit) -> Array:
 def from_standard(u: Array, mean: Unit, scale: Unit) -> Array:
     """Returns `mean + scale u`, the inverse of `to_standard`."""
     return u if (mean, scale) == (0.0, 1.0) else jnp.asarray(mean) + jnp.asarray(scale) * u
+
+
+def square_root(value: Array) -> Array:
+    """Returns the square root, whose derivative at 0 is taken to be 0; that of NaN is NaN."""
+    zero = value == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, value)))
+
+
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function as a pytree: itself if it is one, else a `Partial` of it; a method of a
+    pytree, such as a problem, has that as its argument, and so compares by its value.
+    """
+    if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
+        return jax.tree_util.Partial(function.__func__, function.__self__)
+    is_leaf = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if is_leaf else function
 
 
 def at_least_single(x: ArrayLike) -> Array:

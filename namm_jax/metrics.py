@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key, Metrics
+from namm_jax._arrays import Fields, Key, Metrics, matmul, square_root
 
 Scalar: TypeAlias = Float[Array, '']
 Samples: TypeAlias = Float[Array, '...']  # (n, k, h, w, c)
@@ -31,7 +31,6 @@ _X: TypeAlias = Float[Array, 'n ...']
 _Y: TypeAlias = Float[Array, 'm ...']
 _Axes: TypeAlias = tuple[int, ...]
 _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
-_HIGHEST = jax.lax.Precision.HIGHEST  # accelerators otherwise multiply in about 3 digits
 
 
 def distance_statistics(distances: Float[Array, '...']) -> Metrics:
@@ -82,7 +81,7 @@ def sliced_wasserstein(key: Key, x: _X, y: _Y, *, projections: int = 128) -> Sca
     x, y = _flat_pair(x, y, least=1)
     theta = jax.random.normal(key, (projections, x.shape[1]))
     theta = theta / jnp.linalg.norm(theta, axis=1, keepdims=True)
-    both = jnp.matmul(theta, jnp.concatenate([x, y]).T, precision=_HIGHEST)  # (projections, n + m)
+    both = matmul(theta, jnp.concatenate([x, y]).T)  # (projections, n + m)
     order = jnp.argsort(both, axis=1)
     gaps = jnp.diff(jnp.take_along_axis(both, order, axis=1))
     signed = jnp.concatenate([jnp.full(len(x), 1 / len(x)), jnp.full(len(y), -1 / len(y))])
@@ -199,14 +198,13 @@ def two_sample_area(
     both = (both - jnp.mean(both, axis=0)) / jnp.where(scale > 0, scale, 1)
     both = jnp.concatenate([both, jnp.ones((2 * n, 1))], axis=1)
     sign = jnp.repeat(jnp.array([1.0, -1.0]), n)
-    product = functools.partial(jnp.matmul, precision=_HIGHEST)
 
     def fit(weight: Array) -> Array:
         def newton(w: Array, _: None) -> tuple[Array, None]:
-            p = jax.nn.sigmoid(-sign * product(both, w))
-            slope = -product(both.T, weight * sign * p) + ridge * w
+            p = jax.nn.sigmoid(-sign * matmul(both, w))
+            slope = -matmul(both.T, weight * sign * p) + ridge * w
             curved = both * (weight * p * (1 - p))[:, None]
-            hessian = product(both.T, curved) + ridge * jnp.eye(len(w))
+            hessian = matmul(both.T, curved) + ridge * jnp.eye(len(w))
             return w - jax.scipy.linalg.solve(hessian, slope, assume_a='pos'), None
 
         start = jnp.zeros(both.shape[1])
@@ -216,7 +214,7 @@ def two_sample_area(
         parts, fold = pair
         held = parts == fold
         train = jnp.tile(~held, 2)
-        found = product(both, fit(train / jnp.sum(train)))
+        found = matmul(both, fit(train / jnp.sum(train)))
         order = jnp.sign(found[:n, None] - found[n:]) / 2 + 0.5
         pairs = held[:, None] & held
         return jnp.sum(jnp.where(pairs, order, 0)) / jnp.sum(pairs)
@@ -266,8 +264,7 @@ def _spectra(x: Array, axes: _Axes) -> Array:
 
 
 def _square_distances(x: Array, y: Array) -> Array:
-    product = jnp.matmul(x, y.T, precision=_HIGHEST)
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * product
+    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * matmul(x, y.T)
     return jnp.maximum(squares, 0)  # round-off of a difference of equals
 
 
@@ -314,7 +311,8 @@ def rmse(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     """
     _check_truth(truth, samples)
     mean, _ = posterior_moments(samples, valid)
-    return _root(_mean_where(_count(samples, valid) >= 1, (mean - truth) ** 2))
+    _, _, m = _weigh(samples, valid)
+    return square_root(_mean_where(m >= 1, (mean - truth) ** 2))
 
 
 def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
@@ -354,9 +352,9 @@ def spread_skill(truth: Truths, samples: Samples, valid: Valid | None = None) ->
     """
     _check_truth(truth, samples)
     mean, variance = posterior_moments(samples, valid)
-    m = _count(samples, valid)
+    _, _, m = _weigh(samples, valid)
     spread = _mean_where(m >= 2, (m + 1) / jnp.maximum(m, 1) * variance)
-    return _root(spread / _mean_where(m >= 2, (mean - truth) ** 2))
+    return square_root(spread / _mean_where(m >= 2, (mean - truth) ** 2))
 
 
 def posterior_statistics(truth: Truths, samples: Samples, valid: Valid | None = None) -> Metrics:
@@ -378,25 +376,19 @@ def jackknife(statistics: Callable[..., Metrics], *arrays: Array) -> Metrics:
 
 
 def _weigh(samples: Array, valid: Array | None) -> tuple[Array, Array, Array]:
-    """Returns the samples, 0 where left out, weights 1 or 0 `(n, k, 1, 1, 1)`, and their count."""
-    m = _count(samples, valid)
-    if valid is None:
-        return samples, jnp.ones((1,) * samples.ndim, samples.dtype), m
-    counts = valid[:, :, None, None, None]
-    # Before any arithmetic: 0 times a NaN is NaN.
-    return jnp.where(counts, samples, 0), counts.astype(samples.dtype), m
-
-
-def _count(samples: Array, valid: Array | None) -> Array:
-    """Returns the number of valid samples of each measurement, `(n, 1, 1, 1)`."""
+    """Returns the samples, 0 where left out, weights 1 or 0 `(n, k, 1, 1, 1)`, and the number of
+    valid samples of each measurement, `(n, 1, 1, 1)`.
+    """
     if samples.ndim != 5:
         raise ValueError(f'samples: got shape {samples.shape}, expected (n, k, h, w, c), k of each')
     if valid is None:
-        return jnp.full((len(samples), 1, 1, 1), samples.shape[1], samples.dtype)
+        valid = jnp.ones(samples.shape[:2], bool)
     if valid.shape != samples.shape[:2] or valid.dtype != bool:
         expected = f'bool of shape {samples.shape[:2]}, one for each sample'
         raise ValueError(f'valid: got {valid.dtype} of shape {valid.shape}, expected {expected}')
-    return jnp.sum(valid, 1, dtype=samples.dtype)[:, None, None, None]
+    weight = valid[:, :, None, None, None].astype(samples.dtype)
+    # Before any arithmetic: 0 times a NaN is NaN.
+    return jnp.where(weight > 0, samples, 0), weight, jnp.sum(weight, 1)
 
 
 def _check_truth(truth: Array, samples: Array) -> None:
@@ -410,8 +402,3 @@ def _check_truth(truth: Array, samples: Array) -> None:
 def _mean_where(counts: Array, values: Array) -> Array:
     """Returns the mean of values `(n, h, w, c)` where measurements count, `(n, 1, 1, 1)`."""
     return jnp.mean(values, where=jnp.broadcast_to(counts, values.shape))
-
-
-def _root(value: Array) -> Array:
-    """Returns the square root, whose derivative at 0 is taken to be 0."""
-    return jnp.where(value == 0, 0, jnp.sqrt(jnp.where(value == 0, 1, value)))

@@ -31,7 +31,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, PerSample, Unit
+from namm_jax._arrays import (
+    Constraint,
+    Fields,
+    Key,
+    Metrics,
+    MirrorMap,
+    Params,
+    PerSample,
+    Unit,
+    static,
+)
 from namm_jax._checks import check_function, check_within, choose
 from namm_jax.networks import output_like
 from namm_jax.networks.icnn import gradient_map
@@ -289,20 +299,17 @@ def robustness(
     return jax.lax.map(measure, sigma)
 
 
-_static = functools.partial(dataclasses.field, metadata={'static': True})
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mirror:
     """A learned mirror map with its parameters, from and to data in their own units; a pytree."""
 
     params: Params = dataclasses.field(repr=False)  # `{'forward': ..., 'inverse': ...}`
-    forward_network: Any = _static()  # the input-convex network of g
-    inverse_network: Any = _static()  # the network of f
-    strong_convexity: float = _static(default=0.9)  # a of g
-    output: str = _static(default='residual')  # a key of `OUTPUTS`
-    units: tuple[Any, Any] = _static(default=(0.0, 1.0))  # mean and scale, numbers or tuples
+    forward_network: Any = static()  # the input-convex network of g
+    inverse_network: Any = static()  # the network of f
+    strong_convexity: float = static(default=0.9)  # a of g
+    output: str = static(default='residual')  # a key of `OUTPUTS`
+    units: tuple[Any, Any] = static(default=(0.0, 1.0))  # mean and scale, numbers or tuples
 
     @property
     def map(self) -> MirrorMap:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from namm_jax.problems import galaxy_images
+from namm_jax.inverse.operators import blur_matrix
 from namm_jax.problems.galaxy_images import Galaxies, Sources, render
 
 MANY = Galaxies(points=64, count=(0, 16))
@@ -99,7 +99,7 @@ def test_noise_has_the_stated_strength(sample):
 
 def test_smoothing_is_that_of_scipy_with_reflection():
     white = np.random.default_rng(0).normal(size=(12, 12))
-    blur = galaxy_images._blur_matrix(12, 2.0)
+    blur = blur_matrix(12, 1, 2.0)
     np.testing.assert_allclose(
         blur @ white @ blur.T, ndimage.gaussian_filter(white, 2.0, mode='reflect'), atol=1e-12
     )

@@ -7,7 +7,6 @@ m entries a sample; `u = (x - mean) / scale` standardised fields.
 import collections
 import dataclasses
 import functools
-import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,20 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Metrics, PerSample, Unit, at_least_single, axes
+from namm_jax._arrays import (
+    Constraint,
+    Fields,
+    Metrics,
+    PerSample,
+    Unit,
+    as_pytree,
+    at_least_single,
+    axes,
+    static,
+)
 from namm_jax._checks import OF_FIELDS, FunctionError, call, check_output, field_shape
 
 Restore = Callable[[Fields], tuple[Fields, Metrics]]
-_static = functools.partial(dataclasses.field, metadata={'static': True})  # under `jax.jit`
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +45,7 @@ class Rule:
     residual: Callable[[Fields], Array]
     parts: Mapping[str, Callable[[Fields], PerSample]]
     restores: Mapping[str, Restore]
-    name: str = _static()
+    name: str = static()
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
         """Returns the terms of the distance, `{name: (b,)}`, each 0 iff it is satisfied."""
@@ -72,19 +80,12 @@ def rule(
         restores: exact ways back onto M by name, `x -> (x, information)`, the identity on M.
     """
     terms = terms or ({name: distance} if distance else {})
-    return Rule(_leaf(residual), _leaves(terms), _leaves(restores or {}), name)
-
-
-def _leaf(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function as a pytree: methods of a problem compare by its value."""
-    if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
-        return Partial(function.__func__, function.__self__)
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+    return Rule(as_pytree(residual), _leaves(terms), _leaves(restores or {}), name)
 
 
 def _leaves(functions: Mapping[str, Callable[..., Any]]) -> Mapping[str, Callable[..., Any]]:
     # A plain dict comes back from jax.tree in the order of its keys, with another one first.
-    return collections.OrderedDict((name, _leaf(f)) for name, f in functions.items())
+    return collections.OrderedDict((name, as_pytree(f)) for name, f in functions.items())
 
 
 def mean_absolute(residual: Float[Array, 'b *m']) -> PerSample:
@@ -98,9 +99,9 @@ class _Function:
     """A user's function, called with fields in float32 or better; what it returns is checked."""
 
     function: Callable[..., Any]
-    kind: str = _static()
-    name: str = _static()
-    shape: tuple[int, int, int] | None = _static(default=None)
+    kind: str = static()
+    name: str = static()
+    shape: tuple[int, int, int] | None = static(default=None)
 
     def __call__(self, x: Fields, *references: Array) -> Array:
         label = f'the {self.kind} {self.name!r}'
@@ -143,7 +144,7 @@ def function_rule(
     if not name:
         raise ValueError('name: got an empty one, expected the word that logs show')
     shape = None if shape is None else field_shape(shape)
-    own = lambda function, kind: _Function(_leaf(function), kind, name, shape)
+    own = lambda function, kind: _Function(as_pytree(function), kind, name, shape)
     measure = None if distance is None else own(distance, 'distance')
     gap = Partial(_column, measure) if residual is None else own(residual, 'residual')
     return rule(name, gap, measure)
@@ -164,7 +165,7 @@ class Reference:
     """The set on which a distance to a reference batch is 0, as `reference` says."""
 
     function: Callable[..., Any]
-    name: str = _static()
+    name: str = static()
     x_ref: Any = None  # before `given`
 
     def given(self, x_ref: Array) -> 'Reference':
@@ -201,7 +202,7 @@ def reference(distance: Callable[..., Any], name: str = 'reference') -> Referenc
         raise ValueError(
             f'distance of {name!r}: got {type(distance).__name__}, expected a function (x, x_ref)'
         )
-    return Reference(_Function(_leaf(distance), 'distance', name), name)
+    return Reference(_Function(as_pytree(distance), 'distance', name), name)
 
 
 @jax.tree_util.register_dataclass
@@ -210,8 +211,8 @@ class WeightedSum:
     """The points that obey several constraints at once, those of positive weight."""
 
     parts: tuple[Constraint, ...]
-    names: tuple[str, ...] = _static()
-    weights: tuple[float, ...] = _static()
+    names: tuple[str, ...] = static()
+    weights: tuple[float, ...] = static()
 
     @property
     def name(self) -> str:

@@ -16,12 +16,11 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Metrics, at_least_single
+from namm_jax._arrays import Fields, Metrics, at_least_single, einsum
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.constraints.sets import half_spaces
 
 RANK = 1e-6  # singular values below this part of the largest are 0
-_PRECISE = dict(precision=jax.lax.Precision.HIGHEST)  # 10 bits of an accelerator are too few
 
 
 def equal(A: ArrayLike, b: ArrayLike) -> Rule:
@@ -59,7 +58,7 @@ def _equations(A: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gap(A: Float[Array, 'm h w c'], b: Float[Array, ' m'], x: Fields) -> Float[Array, 'b m']:
-    return jnp.einsum('bhwc,mhwc->bm', at_least_single(x), A, **_PRECISE) - b
+    return einsum('bhwc,mhwc->bm', at_least_single(x), A) - b
 
 
 def _onto(
@@ -68,7 +67,7 @@ def _onto(
     x = moved = at_least_single(x)
     for _ in range(2):  # the second takes off what rounding has left
         gap = _gap(normals, values, moved)
-        moved = moved - jnp.einsum('bm,mhwc->bhwc', gap, normals, **_PRECISE)
+        moved = moved - einsum('bm,mhwc->bhwc', gap, normals)
     return jnp.where((residual(x) == 0).all(1)[:, None, None, None], x, moved), {}
 
 

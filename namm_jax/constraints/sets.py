@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Metrics, PerSample, at_least_single
+from namm_jax._arrays import Fields, Metrics, PerSample, at_least_single, einsum
 from namm_jax.constraints.base import Rule, rule
 
 _PIXELS = (1, 2, 3)
@@ -155,7 +155,7 @@ def half_spaces(normals: ArrayLike, offsets: ArrayLike) -> Rule:
         )
     unit = normals / norm[..., None, None]
     beyond = Partial(_beyond, unit, offsets / norm[:, 0])
-    angles = jnp.einsum('khwc,lhwc->kl', unit, unit, precision=jax.lax.Precision.HIGHEST)
+    angles = einsum('khwc,lhwc->kl', unit, unit)
     apart = jnp.abs(angles - jnp.eye(len(unit))).max() < 1e-6
     restores = {'nearest': Partial(_back, beyond)} if apart else {}
     return rule('half_spaces', beyond, restores=restores)
@@ -175,9 +175,7 @@ def _beyond(
         raise ValueError(
             f'Got x of shape {x.shape}, expected (b, {expected}): one pixel for each of a normal.'
         )
-    # Full precision: accelerators would otherwise round the fields to 10 bits or fewer.
-    along = jnp.einsum('bhwc,khwc->bk', x, normals, precision=jax.lax.Precision.HIGHEST)
-    return jax.nn.relu(along - offsets)
+    return jax.nn.relu(einsum('bhwc,khwc->bk', x, normals) - offsets)
 
 
 def _raised(x: Array) -> Array:

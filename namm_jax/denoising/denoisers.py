@@ -56,35 +56,33 @@ def edm(
     sigma_max: float = 80.0,
     level_mean: float = -1.2,
     level_std: float = 1.2,
-    sigma_data: float = 1.0,
 ) -> Parameterisation:
     """Returns the preconditioning of Karras et al.: the network's input, target and loss have unit
     variance.
 
-    `D(u, s) = c_skip u + c_out network(c_in u, log(s) / 4)` with `c_skip = d^2 / (s^2 + d^2)`,
-    `c_out = s d / (s^2 + d^2)^(1/2)`, `c_in = (s^2 + d^2)^(-1/2)`, `d = sigma_data`, and
-    `weight = 1 / c_out^2` (over `std^2`, as it weighs errors in data units). A network that returns
-    0 is the exact denoiser of standard normal data, and its expected loss is 1 at every level.
+    `D(u, s) = c_skip u + c_out network(c_in u, log(s) / 4)` with `c_skip = 1 / (s^2 + 1)`,
+    `c_out = s / (s^2 + 1)^(1/2)`, `c_in = (s^2 + 1)^(-1/2)`, and `weight = 1 / c_out^2` (over
+    `std^2`, as it weighs errors in data units). A network that returns 0 is the exact denoiser of
+    standard normal data, and its expected loss is 1 at every level.
 
     Args:
         mean: of the training set, in data units; a scalar or one a channel.
         std: of the training set, a positive scalar in data units (root mean square over channels).
         sigma_min, sigma_max: ends of the levels trained on, of standardised data, > 0.
         level_mean, level_std: of `log s` in training, before it is cut off at both ends.
-        sigma_data: d, > 0; 1 is the standard deviation of standardised data.
 
     Reference: Karras et al. 2022, arXiv 2206.00364, table 1.
     """
     std = positive_std(std)
-    check_within('(0, inf)', sigma_min=sigma_min, level_std=level_std, sigma_data=sigma_data)
+    check_within('(0, inf)', sigma_min=sigma_min, level_std=level_std)
     check_within(f'({sigma_min}, inf)', sigma_max=sigma_max)
 
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
         level = broadcast(s, u)
-        total = jnp.sqrt(broadcast(s, u) ** 2 + sigma_data**2)  # not `level`: one ulp of gradients
+        total = jnp.sqrt(broadcast(s, u) ** 2 + 1)  # not `level`: one ulp of gradients
         output = network(u / total, jnp.log(s) / 4)
-        return (sigma_data / total) ** 2 * u + level * sigma_data / total * output
+        return (1 / total) ** 2 * u + level / total * output
 
     def levels(key: Key, n: int) -> Array:
         low, high = ((jnp.log(end) - level_mean) / level_std for end in (sigma_min, sigma_max))
@@ -94,34 +92,27 @@ def edm(
     return Parameterisation(
         denoiser=lambda network: rescaled(functools.partial(denoise, network), mean=mean, std=std),
         levels=levels,
-        weight=lambda sigma: (1 / sigma_data**2 + (std / sigma) ** 2) / std**2,
+        weight=lambda sigma: (1 + (std / sigma) ** 2) / std**2,
     )
 
 
-def vp(
-    *,
-    mean: ArrayLike,
-    std: ArrayLike,
-    beta_min: float = 0.1,
-    beta_max: float = 20.0,
-    t_min: float = 1e-3,
-) -> Parameterisation:
+def vp(*, mean: ArrayLike, std: ArrayLike, t_min: float = 1e-3) -> Parameterisation:
     """Returns the noise prediction of the published method, along `schedules.vp`.
 
     `D(u, s) = u - s network(alpha_t u, 999 t)` with t from `vp_time(s)`, and
     `weight = 1 / sigma^2`: the weighted error is that of the noise. The published loss has the
     reduction `half_sum` of `denoising_loss`, mean 0 and std 1. Training draws t uniformly from
-    [t_min, 1]. Other args are those of `edm` and `schedules.vp`.
+    [t_min, 1]. Other args are those of `edm`.
 
     Reference: Song et al. 2021, arXiv 2011.13456, section 3.4 and appendix C.
     """
     std = positive_std(std)
-    schedule = schedules.vp(beta_min, beta_max)
+    schedule = schedules.vp()
     check_within('(0, 1)', t_min=t_min)
 
     def denoise(network: Network, u: Array, s: Array) -> Array:
         s = jnp.broadcast_to(s, u.shape[:1])
-        t = schedules.vp_time(s, beta_min, beta_max)
+        t = schedules.vp_time(s)
         return u - broadcast(s, u) * network(broadcast(schedule.alpha(t), u) * u, 999 * t)
 
     def levels(key: Key, n: int) -> Array:

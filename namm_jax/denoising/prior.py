@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from namm_jax._arrays import Denoiser, Fields, Key, Params, Step
+from namm_jax._arrays import Denoiser, Fields, Key, Params, Step, static
 from namm_jax._checks import (
     check_function,
     check_key,
@@ -50,7 +50,7 @@ class Prior:
     mean: Array  # of the data, a scalar or (c,)
     width: Array  # their standard deviation, alike
     examples: Array | None = dataclasses.field(repr=False)  # a few fields (k, h, w, c)
-    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})  # (h, w, c)
+    shape: tuple[int, int, int] = static()  # (h, w, c)
 
     @property
     def std(self) -> Array:
@@ -78,8 +78,8 @@ class NetworkDenoiser:
     """
 
     params: Params = dataclasses.field(repr=False)
-    network: Any = dataclasses.field(metadata={'static': True})
-    parameterisation: str = dataclasses.field(default='edm', metadata={'static': True})
+    network: Any = static()
+    parameterisation: str = static(default='edm')
 
     def __call__(self, u: Fields, s: Array) -> Fields:
         """Returns `S(u, s)`."""

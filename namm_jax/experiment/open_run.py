@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Constraint, Fields, Measure
+from namm_jax._arrays import Constraint, Fields, Measure, as_pytree
 from namm_jax._checks import choose
 from namm_jax.denoising.prior import NetworkDenoiser, Prior, prior, sample
 from namm_jax.experiment import build
@@ -35,7 +35,7 @@ from namm_jax.experiment.files import UserError, local
 from namm_jax.experiment.folder import Folder
 from namm_jax.experiment.problem import check_files
 from namm_jax.inverse.given import given
-from namm_jax.inverse.operators import Composition, as_pytree
+from namm_jax.inverse.operators import Composition
 from namm_jax.mirror import Mirror
 from namm_jax.problems.base import Problem
 

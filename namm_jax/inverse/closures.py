@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Measurement, PerSample
+from namm_jax._arrays import Fields, Measurement, PerSample, matmul
 from namm_jax._checks import choose
 from namm_jax.inverse.interferometry import MICROARCSECOND
 from namm_jax.inverse.operators import Operator, sparse_fourier
@@ -60,18 +60,19 @@ def _amplitude(V: Visibility) -> Float[Array, 'b m']:
     return jnp.sqrt(jnp.sum(V**2, -1))
 
 
+def _relative(observation: Observation) -> Float[np.ndarray, ' m']:
+    return observation.std / np.abs(observation.visibility)
+
+
 def triangles(observation: Observation) -> np.ndarray:
     """Returns T `(n, m)` of 0 and +-1, an independent set of triangles of each scan."""
-    return _independent(observation, 3, _triangle)
+    triangle = lambda i, j, k: [[(i, j, 1), (j, k, 1), (k, i, 1)]]
+    return _independent(observation, 3, triangle)
 
 
 def quadrangles(observation: Observation) -> np.ndarray:
     """Returns Q `(n, m)` of 0 and +-1, an independent set of quadrangles of each scan."""
     return _independent(observation, 4, _quadrangles)
-
-
-def _triangle(i: str, j: str, k: str) -> list[list[tuple[str, str, int]]]:
-    return [[(i, j, 1), (j, k, 1), (k, i, 1)]]
 
 
 def _quadrangles(i: str, j: str, k: str, l: str) -> list[list[tuple[str, str, int]]]:  # noqa: E741
@@ -84,25 +85,22 @@ def _independent(observation: Observation, size: int, loops: Callable) -> np.nda
     """Returns the loops of `size` stations, those of least error first, as far as each says what
     the others do not: no more closures are independent than these.
     """
-    columns = {}
-    for column, (scan, (i, j)) in enumerate(
-        zip(observation.scan, observation.stations, strict=True)
-    ):
-        columns[scan, i, j], columns[scan, j, i] = (column, 1), (column, -1)
     rows = []
-    variance = (observation.std / np.abs(observation.visibility)) ** 2
+    variance = _relative(observation) ** 2
     for scan in np.unique(observation.scan):
-        stations = np.unique(observation.stations[observation.scan == scan])
+        columns = {}
+        for column in np.flatnonzero(observation.scan == scan):
+            i, j = observation.stations[column]
+            # A phase changes its sign with the direction, a size does not.
+            columns[i, j], columns[j, i] = (column, 1), (column, -1 if size == 3 else 1)
         candidates = []
-        for loop in itertools.chain(
-            *itertools.starmap(loops, itertools.combinations(stations, size))
-        ):
-            if all((scan, i, j) in columns for i, j, _ in loop):
+        sets = itertools.combinations(sorted({i for i, _ in columns}), size)
+        for loop in itertools.chain.from_iterable(itertools.starmap(loops, sets)):
+            if all((i, j) in columns for i, j, _ in loop):
                 row = np.zeros(len(variance))
                 for i, j, sign in loop:
-                    column, way = columns[scan, i, j]
-                    # A phase changes its sign with the direction, a size does not.
-                    row[column] = sign * (way if size == 3 else 1)
+                    column, way = columns[i, j]
+                    row[column] = sign * way
                 candidates.append(row)
         basis: list[np.ndarray] = []
         for row in sorted(candidates, key=lambda row: row**2 @ variance):
@@ -113,7 +111,6 @@ def _independent(observation: Observation, size: int, loops: Callable) -> np.nda
     return np.reshape(rows, (-1, len(variance)))
 
 
-_relative = lambda observation: observation.std / np.abs(observation.visibility)
 PRODUCTS = {
     'visibilities': Product(
         lambda V: V.reshape(len(V), -1),
@@ -186,18 +183,15 @@ def _measured(
     matrices: dict[str, Array], unit: Array, fourier: Operator, x: Fields
 ) -> Float[Array, 'b n']:
     V = unit * fourier(x)
-    # Full precision: accelerators would round phases to 10 bits.
-    product = lambda name, matrix: jnp.matmul(
-        PRODUCTS[name].values(V), matrix.T.astype(V.dtype), precision='highest'
-    )
-    return jnp.concatenate([product(name, matrices[name]) for name in sorted(matrices)], -1)
+    product = lambda name: matmul(PRODUCTS[name].values(V), matrices[name].T.astype(V.dtype))
+    return jnp.concatenate([product(name) for name in sorted(matrices)], -1)
 
 
 def _whitened(roots: dict[str, Array], y: Measurement, Ax: Measurement) -> Float[Array, 'b n']:
     parts = _split(roots, y - Ax)
     for name, r in parts.items():
         turns = jnp.round(r / (2 * jnp.pi)) if PRODUCTS[name].periodic else 0
-        parts[name] = jnp.matmul(r - 2 * jnp.pi * turns, roots[name].T, precision='highest')
+        parts[name] = matmul(r - 2 * jnp.pi * turns, roots[name].T)
     return jnp.concatenate(list(parts.values()), -1)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from namm_jax._arrays import Denoiser, Key, Measure, PerSample, axes, broadcast, fold_in, normal
 from namm_jax._checks import check_keys
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive_std
+from namm_jax.denoising.samplers import edm_grid
 from namm_jax.inverse.likelihood import Likelihood
 
 Levels = Float[Array, ' n']
@@ -170,10 +171,10 @@ def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
 
 
 def _flow_to_zero(
-    denoiser: Denoiser, x: Array, sigma: Array, sigma_min: Array, steps: int, rho: float = 7.0
+    denoiser: Denoiser, x: Array, sigma: Array, sigma_min: Array, steps: int
 ) -> Array:
     """Returns Euler's solution at 0 of `dx / dsigma = (x - D) / sigma`, by `sigma_min`."""
-    grid = jnp.append(jnp.linspace(sigma ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho, 0)
+    grid = jnp.append(edm_grid(steps, sigma, sigma_min), 0)
 
     def step(x: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
         x_0 = denoiser(x, now[0])

@@ -15,10 +15,18 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Key, Measure, Measurement, PerSample, at_least_single
+from namm_jax._arrays import (
+    Key,
+    Measure,
+    Measurement,
+    PerSample,
+    as_pytree,
+    at_least_single,
+    square_root,
+)
 from namm_jax._checks import check_shape
 from namm_jax.denoising.denoisers import is_concrete, positive
-from namm_jax.inverse.operators import Law, Operator, as_pytree
+from namm_jax.inverse.operators import Law, Operator
 
 
 @jax.tree_util.register_dataclass
@@ -50,12 +58,12 @@ class Likelihood:
         """Returns `||r(x)||_2`, over all values of a sample's measurement: about the square root of
         their number at the truth. Its gradient is 0 where it is 0.
         """
-        return _norm(self.residual(x))
+        return square_root(jnp.sum(self.residual(x) ** 2, -1))
 
     def misfit_per_value(self, x: Array) -> PerSample:
         """Returns the root mean square of r(x), about 1 at the truth."""
         r = self.residual(x)
-        return _norm(r) / r.shape[1] ** 0.5
+        return square_root(jnp.sum(r**2, -1)) / r.shape[1] ** 0.5
 
     def log_density(self, x: Array) -> PerSample:
         """Returns `-|r(x)|^2 / 2`, the log-likelihood but for a constant."""
@@ -145,9 +153,3 @@ def _measurement(y: ArrayLike) -> Measurement:
                 'out of the operator, as by inpainting'
             )
     return at_least_single(y)
-
-
-def _norm(v: Float[Array, 'b m']) -> PerSample:
-    square = jnp.sum(v**2, -1)
-    zero = square == 0  # and not `square > 0`, which would make 0 of NaN
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Fields, Measurement, at_least_single
+from namm_jax._arrays import Fields, Measurement, as_pytree, at_least_single, einsum, static
 from namm_jax._checks import check_shape, choose, field_shape
 from namm_jax.inverse.interferometry import eht_coverage
 
@@ -37,8 +37,8 @@ class Operator:
     """
 
     apply: Callable[[Array], Array]
-    shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})
-    linear: bool = dataclasses.field(default=True, metadata={'static': True})
+    shape: tuple[int, int, int] = static()
+    linear: bool = static(default=True)
     whiten: Law | None = None
 
     def __post_init__(self) -> None:
@@ -242,11 +242,12 @@ def downsampling(
     blur_std = factor / 2 if blur_std is None else blur_std
     if not 0 <= blur_std < np.inf:
         raise ValueError(f'blur_std: got {blur_std}, expected finite pixels >= 0; 0 only decimates')
+    return _operator(shape, _blur, *(blur_matrix(n, factor, blur_std, border) for n in (h, w)))
+
+
+def blur_matrix(n: int, factor: int, std: float, border: str = 'reflecting') -> np.ndarray:
+    """Returns the matrix `(n / factor, n)` of `downsampling` along an axis of n pixels."""
     place = choose('border', border, BORDERS)
-    return _operator(shape, _blur, *(_blur_matrix(n, factor, blur_std, place) for n in (h, w)))
-
-
-def _blur_matrix(n: int, factor: int, std: float, place: Callable[..., Any]) -> np.ndarray:
     reach = int(np.ceil(4 * std))
     offsets = np.arange(-reach, reach + 1)
     centres = np.arange(factor // 2, n, factor)[:, None]
@@ -349,11 +350,5 @@ def _select(at: Array, x: Array) -> Array:
 
 
 def _product(subscripts: str, x: Array, *matrices: Array) -> Array:
-    """Returns the einsum in x's dtype, in full precision: accelerators would round to 10 bits."""
-    matrices = (matrix.astype(x.dtype) for matrix in matrices)
-    return jnp.einsum(subscripts, x, *matrices, precision=jax.lax.Precision.HIGHEST)
-
-
-def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function as a pytree: itself if it is one, else a `Partial` of it."""
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+    """Returns the einsum in x's dtype."""
+    return einsum(subscripts, x, *(matrix.astype(x.dtype) for matrix in matrices))

@@ -30,7 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key, Metrics
+from namm_jax._arrays import Fields, Key, Metrics, einsum, fold_in
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.constraints.sets import project_simplex
@@ -149,9 +149,7 @@ class BlackHoles(Problem):
         """
         images = jax.vmap(self.render)(self.holes(keys))
         if any(getattr(self, name)[1] for name in WEATHER):
-            images = jax.vmap(self.weather)(
-                jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images
-            )
+            images = jax.vmap(self.weather)(fold_in(keys, 1), images)
         return (images * (self.total / images.sum((1, 2), keepdims=True)))[..., None]
 
     def rule(self) -> Rule:
@@ -280,9 +278,7 @@ def _gaussian(points: int, std: ArrayLike) -> Float[Array, 'p p']:
 
 def _on_both(matrix: Array, image: _Image) -> Float[Array, 'p p']:
     """Returns `matrix image matrix^T`."""
-    # Full precision: accelerators would otherwise round the brightness to 10 bits or fewer.
-    precision = jax.lax.Precision.HIGHEST
-    return jnp.einsum('ih,hw,jw->ij', matrix, image, matrix, precision=precision)
+    return einsum('ih,hw,jw->ij', matrix, image, matrix)
 
 
 def _sky(hole: BlackHole, points: int) -> tuple[_Image, _Image]:

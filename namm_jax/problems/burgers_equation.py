@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key
+from namm_jax._arrays import Constraint, Fields, Key, matmul
 from namm_jax._checks import check_keys
 from namm_jax.problems import steppers
 from namm_jax.problems.base import View, check_fields, parameter
@@ -109,8 +109,7 @@ class Burgers(Trajectories):
         """
         normal = functools.partial(jax.random.normal, shape=(self.points,), dtype=jnp.float32)
         factor = jnp.asarray(_matern_factor(self.points), jnp.float32)
-        # Full precision: accelerators would otherwise round the factor to 10 bits or fewer.
-        u = jnp.matmul(jax.vmap(normal)(keys), factor.T, precision=jax.lax.Precision.HIGHEST)
+        u = matmul(jax.vmap(normal)(keys), factor.T)
         low, high = u.min(-1, keepdims=True), u.max(-1, keepdims=True)
         return (u - low) / (high - low)
 

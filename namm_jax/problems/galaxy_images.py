@@ -30,9 +30,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Fields, Key, PerSample
+from namm_jax._arrays import Fields, Key, PerSample, einsum
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
+from namm_jax.inverse.operators import blur_matrix
 from namm_jax.problems.base import Problem, View, check_fields, parameter
 
 FAINTEST = 5.62  # least peak, in standard deviations of the smoothed noise
@@ -106,11 +107,17 @@ class Galaxies(Problem):
         return self.points / 128
 
     @property
+    def blur(self) -> Float[np.ndarray, 'points points']:
+        """The matrix of smoothing along an axis, by a Gaussian cut at 4 standard deviations, the
+        image continued by its mirror image, border pixel included: SciPy's `gaussian_filter`.
+        """
+        return blur_matrix(self.points, 1, self.magnification * self.smoothing)
+
+    @property
     def noise_std(self) -> float:
         """Standard deviation of the smoothed noise over the image, 0.63 by default."""
-        blur = _blur_matrix(self.points, self.magnification * self.smoothing)
         # The variance at (i, j) is noise^2 v_i v_j, with v_i the sum over row i of blur^2.
-        return self.magnification * self.noise * float((blur**2).sum(1).mean())
+        return self.magnification * self.noise * float((self.blur**2).sum(1).mean())
 
     @property
     def faintest(self) -> float:
@@ -129,11 +136,8 @@ class Galaxies(Problem):
         check_keys(keys)
         white = functools.partial(jax.random.normal, shape=self.shape[:2], dtype=jnp.float32)
         noise = jax.vmap(lambda key: white(jax.random.split(key)[1]))(keys)
-        blur = _blur_matrix(self.points, self.magnification * self.smoothing)
-        blur = jnp.asarray(blur, jnp.float32)
-        # Full precision: accelerators would otherwise round the matrix to 10 bits or fewer.
-        smooth = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        return self.magnification * self.noise * smooth('ij,njk,lk->nil', blur, noise, blur)
+        blur = jnp.asarray(self.blur, jnp.float32)
+        return self.magnification * self.noise * einsum('ij,njk,lk->nil', blur, noise, blur)
 
     def fields_with_counts(self, keys: Key) -> tuple[Fields, Int[Array, ' n']]:
         """Returns images as of `fields`, and how many sources there are in each."""
@@ -200,21 +204,6 @@ def _profile(source: Sources, points: int) -> Float[Array, 'points points']:
     along = (right * cosine + down * sine) / source.widths[0]
     across = (down * cosine - right * sine) / source.widths[1]
     return source.peaks * jnp.exp(-(along**2 + across**2) / (4 * math.log(2)))
-
-
-@functools.cache
-def _blur_matrix(points: int, sigma: float) -> np.ndarray:
-    """Returns the matrix `(points, points)` of smoothing by a Gaussian cut at 4 sigma, the image
-    continued by its mirror image, border pixel included, as by SciPy's `gaussian_filter`.
-    """
-    radius = math.ceil(4 * sigma)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    index = (np.arange(points)[:, None] + offsets) % (2 * points)
-    index = np.minimum(index, 2 * points - 1 - index)
-    matrix = np.zeros((points, points))
-    np.add.at(matrix, (np.arange(points)[:, None], index), weights / weights.sum())
-    return matrix
 
 
 def _image_sources(key: Key, problem: Galaxies) -> tuple[Sources, Int[Array, '']]:

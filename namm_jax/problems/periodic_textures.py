@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key, Metrics, PerSample
+from namm_jax._arrays import Fields, Key, Metrics, PerSample, einsum
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.problems.base import Problem, View, check_fields, parameter
@@ -71,9 +71,7 @@ class Textures(Problem):
         distinct = self.cell[0] - 1
         draw = functools.partial(jax.random.normal, shape=(distinct, distinct), dtype=jnp.float32)
         root = jnp.asarray(_covariance_root(distinct, self.correlation, self.std), jnp.float32)
-        # Full precision: accelerators would otherwise round the root to 10 bits or fewer.
-        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        tiles = 0.5 + product('ij,njk,kl->nil', root, jax.vmap(draw)(keys), root)
+        tiles = 0.5 + einsum('ij,njk,kl->nil', root, jax.vmap(draw)(keys), root)
         return jnp.pad(tiles, [(0, 0), (0, 1), (0, 1)], mode='wrap')
 
     def fields(self, keys: Key) -> Fields:
