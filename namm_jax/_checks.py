@@ -148,8 +148,8 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key, scale: Unit) -> d
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
     have finite gradients near the data, not all 0 off the set: a ValueError is raised otherwise.
     Returned are `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that
-    after noise of a tenth of each channel's scale; and `unit`, the latter over that tenth, with
-    noise of 1 or 10 scales where an inequality leaves room for less.
+    after noise of a tenth of each channel's scale; and `unit`, the distance over the part of the
+    scale, the first of `NOISE` at which it is not 0.
 
     Args:
         constraint: of its methods only `distance` is called; one to a reference cannot be checked.

@@ -34,10 +34,7 @@ _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def distance_statistics(distances: Float[Array, '...']) -> Metrics:
-    """Returns `{'mean', 'median', 'max'}` of constraint distances `(n,)`, in their unit.
-
-    Raises a ValueError if they are not a non-empty vector.
-    """
+    """Returns `{'mean', 'median', 'max'}` of constraint distances `(n,)`, n >= 1, in their unit."""
     if distances.ndim != 1 or not distances.size:
         remedy = 'pass constraint.distance(x)'
         raise ValueError(f'distances: got shape {distances.shape}, expected (n,), n >= 1; {remedy}')
@@ -106,10 +103,8 @@ def spectrum(x: _X, axes: _Axes) -> Float[Array, ' k']:
 
 @functools.partial(jax.jit, static_argnames='axes')
 def spectrum_distance(x: _X, y: _Y, axes: _Axes) -> Scalar:
-    """Returns the mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`, in decades of power.
-
-    Powers below 1.2e-7 (single precision) of the strongest wavenumber of `y` are raised to that in
-    both. Axes as of `spectrum`; fields that differ in shape raise a ValueError.
+    """Returns the mean over wavenumbers of `|log10(E_x(k) / E_y(k))|`, in decades of power, with
+    powers raised to 1.2e-7 (single precision) of the strongest of `y`. Axes as of `spectrum`.
     """
     _check_pair(x, y, least=1)
     ex, ey = spectrum(x, axes), spectrum(y, axes)
@@ -122,10 +117,8 @@ def spectrum_distance(x: _X, y: _Y, axes: _Axes) -> Scalar:
 def distribution_distances(
     key: Key, x: _X, y: _Y, *, spatial_axes: _Axes, projections: int = 128
 ) -> Metrics:
-    """Returns the three distances between samples and a reference set.
-
-    `{'mmd', 'sliced_wasserstein', 'spectrum'}`: squared; in data units; in decades. Arguments and
-    errors are those of the three. Memory is that of both sets and of `(n + m)^2` numbers.
+    """Returns `{'mmd', 'sliced_wasserstein', 'spectrum'}` between samples and a reference set, with
+    the arguments and errors of the three; memory is that of both and of `(n + m)^2` numbers.
     """
     return {
         'mmd': mmd(x, y),
@@ -295,9 +288,8 @@ def line(x: Array, z: Array) -> Metrics:
 
 
 def posterior_moments(samples: Samples, valid: Valid | None = None) -> tuple[Fields, Fields]:
-    """Returns the mean of each ensemble, and its variance `sum_i (x_i - mean)^2 / (m - 1)`.
-
-    Both `(n, h, w, c)`. A mean of no sample and a variance of fewer than two are 0.
+    """Returns the mean of each ensemble, and its variance `sum_i (x_i - mean)^2 / (m - 1)`, both
+    `(n, h, w, c)`: 0 for a mean of no sample and a variance of fewer than two.
     """
     x, weight, m = _weigh(samples, valid)
     mean = jnp.sum(weight * x, 1) / jnp.maximum(m, 1)
@@ -305,9 +297,8 @@ def posterior_moments(samples: Samples, valid: Valid | None = None) -> tuple[Fie
 
 
 def rmse(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
-    """Returns the root of the mean over measurements and values of `(mean_i x_i - truth)^2`.
-
-    In data units, over the measurements that have a valid sample; NaN if none has.
+    """Returns the root of the mean of `(mean_i x_i - truth)^2` over values and the measurements
+    that have a valid sample, in data units; NaN if none has.
     """
     _check_truth(truth, samples)
     mean, _ = posterior_moments(samples, valid)

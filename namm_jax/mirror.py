@@ -118,11 +118,9 @@ def identity_map() -> MirrorMap:
 
 
 def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
-    """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units.
-
-    `g(x) = g_s((x - mean) / scale)`, `f(z) = mean + scale f_s(z)`, mean and scale > 0 being numbers
-    or one a channel; the map itself for 0 and 1. Train the given map: `namm_loss` compares `g(x)`
-    with `a x`.
+    """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units,
+    `g(x) = g_s((x - mean) / scale)`, `f(z) = mean + scale f_s(z)`: with mean and scale > 0, numbers
+    or one a channel; the map itself for 0 and 1.
     """
     mean = np.asarray(mean)
     scale = np.asarray(scale)
@@ -284,8 +282,7 @@ def robustness(
 
     With `x' = f(z + sigma noise)`: mean and standard deviation of the distance `l(x')` over
     samples, and the mean error `|x' - x|`, `{'distance_mean', 'distance_std', 'error_mean'}`,
-    `(k,)` each. The noise is the same at every level; levels `(k,)` are in the units of z, and
-    training saw those up to its `sigma_max`.
+    `(k,)` each. The noise is the same at every level `(k,)`, in the units of z.
     """
     z = mirror.forward(params, x)
     noise = jax.random.normal(key, x.shape, x.dtype)

@@ -40,10 +40,9 @@ def gauss_newton_projection(
     """Returns a point with `r(x) = 0` near `x_0 = x`, per sample, and how it got there.
 
     `x_{k+1} = x_0 + J^T lam`, with `(J J^T) lam = -(r(x_k) + J (x_0 - x_k))`: the point nearest to
-    `x_0` at which the linearised residual vanishes. For a linear constraint that is the answer, in
-    one step if the conjugate gradients are exact. Otherwise a fixed point has `r(x) = 0` and
-    `x - x_0 = J(x)^T lam`, a critical point of the distance to `x_0` on M: the nearest point when
-    `x_0` is close to M compared with the curvature radius of M. A sample stops when
+    `x_0` at which the linearised residual vanishes. For a linear constraint that is the answer;
+    otherwise a fixed point is a critical point of the distance to `x_0` on M, the nearest point
+    where `x_0` is close to M compared with its curvature radius. A sample stops when
     `mean|r| <= tolerance`, so one already on M is returned to the bit; the result can be about
     `sqrt(tolerance)` short of the nearest point. There is no damping, and no promise far from M.
 

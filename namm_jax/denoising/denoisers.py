@@ -39,9 +39,7 @@ def gaussian_denoiser(mean: ArrayLike, std: ArrayLike) -> Denoiser:
 
 def rescaled(denoiser: Denoiser, *, mean: ArrayLike, std: ArrayLike) -> Denoiser:
     """Returns the denoiser of `mean + std x_0`, given that of `x_0`:
-    `mean + std D((x - mean) / std, sigma / std)`.
-
-    `mean` broadcasts against `x`; a ValueError is raised unless `std` is one positive number.
+    `mean + std D((x - mean) / std, sigma / std)`; mean broadcasts against x, std is one number > 0.
     """
     mean = jnp.asarray(mean)
     std = positive_std(std)

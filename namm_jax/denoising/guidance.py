@@ -31,19 +31,17 @@ def guided(
 
     The direction `d` is `grad l(D)`, or `J^T grad l(D)` where the rule guides through the network.
     The length is that at which the linearised distance is 0 (Polyak), so `scale` is the part of the
-    way to M: 0 is D itself and 1 goes all the way. Where `l` is convex, `d = grad l` and
-    `0 < scale < 2`, no point of M is farther from D' than from D. Where M is a hyperplane and l
-    proportional to the distance to it, `scale = 1` is the nearest point of M; through the exact
-    denoiser of normal data it is their exact denoiser given M, since `sigma^2 J` is the covariance
-    of `x_0` given x. Where D is on M, or the distance does not fall along `-d`, D' is D.
+    way to M. Where M is a hyperplane and l proportional to the distance to it, `scale = 1` is the
+    nearest point of M; through the exact denoiser of normal data it is their exact denoiser given
+    M, since `sigma^2 J` is the covariance of `x_0` given x. Where D is on M, or the distance does
+    not fall along `-d`, D' is D.
 
     Args:
         distance: l, `(b, ...) -> (b,)`, >= 0 and 0 on M, differentiable.
         scale: >= 0; in (0, 1] as a rule. May be traced.
         through: whether to guide through the network, at the cost of a backward pass a call.
         limit: largest step before `scale`, as a root mean square over a sample's values, in data
-            units; None is none. The data's standard deviation holds back a distance that is nearly
-            flat where it is large.
+            units, such as the data's standard deviation; None is none.
 
     Reference: Huang et al. 2024, arXiv 2406.17763, and He et al. 2024, arXiv 2311.16424; Chung et
         al. 2023, arXiv 2209.14687 (through the network); Polyak 1969, USSR Comput. Math. and Math.
@@ -76,10 +74,10 @@ def projected(denoiser: Denoiser, project: Callable[[Array], Array]) -> Denoiser
 
     The samples are projections. Their law is that of the data on M if M is affine, the projection
     the nearest point and the data isotropic and normal; else only nearly so. A sample whose
-    projection is not finite, as an iterative one may be far from M, keeps its estimate.
+    projection is not finite keeps its estimate.
 
-    `project: (b, ...) -> (b, ...)` is the identity on M, such as `lambda x: restore(x)[0]`; a
-    ValueError is raised when the denoiser is called unless it returns an array like x.
+    `project: (b, ...) -> (b, ...)` is the identity on M; a ValueError is raised when the denoiser
+    is called unless it returns an array like x.
 
     Reference: Christopher, Baek & Fioretto 2024, arXiv 2402.03559 (of noisy states).
     """
@@ -114,8 +112,7 @@ def renoised(denoiser: Denoiser, keys: Key, *, rounds: int = 2) -> Denoiser:
     `D'(x, sigma) = x_M`, with `x_0 = D(x, sigma)` and `x_m = D(x_{m-1} + sigma noise, sigma)`.
 
     Of a projected denoiser each round is a projection more, between which the model mends what the
-    one before has broken. Estimates scatter less than data do, and noise of sigma does not make up
-    for it: the samples scatter less than those of D. A call costs `rounds + 1` of D.
+    one before has broken. The samples scatter less than those of D. A call costs `rounds + 1` of D.
 
     Args:
         keys: `(b,)`, one a sample; the noise of a sample is a function of its key, sigma and m.
@@ -160,9 +157,8 @@ def measurement_guided(
         residual: r, `x_0 (b, ...) -> (b, m)`.
         std: tau, of the data, a positive scalar in their unit.
         gain: as of `inverse.dps.discrepancy`.
-        limit: largest root mean square of `D' - D` over a sample's values, in data units; None is
-            none. The data's standard deviation holds back a network whose Jacobian does not fall as
-            `1 / sigma^2` at large levels.
+        limit: largest root mean square of `D' - D` over a sample's values, in data units, such as
+            the data's standard deviation; None is none.
         iterations: of conjugate gradients; 0 takes the gain in their place.
 
     Reference: Song et al. 2023, ICLR, Pseudoinverse-guided diffusion models for inverse problems.

@@ -30,10 +30,8 @@ State: TypeAlias = tuple[Array, PyTree]  # of a step's end: x_s, and its memory
 
 
 def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
-    """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`: dense where
-    noise is small.
-
-    `rho >= 1`: 1 spaces evenly, large ones as `log_grid`.
+    """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`, rho >= 1: 1
+    spaces evenly, large ones as `log_grid`.
 
     Reference: Karras et al. 2022, arXiv 2206.00364, eq. 5, without its last point 0.
     """
@@ -101,10 +99,8 @@ def ddim(schedule: Schedule, *, eta: float = 0.0) -> Step:
     """Returns the DDIM step: first order, one call.
 
     `u_s = D + (r_s^2 - v)^(1/2) (u_t - D) / r_t + v^(1/2) noise`,
-    `v = eta^2 r_s^2 (1 - r_s^2 / r_t^2)`.
-
-    `eta` in [0, 1]: 0 is deterministic, the Euler step of `du/dr`; 1 is the ancestral step with the
-    posterior variance.
+    `v = eta^2 r_s^2 (1 - r_s^2 / r_t^2)`, with `eta` in [0, 1]: 0 is the Euler step of `du/dr`, 1
+    the ancestral step with the posterior variance.
 
     Reference: Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 and 16.
     """
@@ -227,9 +223,7 @@ class Sampler(NamedTuple):
         self, keys: Key, denoiser: Denoiser, shape: tuple[int, ...]
     ) -> tuple[Array, Array]:
         """Returns the states along the grid, as `mean + std x`, and the denoiser's estimates there,
-        `(n, b, *shape)` each.
-
-        The last estimate is the sample. Estimates cost `n` more calls of the denoiser.
+        `(n, b, *shape)` each, by `n` more of its calls. The last estimate is the sample.
         """
         denoiser = self._standard(denoiser)
         last, states = self._descend(keys, denoiser, shape, keep=True)

@@ -116,8 +116,7 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
 
     Each sample has a memory and a line search of its own, and stops at the first iteration that
     does not lower its cost: round-off is reached, or the cost is not finite. So its result depends
-    on no other sample, and is finite where its start is. Jit the function that builds the cost from
-    a measurement and calls this one: it is compiled once for all measurements of a shape.
+    on no other sample, and is finite where its start is.
 
     Args:
         cost: `(b, ...) -> (b,)`, as of `cost`: a pytree whose leaves have the batch first and are

@@ -55,8 +55,8 @@ class Likelihood:
         return r.reshape(len(x), -1)
 
     def misfit(self, x: Array) -> PerSample:
-        """Returns `||r(x)||_2`, over all values of a sample's measurement: about the square root of
-        their number at the truth. Its gradient is 0 where it is 0.
+        """Returns `||r(x)||_2`, at the truth about the square root of the number of values; its
+        gradient is 0 where it is 0.
         """
         return square_root(jnp.sum(self.residual(x) ** 2, -1))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Constraint, Fields, Key, PerSample
+from namm_jax._arrays import Constraint, Fields, Key, PerSample, at_least_single
 from namm_jax._checks import check_key, check_within, choose
 from namm_jax.constraints.base import Rule, mean_absolute, rule, weighted_sum
 from namm_jax.inverse.operators import OPERATORS, Operator
@@ -53,7 +53,8 @@ class Problem:
     """Data of one kind: a frozen dataclass whose fields are their sizes and coefficients.
 
     A problem derives from this class, which holds defaults, and defines `fields`, and `rule` or
-    `rules`. It is a pytree without leaves: static under `jax.jit`, compared by value.
+    `rules`. It is a pytree without leaves: static under `jax.jit`, compared by value. A parameter
+    out of its range, or of its choices, is a ValueError.
 
     Attributes:
         name: what configs and folders call it.
@@ -216,7 +217,7 @@ def given_first_state(problem: Problem, u_0: Float[Array, '*b h']) -> Rule:
     """
     base = problem.constraint()
     started = lambda x: x.at[:, :, 0, 0].set(u_0)
-    gap = lambda x: (x - started(x))[:, :, 0, 0]
+    gap = lambda x: x[:, :, 0, 0] - u_0
     others = lambda x: base.residual(started(x)).reshape(len(x), -1)
     terms = {
         'first_state': lambda x: mean_absolute(gap(x)),
@@ -233,7 +234,7 @@ def check_fields(problem: Problem, x: Array) -> Fields:
             f'Got x of shape {x.shape}, expected (b, {", ".join(map(str, problem.shape))}): take '
             'the problem that the data were made with; fields of files go through `pack` first.'
         )
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return at_least_single(x)
 
 
 _LIMITS = {

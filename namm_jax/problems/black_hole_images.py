@@ -68,10 +68,7 @@ class BlackHoles(Problem):
     """Images `(points, points, 1)` of black holes whose pixels add up to `total`.
 
     By default rings are about 20 of 64 pixels across and the brightest pixels about 0.6; for other
-    sizes keep the mean: total 30 at 32 x 32. A width is that of the image.
-
-    Raises:
-        ValueError: if a number is out of its range, or a range is not `low <= high`.
+    sizes keep the mean: total 30 at 32 x 32. A width is that of the image, a range `low <= high`.
     """
 
     points: int = parameter(64, 'pixels along each axis', least=8)

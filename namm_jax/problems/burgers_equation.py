@@ -50,12 +50,8 @@ def _matern_factor(points: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Burgers(Trajectories):
-    """Trajectories of Burgers' equation as images `(b, points, states, 1)`.
-
-    The starts are not periodic, so that data jump where the grid wraps.
-
-    Raises:
-        ValueError: if a number is out of its range or the stepper is unknown.
+    """Trajectories of Burgers' equation as images `(b, points, states, 1)`. The starts are not
+    periodic, so that data jump where the grid wraps.
     """
 
     # the implicit stepper is slow where no small number >= 3 divides the points

@@ -34,10 +34,7 @@ class DecayingFlow(Trajectories):
     """Trajectories of decaying flow, a channel a state, `(b, points, points, states)`.
 
     The rule is that all states follow from the first one; its residual is theirs less what they
-    should be.
-
-    Raises:
-        ValueError: if a number is out of its range, or the grid too coarse for dt.
+    should be. A ValueError is raised if dt is too large for the grid.
     """
 
     points: int = parameter(64, 'grid points a side', least=4)

@@ -30,7 +30,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Fields, Key, PerSample, einsum
+from namm_jax._arrays import Fields, Key, PerSample, as_pytree, einsum
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
 from namm_jax.inverse.operators import blur_matrix
@@ -55,11 +55,9 @@ class Sources(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Galaxies(Problem):
-    """Images `(points, points, 1)` with `count` sources each.
-
-    Raises:
-        ValueError: if a number is out of its range, if the noise makes the faintest source brighter
-            than the brightest, or if so many sources so far apart hardly ever fit.
+    """Images `(points, points, 1)` with `count` sources each. A ValueError is raised if the noise
+    makes the faintest source brighter than the brightest, or so many sources so far apart hardly
+    ever fit.
     """
 
     points: int = parameter(128, 'pixels along each axis', least=4)
@@ -172,8 +170,7 @@ class Galaxies(Problem):
                 f'Got {self.counts[0]} to {self.counts[1]} sources, expected one number for all '
                 'images: use dataclasses.replace(problem, count=8).'
             )
-        counter = counter if isinstance(counter, Partial) else Partial(counter)
-        return rule('count', Partial(Galaxies.excess, self, counter))
+        return rule('count', Partial(Galaxies.excess, self, as_pytree(counter)))
 
     def excess(self, counter: Callable[[Fields], PerSample], x: Fields) -> Float[Array, 'b 1']:
         """Returns `counter(x) - count`, in sources, negative where they are missing."""

@@ -21,11 +21,7 @@ from namm_jax.problems.base import Problem, View, check_fields, parameter
 
 @dataclasses.dataclass(frozen=True)
 class Heat(Problem):
-    """Decaying waves as images `(b, points, states, 1)`; mass is conserved.
-
-    Raises:
-        ValueError: if a number is out of its range, or the rates are not in order.
-    """
+    """Decaying waves as images `(b, points, states, 1)`; mass is conserved."""
 
     points: int = parameter(100, "grid points in space, the image's height", least=4)
     states: int = parameter(100, "stored times from 0 to 1, the image's width", least=2)
@@ -53,9 +49,8 @@ class Heat(Problem):
 
     def solve(self, phi: Float[Array, ' n'], nu: Float[Array, ' n']) -> Fields:
         """Returns the exact solutions of these phases and rates, `(n, points, states, 1)`."""
-        x = 2 * math.pi / self.points * jnp.arange(self.points)
         t = jnp.linspace(0, 1, self.states)
-        waves = jnp.sin(x + phi[:, None])[:, :, None]
+        waves = jnp.sin(self._x() + phi[:, None])[:, :, None]
         return (waves * jnp.exp(-nu[:, None] * t)[:, None])[..., None]
 
     def fields(self, keys: Key) -> Fields:
@@ -66,10 +61,13 @@ class Heat(Problem):
 
     def continuations(self, keys: Key, u_0: Float[Array, ' points']) -> Fields:
         """Returns fields `(n, *shape)` of the first state `u_0 = sin(x + phi)`, at random rates."""
-        x = 2 * math.pi / self.points * jnp.arange(self.points)
+        x = self._x()
         phi = jnp.arctan2(jnp.mean(u_0 * jnp.cos(x)), jnp.mean(u_0 * jnp.sin(x)))
         rates = self._rate(jax.vmap(jax.random.uniform)(keys))
         return self.solve(jnp.broadcast_to(phi, rates.shape), rates)
+
+    def _x(self) -> Float[Array, ' points']:
+        return 2 * math.pi / self.points * jnp.arange(self.points)
 
     def _rate(self, u: Array) -> Array:
         return self.least_nu + (self.most_nu - self.least_nu) * u

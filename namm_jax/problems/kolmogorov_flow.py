@@ -99,11 +99,8 @@ class Kolmogorov(Trajectories):
     """Trajectories of Kolmogorov flow, as channels `(b, points, points, 2 states)` or as mosaics.
 
     Two rules: `divergence`, `div v_j = 0` in the discrete sense of the solver, a linear subspace,
-    and `kolmogorov`, `v_{j+1} = S(v_j)` from any first state. Lengths are radians.
-
-    Raises:
-        ValueError: if a number is out of its range, the grid too coarse for dt or the force, or the
-            layout unknown.
+    and `kolmogorov`, `v_{j+1} = S(v_j)` from any first state. Lengths are radians. A ValueError is
+    raised if the grid is too coarse for dt or the force.
     """
 
     points: int = parameter(64, 'grid points a side, on [0, 2 pi]^2', least=4)

@@ -24,11 +24,7 @@ LARGEST = float(jnp.finfo(jnp.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Arrays(Problem):
-    """Fields `(height, width, channels)` of a user's own, in their own units.
-
-    Raises:
-        ValueError: if a number is out of its range, or mean and scale are not one a channel.
-    """
+    """Fields `(height, width, channels)` of a user's own, in their own units."""
 
     height: int = parameter(0, 'pixels; 0: any', least=0)
     width: int = parameter(0, 'pixels; 0: any', least=0)
@@ -59,7 +55,7 @@ class Arrays(Problem):
         return self.height, self.width, self.channels
 
     def fields(self, keys: Key) -> Fields:
-        """Raises a ValueError."""
+        """Raises a ValueError: they are not generated."""
         raise ValueError('fields: arrays of your own are not generated; take the arrays themselves')
 
     def rule(self) -> Constraint:

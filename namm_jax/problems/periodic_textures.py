@@ -29,11 +29,7 @@ _Tile = Float[Array, 'b m']
 
 @dataclasses.dataclass(frozen=True)
 class Textures(Problem):
-    """Binary images `(points, points, 1)` of equal tiles.
-
-    Raises:
-        ValueError: if a number is out of its range or `tiles` does not divide `points`.
-    """
+    """Binary images `(points, points, 1)` of equal tiles, whose number divides the points'."""
 
     points: int = parameter(64, 'pixels along each axis, whole tiles of 3 or more', least=6)
     tiles: int = parameter(2, 'copies of the tile along each axis', least=2)

@@ -28,11 +28,7 @@ WAVENUMBERS = 3  # of the random start, from 1 on
 
 @dataclasses.dataclass(frozen=True)
 class ReactionDiffusion(Problem):
-    """Reacting and diffusing concentrations as images `(b, points, states, 1)`.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
+    """Reacting and diffusing concentrations as images `(b, points, states, 1)`."""
 
     points: int = parameter(128, "cells, the image's height", least=3)
     states: int = parameter(100, "stored times, the image's width", least=3)
@@ -140,7 +136,5 @@ class ReactionDiffusion(Problem):
         return jnp.concatenate([u[..., :1], jnp.moveaxis(later, 0, 2)], 2)[..., None], {}
 
     def rule(self) -> Rule:
-        """Returns the rule that a constant inflow explains the mass, whose distance is the mean of
-        the `|residual|`.
-        """
+        """Returns the rule that a constant inflow explains the mass, of distance `mean |r|`."""
         return rule(self.name, self.residual, restores={'balance': self.balance})
