@@ -66,7 +66,7 @@ def check_kind(name: str, value: Any, kind: type, maker: str) -> None:
         raise ValueError(f'{name}: got {got}, expected what {maker} returns, a {kind.__name__}')
 
 
-def check_within(interval: str, *, kinds: str = 'iuf', **values: Any) -> None:
+def check_within(interval: str, /, *, kinds: str = 'iuf', **values: Any) -> None:
     """Raises a ValueError unless all values are numbers of the kinds in an interval: '[0, 1)'."""
     low, high = map(float, interval[1:-1].split(','))
     ends = [end for mark, end in (('[', low), (']', high)) if mark in interval]
@@ -148,8 +148,8 @@ def check_rule(constraint: Constraint, x: ArrayLike, key: Key, scale: Unit) -> d
     It must trace under `jax.jit`; be one finite number >= 0 a sample, of that sample alone; and
     have finite gradients near the data, not all 0 off the set: a ValueError is raised otherwise.
     Returned are `floor_mean` and `floor_max`, the distance on the data; `perturbed_mean`, that
-    after noise of a tenth of each channel's scale; and `unit`, the distance over the part of the
-    scale, the first of `NOISE` at which it is not 0.
+    after noise of a tenth of each channel's scale; and `unit`, that after noise of the first of
+    `NOISE` at which it is not 0, over the latter.
 
     Args:
         constraint: of its methods only `distance` is called; one to a reference cannot be checked.

@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from namm_jax._arrays import Fields, Measurement, PerSample, matmul
-from namm_jax._checks import choose
+from namm_jax._checks import check_within, choose
 from namm_jax.inverse.interferometry import MICROARCSECOND
 from namm_jax.inverse.operators import Operator, sparse_fourier
 
@@ -157,9 +157,7 @@ def interferometer(
         ValueError: if a number is out of its range, or there is nothing to measure.
     """
     names = choose('measurement', name, MEASUREMENTS)
-    for label, number in (('field_of_view', field_of_view), ('unit', unit)):
-        if not 0 < number < np.inf:
-            raise ValueError(f'{label}: got {number}, expected a finite number > 0')
+    check_within('(0, inf)', field_of_view=field_of_view, unit=unit)
     uv = field_of_view * MICROARCSECOND * observation.uv * [-1, 1]
     fourier = sparse_fourier(shape, uv=uv)
     V = np.stack([observation.visibility.real, observation.visibility.imag], -1)[None]

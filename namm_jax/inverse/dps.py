@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from namm_jax._arrays import Denoiser, Gain, Key, PerSample, Schedule, Step, axes, broadcast
+from namm_jax._checks import check_within
 from namm_jax.denoising.denoisers import conditional_variance, is_concrete, positive, positive_std
 from namm_jax.denoising.samplers import Scheme, State, make_sampler
 from namm_jax.denoising.schedules import estimate
@@ -34,8 +35,8 @@ def with_constraint(
 ) -> Potential:
     """Returns the potential of constraint-guided DPS, `potential(x_0) + weight l(x_0)`.
 
-    The gradient of the distance l has to be finite on the set too. `weight >= 0`, or a ValueError
-    is raised, is in units of the potential per unit of l; 200 is published.
+    The gradient of the distance l has to be finite on the set too. `weight >= 0` is in units of the
+    potential per unit of l; 200 is published.
     """
     if is_concrete(weight) and not 0 <= float(weight) < math.inf:
         raise ValueError(f'weight: got {weight}, expected a finite number >= 0; 200 is published')
@@ -54,18 +55,14 @@ def polyak(
 ) -> Length:
     """Returns the step length `zeta (potential - target)_+ / ||gradient||^2`, a sample at a time.
 
-    With `zeta = 1` the linearised potential comes to the target, and a potential convex in `x_t` to
-    no less. Below the target there is no guidance, so the data are not fitted closer than their
-    noise. Unlike a fixed scale, it depends on the unit of neither x nor the potential.
+    With `zeta = 1` the linearised potential comes to the target. Below it there is no guidance, so
+    the data are not fitted closer than their noise.
 
     Args:
         target: what the potential should come to, a number or a function of `sigma_t / alpha_t`.
         zeta: part of the way, in (0, 1].
         limit: largest step, > 0, as a root mean square over a sample in units of `sigma_t`: where
             the noise is large, the whole way would leave all that D was trained on.
-
-    Raises:
-        ValueError: if `zeta` or `limit` is out of its range.
 
     Reference: Polyak 1969, USSR Comput. Math. and Math. Phys. 9(3).
     """
@@ -105,13 +102,9 @@ def discrepancy(count: int, *, std: ArrayLike, gain: Gain) -> Callable[[Array], 
             `1 / s^2` of selections with white noise s; or a function of sigma, `gain_at` of what
             `measured_gain` measures, where data are not isotropic.
 
-    Raises:
-        ValueError: if a number is not positive.
-
     Reference: Morozov 1966, Soviet Math. Dokl. 7 (the principle).
     """
-    if count < 1:
-        raise ValueError(f'count: got {count}, expected at least 1 value in one measurement')
+    check_within('[1, inf)', kinds='iu', count=count)
     std = positive_std(std)
     gain = gain if callable(gain) else positive('gain', gain)
     return lambda sigma: jnp.sqrt(count * (1 + conditional_variance(sigma, std, gain)))
@@ -129,12 +122,8 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
         step: any that calls its denoiser once, at `x_t` and t: all of `SAMPLERS` but `heun`. Not a
             guided one: add the potentials instead.
         schedule: the one the step was built with.
-        potential: of estimates in the coordinates of the step, standardised in a `Sampler`.
+        potential: `(b, ...) -> (b,)`, in the coordinates of the step, standardised in a `Sampler`.
         length: `fixed(scale)`, `polyak(target)`, or another function like them.
-
-    Raises:
-        ValueError: when called, if the step does not call its denoiser once, or the potential is
-            not `(b,)`.
     """
 
     def advance(D: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> State:

@@ -8,6 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from namm_jax._checks import check_within
+
 # Sites of the Event Horizon Telescope of 2017 that see M87: latitude and east longitude in degrees.
 STATIONS = {
     'ALMA': (-23.03, -67.75),
@@ -53,10 +55,7 @@ def eht_coverage(
     Reference: Thompson, Moran & Swenson, "Interferometry and Synthesis in Radio Astronomy", 3rd ed.
     2017, chapter 4.
     """
-    positive = {'field_of_view': field_of_view, 'interval': interval, 'wavelength': wavelength}
-    for name, value in positive.items():
-        if not 0 < value < np.inf:
-            raise ValueError(f'{name}: got {value}, expected a finite number > 0')
+    check_within('(0, inf)', field_of_view=field_of_view, interval=interval, wavelength=wavelength)
     hour = np.deg2rad(15 * np.arange(hours[0], hours[1] + 1e-6, interval / 60))
     d = np.deg2rad(declination)
     source = _direction(d, -hour)

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from namm_jax._arrays import Fields, Measurement, as_pytree, at_least_single, einsum, static
-from namm_jax._checks import check_shape, choose, field_shape
+from namm_jax._checks import check_shape, check_within, choose, field_shape
 from namm_jax.inverse.interferometry import eht_coverage
 
 Shape = Sequence[int]  # (h, w, c), that of one field
@@ -177,8 +177,7 @@ def gridded_sensors(shape: Shape, *, every: int = 4) -> Operator:
     `y = x[:, every // 2 :: every, every // 2 :: every]`, `every` in [1, min(h, w)] pixels.
     """
     h, w, _ = field_shape(shape)
-    if not 1 <= every <= min(h, w):
-        raise ValueError(f'every: got {every}, expected a number of pixels in [1, {min(h, w)}]')
+    check_within(f'[1, {min(h, w)}]', kinds='iu', every=every)
     return selection(shape, at=places(shape)[every // 2 :: every, every // 2 :: every])
 
 
@@ -231,7 +230,8 @@ def downsampling(
 
     Args:
         factor: by which height and width shrink, a divisor of both.
-        blur_std: of the Gaussian, in pixels of the field, >= 0. None is `factor / 2`.
+        blur_std: of the Gaussian, in pixels of the field, >= 0; 0 only decimates. None is
+            `factor / 2`.
         border: how the field goes on beyond its border, a key of `BORDERS`.
     """
     h, w, _ = field_shape(shape)
@@ -240,8 +240,7 @@ def downsampling(
             f'factor: got {factor}, expected a divisor of the height {h} and the width {w}'
         )
     blur_std = factor / 2 if blur_std is None else blur_std
-    if not 0 <= blur_std < np.inf:
-        raise ValueError(f'blur_std: got {blur_std}, expected finite pixels >= 0; 0 only decimates')
+    check_within('[0, inf)', blur_std=blur_std)
     return _operator(shape, _blur, *(blur_matrix(n, factor, blur_std, border) for n in (h, w)))
 
 

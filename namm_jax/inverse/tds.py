@@ -40,9 +40,8 @@ def tds(
     call of the network a level, differentiated at all but the last.
 
     Whatever the twist, a group's law tends with its size to the posterior whose prior is what
-    `samplers.ancestral` draws on these levels. A poor twist costs effective particles, and in many
-    dimensions few are left: samples of a group are then descendants of few, and alike. Groups of
-    one particle are the guided sampler alone, without correction.
+    `samplers.ancestral` draws on these levels. In many dimensions few effective particles are left,
+    and samples of a group are alike. Groups of one particle are the guided sampler alone.
 
     Args as of `daps`, and:
         keys: `(b,)`, one a particle; `b` is measurements x particles, a group's side by side.
