@@ -120,7 +120,8 @@ def identity_map() -> MirrorMap:
 def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
     """Returns a map `g_s, f_s` of standardised fields as one of fields in the user's units,
     `g(x) = g_s((x - mean) / scale)`, `f(z) = mean + scale f_s(z)`: with mean and scale > 0, numbers
-    or one a channel; the map itself for 0 and 1.
+    or one a channel; the map itself for 0 and 1. Train the given map: `namm_loss` compares `g(x)`
+    with `a x`.
     """
     mean = np.asarray(mean)
     scale = np.asarray(scale)
@@ -149,8 +150,7 @@ def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) ->
     `g(x) = (log(x - low) - log(high - x)) / 2`, `f(z) = low + (high - low)(1 + tanh z)/2`, and phi
     the sum of `((x - low) log(x - low) + (high - x) log(high - x)) / 2`. In float32 `f(g(x)) = x`
     to 1e-6 of `max(|low|, |high|)`, and f stays inside to the same, exactly if low is 0. The
-    `floor` in [0, 1) is the part of the set's centre that is mixed into the data. Numbers out of
-    their range raise a ValueError.
+    `floor` in [0, 1) is the part of the set's centre that is mixed into the data.
     """
     _check_set('high - low', high - low, floor)
     middle = (low + high) / 2
@@ -170,7 +170,7 @@ def ball_map(radius: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     `phi(x) = -log(R^2 - |x|^2)`, `g(x) = 2 x / (R^2 - |x|^2)` and
     `f(z) = R^2 z / (1 + sqrt(1 + R^2 |z|^2))`, which has no norm to divide by. In float32
     `f(g(x)) = x` to 1e-6 R where `|x| < (1 - 1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up
-    to 1e18. Floor, whose centre is 0, and errors as of `box_map`; radius R > 0.
+    to 1e18. Floor, whose centre is 0, as of `box_map`; radius R > 0.
     """
     _check_set('radius', radius, floor)
     square = lambda x: jnp.sum(x * x, _PIXELS, keepdims=True)
@@ -190,8 +190,7 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     points are fields of mean 0. `f(z) = total softmax(z)`, the same for `z + constant`, so
     `g(f(z)) = z - mean(z)`: of the noise in mirror space one number a field has no effect. In
     float32 `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to
-    1e-6 of the total. Floor, which costs samples that part of their light to an even haze, and
-    errors as of `box_map`; total > 0.
+    1e-6 of the total. Floor, an even haze in samples, as of `box_map`; total > 0.
     """
     _check_set('total', total, floor)
 
@@ -316,35 +315,30 @@ class Mirror:
 
     def forward(self, x: Fields) -> Fields:
         """Returns the mirror points `z = g(x)` of data `(b, h, w, c)`."""
-        return _in_chunks(_forward, self, x)
+        return _in_chunks(self, 'forward', x)
 
     def inverse(self, z: Fields) -> Fields:
         """Returns the data `x = f(z)` of mirror points `(b, h, w, c)`."""
-        return _in_chunks(_inverse, self, z)
+        return _in_chunks(self, 'inverse', z)
 
     def project(self, x: Fields) -> Fields:
         """Returns `f(g(x))`, which takes samples of any model towards the rule."""
         return self.inverse(self.forward(x))
 
 
-@jax.jit
-def _forward(mirror: Mirror, x: Fields) -> Fields:
-    return standardised(mirror.map, *mirror.units).forward(mirror.params, x)
+@functools.partial(jax.jit, static_argnums=1)
+def _mapped(mirror: Mirror, way: str, x: Fields) -> Fields:
+    return getattr(standardised(mirror.map, *mirror.units), way)(mirror.params, x)
 
 
-@jax.jit
-def _inverse(mirror: Mirror, z: Fields) -> Fields:
-    return standardised(mirror.map, *mirror.units).inverse(mirror.params, z)
-
-
-def _in_chunks(function: Callable[..., Fields], mirror: Mirror, x: Any) -> Fields:
-    """Returns `function(mirror, x)`, some samples at a time: all at once would not fit."""
+def _in_chunks(mirror: Mirror, way: str, x: Any) -> Fields:
+    """Returns the points of one way of a map, some at a time: all at once would not fit."""
     expected = 'fields (b, h, w, c) like those that the map was trained on; one field is x[None]'
     if np.ndim(x) != 4:
         raise ValueError(f'x: got shape {np.shape(x)}, expected {expected}')
     x = jnp.asarray(x, jnp.result_type(*jax.tree.leaves(mirror.params)))
-    check_function(f'x of {x.shape}', functools.partial(function, mirror), expected, x)
+    function = functools.partial(_mapped, mirror, way)
+    check_function(f'x of {x.shape}', function, expected, x)
     if isinstance(x, jax.core.Tracer) or len(x) <= CHUNK:
-        return function(mirror, x)
-    starts = range(0, len(x), CHUNK)
-    return jnp.concatenate([function(mirror, x[i : i + CHUNK]) for i in starts])
+        return function(x)
+    return jnp.concatenate([function(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)])

@@ -221,7 +221,7 @@ class WeightedSum:
 
     def residual(self, x: Fields) -> Float[Array, 'b m']:
         """Returns the residuals of the parts, flattened, side by side, each times `w_i m / m_i`: so
-        the mean of `|r|` is `sum_i w_i mean|r_i|`, however many entries each part has.
+        the mean of `|r|` is `sum_i w_i mean|r_i|`.
         """
         flat = [part.residual(x).reshape(x.shape[0], -1) for part in self.parts]
         m = sum(r.shape[1] for r in flat)
@@ -341,9 +341,6 @@ def standardised(constraint: Constraint, mean: Unit, scale: Unit) -> Constraint:
     Args:
         constraint: on fields x `(b, h, w, c)`; itself returned for 0 and 1.
         mean, scale: of the data, finite, scale > 0: a number, or `(c,)`, one a channel.
-
-    Raises:
-        ValueError: If mean or scale is out of its range.
     """
     mean, scale = np.asarray(mean), np.asarray(scale)
     if not (np.isfinite(mean).all() and np.all((0 < scale) & (scale < np.inf))):

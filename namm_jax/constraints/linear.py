@@ -119,9 +119,8 @@ def monotone(axis: int = 1, *, increasing: bool = True) -> Rule:
     if axis not in (1, 2, 3):
         raise ValueError(f'monotone: got axis {axis}, expected 1, 2 or 3 of fields (b, h, w, c)')
     sign = 1 if increasing else -1
-    falls = functools.partial(_falls, axis, sign)
-    nearest = functools.partial(_isotonic, axis, sign, falls)
-    return rule('monotone', falls, restores={'nearest': nearest})
+    nearest = functools.partial(_isotonic, axis, sign)
+    return rule('monotone', functools.partial(_falls, axis, sign), restores={'nearest': nearest})
 
 
 def _falls(axis: int, sign: int, x: Fields) -> Array:
@@ -129,15 +128,14 @@ def _falls(axis: int, sign: int, x: Fields) -> Array:
     return jax.nn.relu(-sign * jnp.diff(x, axis=axis))
 
 
-def _isotonic(
-    axis: int, sign: int, falls: Callable[[Fields], Array], x: Fields
-) -> tuple[Fields, Metrics]:
+def _isotonic(axis: int, sign: int, x: Fields) -> tuple[Fields, Metrics]:
     x = at_least_single(x)
     lines = jnp.moveaxis(sign * x, axis, -1)
     centre = lines.mean(-1, keepdims=True)  # small sums are exact ones
     moved = jax.lax.map(_regression, lines - centre) + centre
     moved = sign * jnp.moveaxis(moved, -1, axis)
-    return jnp.where((falls(x) == 0).all((1, 2, 3), keepdims=True), x, moved), {}
+    obeys = (_falls(axis, sign, x) == 0).all((1, 2, 3), keepdims=True)
+    return jnp.where(obeys, x, moved), {}
 
 
 def _regression(lines: Float[Array, '*m n']) -> Float[Array, '*m n']:

@@ -62,9 +62,6 @@ def gauss_newton_projection(
         The points `(b, h, w, c)`, and per sample the Gauss-Newton `iterations` taken and the
         `residual`, mean absolute.
 
-    Raises:
-        ValueError: If a setting is out of its range.
-
     Reference: Nocedal and Wright, Numerical Optimization, 2nd edition, sections 10.3 and 18.1.
     """
     if not (tolerance > 0 and 0 < cg_tolerance < 1 and max_iterations >= 0 and cg_iterations >= 1):

@@ -46,8 +46,9 @@ def daps(
 
     One Euler step is D, the mean of `x_0` given x. With it, isotropic normal data and enough
     Langevin steps, each level is exact. Many steps, as published, end at a point that has the
-    spread of the data already, and v adds it again. A `spread` below 1 suits data near a thin
-    surface, and makes the measurement act more slowly.
+    spread of the data already, and v adds it again: without measurement, isotropic normal data come
+    out with `(1 + spread^2) / 2` of their variance for one step, `1 + spread^2` for many. A
+    `spread` below 1 suits data near a thin surface, and makes the measurement act more slowly.
 
     The Langevin steps have no error of their size where r is linear, and one of second order
     elsewhere. They start in the law of no measurement. Of a direction that r scales by `a`,

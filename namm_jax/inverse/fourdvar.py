@@ -40,9 +40,8 @@ def cost(
     """Returns the cost `J`, `u_0 (b, ...) -> (b,)` without unit, a pytree whose leaves have the
     batch first; sums are over all values of a sample.
 
-    To draw samples instead of one best fit, perturb residuals by a standard normal draw and `mean`
-    by `std` times another, sample by sample: where `r` and `S` are linear the minima are exact
-    draws of the posterior.
+    To draw samples, perturb residuals by a standard normal draw and `mean` by `std` times another,
+    sample by sample: where `r` and `S` are linear the minima are exact draws of the posterior.
 
     Args:
         rollout: S.
@@ -124,9 +123,6 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
         u_0: where to start, `(b, ...)`, floating.
         iterations: most iterations, >= 1, each of one or two evaluations of the cost and its
             gradient, at most 20.
-
-    Raises:
-        ValueError: if `iterations < 1`, or the cost is no `Partial`.
 
     Reference: Liu & Nocedal 1989, Math. Program. 45.
     """

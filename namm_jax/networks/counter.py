@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from namm_jax._arrays import at_least_single
 from namm_jax.networks.convolution import Conv, space_to_depth
 
 
@@ -42,7 +43,7 @@ def _prepare(x: Array, factor: int) -> Array:
             f'Got x of shape {x.shape}, expected (b, h, w, c) with h and w multiples of {factor}, '
             'which the network needs to halve them: use fewer levels or another image size.'
         )
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return at_least_single(x)
 
 
 class Counter(nn.Module):

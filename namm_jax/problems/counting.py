@@ -45,8 +45,8 @@ def classical_count(x: ArrayLike, *, smoothing: float = 0.5) -> Int[np.ndarray, 
         raise ValueError(
             f'Got {bad} of {len(x)} images with values that are not finite: leave those out.'
         )
-    smooth = [ndimage.gaussian_filter(image, smoothing) for image in images]
-    return np.array([_peaks(image) for image in smooth], np.int64)
+    peaks = [_peaks(ndimage.gaussian_filter(image, smoothing)) for image in images]
+    return np.array(peaks, np.int64)
 
 
 def _background(image: np.ndarray) -> tuple[float, float]:

@@ -41,10 +41,9 @@ def fit(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Any:
-    """Returns what a recipe makes of data: a mirror map of `namm`, a prior of `diffusion`.
-
-    The result is a pytree with the averaged parameters. The last samples, 1 in 8 and 16 at most,
-    are kept out of training: a prior measures on them how far to trust its estimates.
+    """Returns what a recipe makes of data: a mirror map of `namm`, a prior of `diffusion`, a pytree
+    with the averaged parameters. The last samples, 1 in 8 and 16 at most, are kept out of training:
+    a prior measures on them how far to trust its estimates.
 
     Args:
         recipe: as of `namm`, `finetune` or `diffusion`.
@@ -64,7 +63,7 @@ def fit(
     arrays = {'x': x, **recipe.extra}
     arrays = {name: _usable(name, a, recipe.shape, size) for name, a in arrays.items()}
     train = {name: array[: len(array) - _held_out(array)] for name, array in arrays.items()}
-    held = {name: array[len(array) - _held_out(array) :] for name, array in arrays.items()}
+    held = {name: array[len(train[name]) :] for name, array in arrays.items()}
     task = recipe.task(train, steps)
     key_init, stream, key_order = jax.random.split(key, 3)
     state = init_state(task, key_init)
