@@ -131,7 +131,7 @@ def from_standard(u: Array, mean: Unit, scale: Unit) -> Array:
     return u if (mean, scale) == (0.0, 1.0) else jnp.asarray(mean) + jnp.asarray(scale) * u
 
 
-def square_root(value: Array) -> Array:
+def root(value: Array) -> Array:
     """Returns the square root, whose derivative at 0 is taken to be 0; that of NaN is NaN."""
     zero = value == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, value)))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Key, Metrics, matmul, square_root
+from namm_jax._arrays import Fields, Key, Metrics, matmul, root
 
 Scalar: TypeAlias = Float[Array, '']
 Samples: TypeAlias = Float[Array, '...']  # (n, k, h, w, c)
@@ -303,7 +303,7 @@ def rmse(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
     _check_truth(truth, samples)
     mean, _ = posterior_moments(samples, valid)
     _, _, m = _weigh(samples, valid)
-    return square_root(_mean_where(m >= 1, (mean - truth) ** 2))
+    return root(_mean_where(m >= 1, (mean - truth) ** 2))
 
 
 def crps(truth: Truths, samples: Samples, valid: Valid | None = None) -> Scalar:
@@ -345,7 +345,7 @@ def spread_skill(truth: Truths, samples: Samples, valid: Valid | None = None) ->
     mean, variance = posterior_moments(samples, valid)
     _, _, m = _weigh(samples, valid)
     spread = _mean_where(m >= 2, (m + 1) / jnp.maximum(m, 1) * variance)
-    return square_root(spread / _mean_where(m >= 2, (mean - truth) ** 2))
+    return root(spread / _mean_where(m >= 2, (mean - truth) ** 2))
 
 
 def posterior_statistics(truth: Truths, samples: Samples, valid: Valid | None = None) -> Metrics:

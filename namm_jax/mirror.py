@@ -31,17 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import (
-    Constraint,
-    Fields,
-    Key,
-    Metrics,
-    MirrorMap,
-    Params,
-    PerSample,
-    Unit,
-    static,
-)
+from namm_jax._arrays import Constraint, Fields, Key, Metrics, MirrorMap, Params, Unit, static
 from namm_jax._checks import check_function, check_within, choose
 from namm_jax.networks import output_like
 from namm_jax.networks.icnn import gradient_map
@@ -139,11 +129,6 @@ def standardised(mirror_map: MirrorMap, mean: Unit, scale: Unit) -> MirrorMap:
     return MirrorMap(mirror_map.init, g, f)
 
 
-def _check_set(name: str, value: float | int, floor: float | int) -> None:
-    check_within('(0, inf)', **{name: value})
-    check_within('[0, 1)', floor=floor)
-
-
 def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     """Returns the mirror map of `low < x < high`, pixel by pixel.
 
@@ -152,7 +137,8 @@ def box_map(low: float | int, high: float | int, *, floor: float | int = 0.0) ->
     to 1e-6 of `max(|low|, |high|)`, and f stays inside to the same, exactly if low is 0. The
     `floor` in [0, 1) is the part of the set's centre that is mixed into the data.
     """
-    _check_set('high - low', high - low, floor)
+    check_within('(0, inf)', **{'high - low': high - low})
+    check_within('[0, 1)', floor=floor)
     middle = (low + high) / 2
 
     def g(x: Array) -> Array:
@@ -172,7 +158,8 @@ def ball_map(radius: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     `f(g(x)) = x` to 1e-6 R where `|x| < (1 - 1e-6) R`, and `|f(z)| <= R` to 1e-6 R for `R |z|` up
     to 1e18. Floor, whose centre is 0, as of `box_map`; radius R > 0.
     """
-    _check_set('radius', radius, floor)
+    check_within('(0, inf)', radius=radius)
+    check_within('[0, 1)', floor=floor)
     square = lambda x: jnp.sum(x * x, _PIXELS, keepdims=True)
 
     def g(x: Array) -> Array:
@@ -192,7 +179,8 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
     float32 `f(g(x)) = x` to 1e-5 of each pixel above 1e-20, `f(z) >= 0`, and its sum is right to
     1e-6 of the total. Floor, an even haze in samples, as of `box_map`; total > 0.
     """
-    _check_set('total', total, floor)
+    check_within('(0, inf)', total=total)
+    check_within('[0, 1)', floor=floor)
 
     def g(x: Array) -> Array:
         log_x = jnp.log((1 - floor) * x + floor * total / math.prod(x.shape[1:]))
@@ -203,7 +191,7 @@ def simplex_map(total: float | int, *, floor: float | int = 0.0) -> MirrorMap:
 
 def add_noise(
     key: Key, z: Fields, *, sigma_max: float, power: float = 1.0
-) -> tuple[Fields, PerSample]:
+) -> tuple[Fields, Float[Array, ' b']]:
     """Returns `(z + sigma noise, sigma)`, `sigma = sigma_max u^power` with u ~ U(0, 1) a sample.
 
     The largest level is >= 0 and in the units of z, `(b, h, w, c)`; the power 1 gives the paper's

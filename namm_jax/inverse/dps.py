@@ -215,8 +215,8 @@ def measured_gain(
     """Returns `(n,)`, at each level the mean square over v of the residuals of `y = A(x)` at the
     estimates `D(x + sigma noise, sigma)`, with v as of `discrepancy`.
 
-    So `gain v` is the variance of a measured estimate, whatever the data: of isotropic normal data
-    it is the mean squared norm of the rows of a linear r, near a thin surface much less.
+    So `gain v` is the variance of a measured estimate, whatever the data: near a thin surface the
+    gain is much less than that of isotropic normal data.
 
     Args:
         keys: `(n,)`, one a level.

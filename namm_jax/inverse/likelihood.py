@@ -15,15 +15,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import (
-    Key,
-    Measure,
-    Measurement,
-    PerSample,
-    as_pytree,
-    at_least_single,
-    square_root,
-)
+from namm_jax._arrays import Key, Measure, Measurement, PerSample, as_pytree, at_least_single, root
 from namm_jax._checks import check_shape
 from namm_jax.denoising.denoisers import is_concrete, positive
 from namm_jax.inverse.operators import Law, Operator
@@ -58,12 +50,12 @@ class Likelihood:
         """Returns `||r(x)||_2`, at the truth about the square root of the number of values; its
         gradient is 0 where it is 0.
         """
-        return square_root(jnp.sum(self.residual(x) ** 2, -1))
+        return root(jnp.sum(self.residual(x) ** 2, -1))
 
     def misfit_per_value(self, x: Array) -> PerSample:
         """Returns the root mean square of r(x), about 1 at the truth."""
         r = self.residual(x)
-        return square_root(jnp.sum(r**2, -1)) / r.shape[1] ** 0.5
+        return root(jnp.sum(r**2, -1)) / r.shape[1] ** 0.5
 
     def log_density(self, x: Array) -> PerSample:
         """Returns `-|r(x)|^2 / 2`, the log-likelihood but for a constant."""
