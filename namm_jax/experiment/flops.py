@@ -11,23 +11,20 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def count(jaxpr: ClosedJaxpr) -> int:
+def count(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """Returns the operations of a program: two for each multiplication and addition of a product
     or a convolution, `5 n log2 n` for a Fourier transform of n points, one for each value that
     anything else makes. A scan counts as often as it runs, a while loop once, of branches the
     dearest.
     """
-    return _of_jaxpr(jaxpr.jaxpr)
-
-
-def _of_jaxpr(jaxpr: Jaxpr) -> int:
     return sum(map(_of_equation, jaxpr.eqns))
 
 
 def _of_equation(equation: Any) -> int:
     name, size = equation.primitive.name, sum(var.aval.size for var in equation.outvars)
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(equation.params)]
-    if inner:
+    is_program = lambda value: isinstance(value, ClosedJaxpr | Jaxpr)
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
+    if inner := [count(value) for value in values if is_program(value)]:
         times = equation.params['length'] if name == 'scan' else 1
         return times * (max(inner) if name == 'cond' else sum(inner))
     if name in ('dot_general', 'conv_general_dilated'):
@@ -35,14 +32,6 @@ def _of_equation(equation: Any) -> int:
     if name == 'fft':
         return round(5 * size * math.log2(max(2, math.prod(equation.params['fft_lengths']))))
     return size
-
-
-def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    leaves = jax.tree.leaves(
-        list(params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))
-    )
-    closed = [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves]
-    return [leaf for leaf in closed if isinstance(leaf, Jaxpr)]
 
 
 def _terms(equation: Any) -> int:
