@@ -63,12 +63,6 @@ def _sealed(body: Any) -> dict[str, Any]:
     return {'body': body, 'crc32': zlib.crc32(json.dumps(body, sort_keys=True).encode())}
 
 
-def _place(leaf: Any) -> jax.ShapeDtypeStruct:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    sharding = getattr(leaf, 'sharding', None) or here
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def _checksums(folder: Path) -> dict[str, int]:
     paths = sorted(path for path in folder.rglob('*') if path.is_file())
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in paths}
@@ -82,7 +76,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if keep < 1:
             raise ValueError(f'got keep = {keep}, expected at least 1; 2 leave one to fall back to')
         self.directory = Path(os.path.abspath(directory))
-        self._keep, self._origin = keep, json.loads(json.dumps(dict(origin)))
+        self._keep, self._origin = keep, dict(origin)
         self._damaged: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
@@ -99,8 +93,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _begin(self, step: int, size: int) -> bool:
-        """Removes what was found damaged, or a kill has left; returns whether to save the step,
-        for which there is room: an OSError says if not.
+        """Removes what is damaged, or a kill has left; returns whether the step is to be saved; an
+        OSError says that there is no room for it.
         """
         for damaged in self._damaged:
             self._delete(damaged)
@@ -153,7 +147,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _finish(self, step: int, body: dict[str, Any]) -> None:
         sync(self.directory / str(step))
-        body = json.loads(json.dumps(body | {'files': _checksums(self.directory / str(step))}))
+        body |= {'files': _checksums(self.directory / str(step))}
         write_bytes(self._text(step), json.dumps(_sealed(body)).encode())
         for old in self.steps()[: -self._keep]:
             self._delete(old)
@@ -163,7 +157,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Args:
             target: a pytree like the saved state, of arrays or ShapeDtypeStructs; their shardings
-                say where leaves go.
+                say where leaves go, none for NumPy's arrays.
             part: whether the target may be a part of the state, such as `{'ema': ...}`.
 
         Raises:
@@ -176,9 +170,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             body, fault = from_first(lambda step=step: self._read(step))
             if not fault:
                 _check_fit(folder, _by_path(target), body['leaves'], part)
-                shapes = jax.tree.map(_place, target)
-                shardings = ocp.checkpoint_utils.construct_restore_args(shapes)
-                args = ocp.args.PyTreeRestore(shapes, shardings, partial_restore=True)
+                shardings = ocp.checkpoint_utils.construct_restore_args(target)
+                args = ocp.args.PyTreeRestore(target, shardings, partial_restore=True)
                 return Restored(self._orbax.restore(folder, args=args), body['meta'], step)
             self._damaged.add(step)
             message = f'checkpoint {folder} is damaged, trying the one before it: {fault}'
