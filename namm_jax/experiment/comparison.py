@@ -1,6 +1,5 @@
 """The distribution of samples against that of the data, and what true samples score."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -42,8 +41,8 @@ def comparison(
 
     def compare(x: np.ndarray) -> dict[str, float]:
         x = jnp.asarray(x)
-        of = functools.partial(metrics.distribution_distances, key, spatial_axes=axes)
-        found = of(problem.seamless(x), seamless, projections=projections)
+        options = dict(spatial_axes=axes, projections=projections)
+        found = metrics.distribution_distances(key, problem.seamless(x), seamless, **options)
         n = min(len(x), len(test))
         if n >= LEAST:
             area = metrics.two_sample_area(key, features(x)[:n], others[:n])

@@ -79,7 +79,6 @@ def write_dataset(
     """Generates a data set part by part; after a stop, the same call goes on after the last part.
 
     Args:
-        directory: the folder.
         fields_of: global sample indices -> fields, field i a function of index i alone.
         sizes: number of samples of each of `SPLITS`, at least 1.
         shard_size: samples a part, at least 1.
@@ -175,16 +174,16 @@ def _read_part(part: Path, name: str, shape: tuple[int, ...] = ()) -> Float[np.n
 def load_split(
     directory: str | os.PathLike[str], split: str, *, limit: float | int = np.inf
 ) -> Float[np.ndarray, 'n h w c'] | Stored:
-    """Returns one split of a data set of `write_dataset`, of more bytes than a limit as `Stored`.
-
-    Raises:
-        ValueError: naming the file that is missing, damaged, or of another shape.
+    """Returns one split of a data set of `write_dataset`, of more bytes than a limit as `Stored`; a
+    ValueError names the file that is missing, damaged, or of another shape.
     """
     record, path = Path(directory, 'data.json'), Path(directory, f'{split}.npy')
     match files.read_json(record):
         case {'complete': True, 'sizes': {**sizes}}:
             large = path.exists() and path.stat().st_size > limit
-            fields = _rows_of(path) if large else read_fields(path)
+            # Mapped anew each time: what has been read of a mapped file stays in memory.
+            rows = lambda rows: as_fields(path, np.load(path, mmap_mode='r')[rows])
+            fields = Stored(rows, map_array(path).shape) if large else read_fields(path)
         case _:
             raise ValueError(f'{record}: got no complete data set, expected one; {REMEDY}')
     if len(fields) != sizes.get(split):
@@ -192,19 +191,11 @@ def load_split(
     return fields
 
 
-def _rows_of(path: Path) -> Stored:
-    # Mapped anew each time: what has been read of a mapped file stays in memory.
-    rows = lambda rows: as_fields(path, np.load(path, mmap_mode='r')[rows])
-    return Stored(rows, map_array(path).shape)
-
-
 def read_fields(
     path: str | os.PathLike[str], shape: tuple[int, int, int] | None = None
 ) -> Float[np.ndarray, 'n h w c']:
-    """Returns the samples in a user's `.npy` file, as float32; of the given shape `(h, w, c)`.
-
-    Raises:
-        UserError: naming the file, if it is missing, no array of numbers, misshapen or not finite.
+    """Returns the samples in a user's `.npy` file, as float32; of the given shape `(h, w, c)`. A
+    UserError names one that is missing, no array of numbers, misshapen or not finite.
     """
     return as_fields(path, read_array(Path(path)), shape)
 
@@ -265,10 +256,8 @@ def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, ' n']:
 def batch_indices(
     seed: int, step: int, *, n: int, batch_size: int
 ) -> Int[np.ndarray, ' batch_size']:
-    """Returns the samples of a step's global batch: shuffled epochs, each without its remainder.
-
-    Raises:
-        ValueError: if there are fewer than `batch_size` samples.
+    """Returns the samples of a step's global batch: shuffled epochs, each without its remainder; a
+    ValueError if there are fewer than `batch_size`.
     """
     if not 1 <= batch_size <= n:
         expected = f'1 to {n}; use a smaller batch or more data'
@@ -278,11 +267,7 @@ def batch_indices(
 
 
 def local_rows(batch_size: int, *, process_index: int, process_count: int) -> slice:
-    """Returns which rows of a global batch are a process's: those of all, in order, make it up.
-
-    Raises:
-        ValueError: if the batch does not split evenly over the processes.
-    """
+    """Returns which rows of a global batch are a process's; a ValueError if it splits unevenly."""
     rows, rest = divmod(batch_size, process_count)
     if rest:
         raise ValueError(f'got batch_size {batch_size}, expected a multiple of {process_count}')
@@ -299,10 +284,8 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Num[np.ndarray, 'local ...']]:
-    """Returns an iterator over this process's rows of the batches of steps `start` to `steps - 1`.
-
-    Raises:
-        ValueError: as `batch_indices` and `local_rows` do, at once.
+    """Returns an iterator over this process's rows of the batches of steps `start` to `steps - 1`;
+    raises at once what `batch_indices` and `local_rows` do.
     """
     local = local_rows(batch_size, process_index=process_index, process_count=process_count)
     indices = lambda step: batch_indices(seed, step, n=len(data), batch_size=batch_size)[local]

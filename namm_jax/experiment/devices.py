@@ -83,9 +83,8 @@ def put(tree: PyTree, sharding: PyTree) -> PyTree:
     """Returns a tree that every process holds whole, put where a sharding, or a tree, says."""
 
     def put_branch(sharding: NamedSharding, branch: PyTree) -> PyTree:
-        arrays = jax.tree.map(np.asarray, branch)
         make = lambda a: jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
-        return jax.tree.map(make, arrays)
+        return jax.tree.map(make, jax.tree.map(np.asarray, branch))
 
     return jax.tree.map(put_branch, sharding, tree)
 

@@ -37,9 +37,9 @@ def naming(path: Path) -> Iterator[None]:
 Block = Any  # bytes, or an array that has them
 
 
-def write_bytes(path: Path, *blocks: Block) -> None:
+def write_bytes(path: Path, data: Block) -> None:
     """Writes a file such that any reader, at any time, finds the old content or the new."""
-    _write(path, blocks)
+    _write(path, [data])
 
 
 def _write(path: Path, blocks: Iterable[Block]) -> None:

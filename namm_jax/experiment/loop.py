@@ -64,9 +64,7 @@ class Plan(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What `fit` returns: the last state, the seconds of training that led to it, and its floating
-    point operations, as of `flops`.
-    """
+    """The last state, and the seconds and floating-point operations of training that led to it."""
 
     state: TrainState
     seconds: float
@@ -187,9 +185,7 @@ def fit(
 def _start(
     task: Task, key: Key, plan: Plan, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, TrainState, float, list[Any]]:
-    """Returns the newest intact state, or the first, its shardings, seconds, and terms since the
-    last record.
-    """
+    """Returns the newest or first state, shardings, seconds, and terms since the last record."""
     state = init_state(task, key)
     shardings = devices.shardings_of(state, mesh, plan.rules)
     state = devices.put(state, shardings)

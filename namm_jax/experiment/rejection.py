@@ -14,23 +14,20 @@ from namm_jax.experiment.processes import from_first
 QUANTILE = 0.95  # of the data's distances, the largest that passes
 PATIENCE = 200  # candidates for one that passes, at most
 
-Passes = Callable[[np.ndarray], np.ndarray]  # fields (m, ...) -> booleans (m,)
-
 
 def accepted(
-    blocks: Iterable[np.ndarray], passes: Passes, n: int
+    blocks: Iterable[np.ndarray], passes: Callable[[np.ndarray], np.ndarray], n: int
 ) -> tuple[np.ndarray, float] | None:
     """Returns the first n fields that pass, and how many were drawn for each that did; None as soon
     as that is more than `PATIENCE`. Blocks `(m, ...)` of fields are drawn as they are asked for,
-    without end, at most `PATIENCE n` fields and a block.
+    without end; `passes` returns booleans `(m,)`.
     """
     kept = []
     drawn = 0
-    passed = 0
     for x in blocks:
         kept.append(x[passes(x)])
         drawn += len(x)
-        passed += len(kept[-1])
+        passed = sum(map(len, kept))
         if drawn > PATIENCE * passed:
             return None
         if passed >= n:
@@ -44,9 +41,8 @@ def bound(experiment: Experiment) -> float:
     """
     x = experiment.split('validation')
     rounding = np.finfo(np.float32).eps * jax.random.normal(experiment.key('probe'), x.shape)
-    off = np.asarray(x * (1 + rounding))
-    distances = [experiment.distances(fields) for fields in (x, off)]
-    return float(np.quantile(np.maximum(*distances), QUANTILE))
+    off = experiment.distances(np.asarray(x * (1 + rounding)))
+    return float(np.quantile(np.maximum(experiment.distances(x), off), QUANTILE))
 
 
 def rejection(
@@ -62,8 +58,9 @@ def rejection(
     def block(i: int) -> np.ndarray:
         path = experiment.run.directory / 'sample' / f'candidates-{i}.npy'
         if not from_first(path.exists):
-            keys, mesh = experiment.keys('sample', i * n, n), experiment.local_mesh
-            experiment.save(path, in_batches(draw, keys, size, mesh, between=experiment.pause))
+            keys = experiment.keys('sample', i * n, n)
+            x = in_batches(draw, keys, size, experiment.local_mesh, between=experiment.pause)
+            experiment.save(path, x)
         return experiment.load(path)
 
     return accepted(itertools.chain([x], map(block, itertools.count(1))), passes, n)
