@@ -116,13 +116,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         return True
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
-        """Saves a pytree of arrays and a dict of JSON types; a step saved before stays as it is.
-
-        Checkpoints that `restore` found damaged go: this run has gone on from an older one.
-
-        Raises:
-            ValueError: if an intact later checkpoint exists.
-            OSError: naming the folder, if the disk is full or read-only; those before it stay.
+        """Saves a pytree of arrays and a dict of JSON types; a step saved before stays as it is,
+        checkpoints that `restore` found damaged go. A ValueError if an intact later one exists; an
+        OSError names the folder if the disk is full or read-only: those before it stay.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + ROOM
         needed = from_first(lambda: self._begin(step, size))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from namm_jax._checks import choose
+from namm_jax.experiment import files
 from namm_jax.experiment.config import (
     FREE_SECTIONS,
     SELECTING,
@@ -25,20 +26,7 @@ from namm_jax.experiment.config import (
     refuse_changes,
     refuse_stranger,
 )
-from namm_jax.experiment.files import (
-    CHECKSUMS,
-    UserError,
-    array_checksums,
-    checksums,
-    damage,
-    finite,
-    local,
-    naming,
-    read_json,
-    sync,
-    write_checksums,
-    write_json,
-)
+from namm_jax.experiment.files import CHECKSUMS, UserError, damage, read_json, write_json
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.provenance import provenance
 from namm_jax.experiment.records import Records
@@ -104,7 +92,7 @@ class Folder:
         if not all(isinstance(facts.get(name), kind) for name, kind in kinds.items()):
             raise damage(path, repr(record), 'whether the stage has finished, and what it has read')
         folder = self.directory / stage
-        got = array_checksums(folder)
+        got = files.array_checksums(folder)
         saved = record.get('arrays', got)
         if record['finished'] and saved != got:
             names = sorted(got.keys() | saved.keys())
@@ -154,7 +142,6 @@ class Run(Folder, contextlib.AbstractContextManager):
         """Opens the folder, creating it if needed; a UserError says why it cannot be.
 
         Args:
-            directory: the folder.
             config: overrides included; what a new folder takes.
             experiment: config file and preset; an existing folder must hold the same.
             depends: config -> every stage in its order -> the stages it builds on directly.
@@ -163,7 +150,7 @@ class Run(Folder, contextlib.AbstractContextManager):
             check: raises unless the resolved config is a good one, given the records of the stages
                 that stay.
         """
-        self.directory = local(directory)
+        self.directory = files.local(directory)
         self._held, self._records = contextlib.ExitStack(), Records(self.directory)
         self.log, self.drop_records = self._records.append, self._records.drop
         lock = self.directory / 'lock'
@@ -278,10 +265,10 @@ class Run(Folder, contextlib.AbstractContextManager):
         folder = self.directory.joinpath(stage, *names)
         folder.mkdir(parents=True, exist_ok=True)
         origin = {'folder': '/'.join((stage, *names)), **self.origin(stage)}
-        saved = checksums(folder)
+        saved = files.checksums(folder)
         strange = [path for path in sorted(folder.glob('*.npy')) if path.name not in saved]
         if not saved and not strange:
-            write_checksums(folder, {'origin': origin})
+            files.write_checksums(folder, {'origin': origin})
         elif 'origin' in saved:  # not of an older version
             refuse_stranger(folder / CHECKSUMS, 'arrays', saved['origin'], origin)
             if strange:
@@ -293,9 +280,9 @@ class Run(Folder, contextlib.AbstractContextManager):
     def finish(self, stage: str, **facts: Any) -> None:
         """Puts on record that a begun stage has finished, with facts, once its files are safe."""
         for path in (self.directory / stage, *self.directory.glob('metrics.jsonl')):
-            sync(path)
-        facts |= {'arrays': array_checksums(self.directory / stage)}
-        write_json(self._file(stage), self.record(stage) | finite(facts) | {'finished': True})
+            files.sync(path)
+        facts |= {'arrays': files.array_checksums(self.directory / stage)}
+        write_json(self._file(stage), self.record(stage) | files.finite(facts) | {'finished': True})
 
     def merge_metrics(self, values: Mapping[str, Any]) -> None:
         """Sets entries of metrics.json: `rows`, or by dotted name `assimilation.sum.dps`."""
@@ -306,7 +293,7 @@ class Run(Folder, contextlib.AbstractContextManager):
             entry = metrics
             for parent in parents:
                 entry = entry.setdefault(parent, {})
-            entry[last] = finite(value)
+            entry[last] = files.finite(value)
         write_json(self.directory / 'metrics.json', metrics)
 
 
@@ -334,9 +321,7 @@ class SharedRun(contextlib.AbstractContextManager):
 
 
 def check_needs(stages: list[str], depends: Config, records: Config) -> None:
-    """Raises a UserError if a stage builds on one that has neither finished nor a place in the list
-    before it.
-    """
+    """Raises a UserError if a stage builds on one neither finished nor before it in the list."""
     for i, stage in enumerate(stages):
         others = [need for need in depends[stage] if need not in stages[:i]]
         if missing := [need for need in others if not records.get(need, {}).get('finished')]:
@@ -381,7 +366,7 @@ def _lock(path: Path) -> io.TextIOWrapper:
             '--workdir on a local one, and copy it afterwards'
         ) from error
     start = time.strftime('%Y-%m-%dT%H:%M:%S%z')
-    with naming(path):
+    with files.naming(path):
         file.truncate(0)
         file.write(f'host {socket.gethostname()}, process {os.getpid()}, start {start}\n')
         file.flush()
