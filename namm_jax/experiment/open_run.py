@@ -55,10 +55,9 @@ class OpenRun:
 
     def __init__(self, folder: Path) -> None:
         """Reads the config of a folder; the rest is read when it is first asked for."""
-        mesh = make_mesh(jax.local_devices()[:1])
         run = Folder(folder)
         check_files(run.record, goes_on=False)
-        self._experiment = make_experiment(run, mesh=mesh)
+        self._experiment = make_experiment(run, mesh=make_mesh(jax.local_devices()[:1]))
         self.config = self._experiment.config
         self.problem = self._experiment.problem
 
@@ -87,7 +86,7 @@ class OpenRun:
 
     @functools.cached_property
     def _parameters(self) -> Any:
-        finished = (self._experiment.run.record('finetune') or {}).get('finished')
+        finished = self._experiment.run.finished('finetune')
         return (finetuned_parameters if finished else mirror_parameters)(self._experiment)
 
     @functools.cached_property

@@ -120,14 +120,11 @@ def gather(value: Any) -> list[Any]:
 
 def gather_rows(array: np.ndarray) -> np.ndarray:
     """Returns the arrays of all processes, of one shape, one after the other."""
-    alone = jax.process_count() == 1
-    return array if alone else multihost_utils.process_allgather(array, tiled=True)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """Returns, or raises, on all processes what `function` does on process 0, which alone calls it;
-    JSON types.
-    """
+    """Returns, or raises, on all processes what `function` does on process 0 alone; JSON types."""
     if jax.process_count() == 1:
         return function()
     answer, raised = {}, None

@@ -88,9 +88,7 @@ def complain(text: str) -> None:
 
 
 def short(terms: Mapping[str, float], room: int = LOG) -> str:
-    """Returns named terms in three significant digits on one line: the loss, then as many more as
-    there is room for.
-    """
+    """Returns named terms in three digits on one line: the loss, then as many as have room."""
     first = sorted(terms.items(), key=lambda term: term[0] != 'loss')
     texts = [f'{name} {value:.3g}' for name, value in first]
     ends = itertools.accumulate(len(text) + 2 for text in texts)
@@ -139,6 +137,6 @@ class Bar:
         self._live.update(self._task, completed=done, note=note)
         if not self._terminal and (now - self._written >= 10 or done >= self.total):
             self._written = now
-            left = (self.total - done) / rate if rate > 0 else float('inf')
+            left = (self.total - done) / rate if rate > 0 else math.inf
             head = f'{self.title} {done}/{self.total}  {speed}  {left:.0f} s left  '
             say(head + short(terms or {}, LOG - len(head)))
