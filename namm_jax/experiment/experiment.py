@@ -15,28 +15,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import (
-    Constraint,
-    Key,
-    MirrorMap,
-    Params,
-    Task,
-    from_standard,
-    to_standard,
-)
+from namm_jax._arrays import Constraint, Key, MirrorMap, Params, Task, from_standard, to_standard
 from namm_jax.constraints.base import standardised
 from namm_jax.constraints.projection import land
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build, dataset, devices
 from namm_jax.experiment.checkpoint import Checkpoints
 from namm_jax.experiment.config import steps_of
-from namm_jax.experiment.devices import (
-    check_batch_size,
-    first_devices,
-    local_mesh,
-    make_mesh,
-    replicated,
-    rules_of,
-)
 from namm_jax.experiment.drawing import in_batches, make_draw
 from namm_jax.experiment.files import UserError, write_checked
 from namm_jax.experiment.folder import SharedRun
@@ -67,7 +51,7 @@ class Experiment(NamedTuple):
     @property
     def local_mesh(self) -> Mesh:
         """The devices of this process, for all but training: no sample needs another's process."""
-        return local_mesh(self.mesh)
+        return devices.local_mesh(self.mesh)
 
     def key(self, stream: str) -> Key:
         """Returns the key of a stream of random numbers, a function of `seed` and its name."""
@@ -81,8 +65,10 @@ class Experiment(NamedTuple):
     @property
     def constraint(self) -> Constraint:
         """The set M; the network that it may hold is that of the finished stage `counter`."""
-        counts = build.holds_network(self.config)
-        return build.make_constraint(self.config, counter_parameters(self) if counts else None)
+        params = counter_shapes(self.config)
+        if params is not None:
+            params = restore(self, 'counter', {'ema': {'counter': params}})['ema']['counter']
+        return build.make_constraint(self.config, params)
 
     def distances(self, x: np.ndarray | Array) -> np.ndarray:
         """Returns the distances `(n,)` of fields from M."""
@@ -111,8 +97,8 @@ class Experiment(NamedTuple):
     def landing(self) -> Partial:
         """The steps towards the rule, of data in their own units."""
         standardise, to_data = self.unit_maps
-        tolerance = self.config.sample.projection_tolerance
-        settings = dict(steps=self.config.sample.landing, tolerance=tolerance)
+        section = self.config.sample
+        settings = dict(steps=section.landing, tolerance=section.projection_tolerance)
 
         def function(rule: Constraint, x: Array) -> Array:
             return to_data(land(rule, standardise(x), **settings))
@@ -166,24 +152,22 @@ def make_experiment(
 ) -> Experiment:
     """Returns the experiment of a run folder, a `Run` or to be read alone a `Folder`."""
     config = with_own_data(ConfigDict(run.config), run.record('data'))
-    mesh = mesh or make_mesh(first_devices(config.train.devices))
+    mesh = mesh or devices.make_mesh(devices.first_devices(config.train.devices))
     mirror = build.user_mirror(config)
     return Experiment(config, run, mesh, make_problem(config), mirror, asked_to_stop)
 
 
 def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
-    """Builds every object of the config, shapes only, so that a bad value for the last stage fails
-    at once: a ValueError by the function that takes it.
-    """
+    """Builds all objects of the config, shapes only, so that a bad value fails before any stage."""
     check_ranges(config)
     build.check_networks(config, preset or config)
     shape = make_problem(config).shape
-    mesh = make_mesh(first_devices(config.train.devices))
-    rules_of(config.sharding.parameters, config.sharding.rules)
+    mesh = devices.make_mesh(devices.first_devices(config.train.devices))
+    devices.rules_of(config.sharding.parameters, config.sharding.rules)
     if config.score.external:
         build.external_denoiser(config)
     for section in ('mirror', 'score', 'finetune'):
-        check_batch_size(mesh, config[section].batch_size)
+        devices.check_batch_size(mesh, config[section].batch_size)
     if (got := config.finetune.optimizer.name) != (expected := config.mirror.optimizer.name):
         raise ValueError(
             f'finetune.optimizer.name: got {got!r}, expected {expected!r}, as of mirror, whose '
@@ -200,7 +184,7 @@ def check(config: ConfigDict, preset: ConfigDict | None = None) -> None:
     jax.eval_shape(build.make_mirror(config).inverse, _shapes(build.mirror_init(config)), x)
     for section in (config.sample, config.train.sample):
         jax.eval_shape(make_draw(config, section, 0.0, 1.0), score, keys)
-    jax.eval_shape(lambda constraint, x: constraint.distance(x), constraint, x)
+    jax.eval_shape(_distance, constraint, x)
     loss = functools.partial(task.loss, train=False)
     jax.eval_shape(loss, score, task.frozen, jax.random.key(0), {'x': x})
 
@@ -214,17 +198,8 @@ def train(
     section: ConfigDict,
     probe: Callable[[Params], dict[str, float]] | None = None,
 ) -> Fitted:
-    """Runs `fit` for a stage on named arrays; those of one length have one order, a function of
-    (seed, step).
-
-    Args:
-        experiment: what the stage works with.
-        stage: its name.
-        task: what is trained.
-        arrays: name -> training samples `(n, ...)`; they may differ in n.
-        held_out: name -> held-out samples.
-        section: of the config, with `batch_size` and `optimizer`.
-        probe: as of `fit`.
+    """Runs `fit` for a stage on named samples `(n, ...)`, which may differ in n: those of one n
+    have one order, a function of (seed, step). The section has `batch_size` and `optimizer`.
     """
     config = experiment.config
     steps = steps_of(config, stage)
@@ -234,9 +209,8 @@ def train(
 
     def batches(start: int) -> Iterator[PyTree]:
         own = dict(batch_size=size, start=start, steps=steps, **processes)
-        seeds = [2 * config.seed + lengths.index(len(array)) for array in arrays.values()]
-        pairs = zip(arrays.values(), seeds, strict=True)
-        each = [dataset.batches(array, seed=seed, **own) for array, seed in pairs]
+        seed_of = lambda array: 2 * config.seed + lengths.index(len(array))
+        each = [dataset.batches(array, seed=seed_of(array), **own) for array in arrays.values()]
         return (dict(zip(arrays, parts, strict=True)) for parts in zip(*each, strict=True))
 
     rows = dataset.local_rows(size, **processes)
@@ -252,7 +226,7 @@ def train(
         # The parameters change on every so many steps.
         ema=section.optimizer.ema ** (1 / section.optimizer.accumulate),
         parts=math.gcd(size // experiment.mesh.size, config.train.parts),
-        rules=rules_of(config.sharding.parameters, config.sharding.rules),
+        rules=devices.rules_of(config.sharding.parameters, config.sharding.rules),
         poll_every=1 if jax.process_count() == 1 else POLL_EVERY,
         together=config.train.steps_per_call,
     )
@@ -284,7 +258,7 @@ def restore(experiment: Experiment, stage: str, target: PyTree) -> PyTree:
     """Returns part of a finished stage's last state, such as `{'ema': shapes}`; a ValueError names
     the folder if its last checkpoint is damaged or missing.
     """
-    place = replicated(experiment.local_mesh)
+    place = devices.replicated(experiment.local_mesh)
     steps = steps_of(experiment.config, stage)
     put = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     with experiment.checkpoints(stage) as checkpoints:
@@ -329,16 +303,8 @@ def counter_shapes(config: ConfigDict) -> Params:
     return _shapes(lambda key: network.init(key, x)['params'])
 
 
-def counter_parameters(experiment: Experiment) -> Params:
-    """Returns the averaged parameters of the trained counting network."""
-    target = {'ema': {'counter': counter_shapes(experiment.config)}}
-    return restore(experiment, 'counter', target)['ema']['counter']
-
-
 def score_parameters(experiment: Experiment, stage: str) -> Params:
-    """Returns the averaged parameters of a diffusion model, of `dm`, `mdm` or `condition`; in the
-    place of those of `dm`, a user's own denoiser.
-    """
+    """Returns the averaged parameters of a diffusion model, or for `dm` a user's own denoiser."""
     if stage == 'dm' and experiment.config.score.external:
         return build.external_denoiser(experiment.config)
     kind = build.conditioned_task if stage == 'condition' else build.denoising_task
