@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from namm_jax._arrays import Params
+from namm_jax._arrays import Key, Params
 from namm_jax._checks import check_rule, choose
-from namm_jax.experiment import build, dataset, flops
+from namm_jax.experiment import build, dataset, flops, methods
 from namm_jax.experiment.assimilate import assimilate
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.counter import train_counters
@@ -29,16 +29,6 @@ from namm_jax.experiment.experiment import (
     train,
 )
 from namm_jax.experiment.loop import Fitted
-from namm_jax.experiment.methods import (
-    ACTS,
-    CALLS,
-    METHODS,
-    load_or_draw,
-    rows_of,
-    sampler,
-    time_each,
-    way_of,
-)
 from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of, forget_samples
 from namm_jax.experiment.processes import from_first
@@ -68,7 +58,7 @@ class Stage(NamedTuple):
 
 def check_rows(config: ConfigDict) -> None:
     """Raises a ValueError if the table of samples names a row that the config cannot have."""
-    rows_of(config, build.make_constraint(config, counter_shapes(config)))
+    methods.rows_of(config, build.make_constraint(config, counter_shapes(config)))
 
 
 def data(experiment: Experiment) -> Facts:
@@ -88,36 +78,33 @@ def data(experiment: Experiment) -> Facts:
             progress=lambda done, total: (bar.update(done), experiment.pause()),
         )
     if not build.holds_network(config):
-        _draw_data(experiment)
+        _draw(experiment, 'data', {})
     if experiment.problem.generated:
         return {}
     forget_samples()
     own = {name: config.data[name] for name in parameters(type(experiment.problem))}
-    return {'own': own | {split: config.data[split] for split in dataset.SPLITS}}
+    return {'own': own | sizes}
 
 
 def counter(experiment: Experiment) -> Facts:
     """Trains the networks that count, and draws the data, whose picture needs one of them."""
     facts = train_counters(experiment)
-    _draw_data(experiment)
+    _draw(experiment, 'data', {})
     return facts
 
 
 def _checked_data(experiment: Experiment) -> Facts:
-    """Returns the distances of a user's own data under their own rule, once both are found fit for
-    training, and its unit; nothing where the data are generated.
+    """Returns the distances of a user's own data under their rule, and its unit, {} for generated
+    ones; warns, or raises, where the two are not fit for training.
     """
     config, problem = experiment.config, experiment.problem
     fields = lambda n: fields_of(config, problem)(np.arange(min(n, config.data.train)))
     build.check_map(config, lambda: fields(64 if problem.generated else config.data.train))
     if problem.generated:
         return {}
-    x = fields(64)
     key = experiment.key('evaluate')
-    found = check_rule(experiment.constraint, x, key, experiment.problem.units[1])
-    floor = found['floor_mean']
-    noisy = found['perturbed_mean']
-    worst = found['floor_max']
+    found = check_rule(experiment.constraint, fields(64), key, problem.units[1])
+    floor, worst, noisy = (found[name] for name in ('floor_mean', 'floor_max', 'perturbed_mean'))
     sizes = [f'{config.data[split]} for {split}' for split in dataset.SPLITS]
     say(f'{config.data.path}: {", ".join(sizes)}')
     say(f'distance: {floor:.3g} on your data (at most {worst:.3g}), {noisy:.3g} with 10 % of noise')
@@ -131,10 +118,6 @@ def _checked_data(experiment: Experiment) -> Facts:
     return found
 
 
-def _draw_data(experiment: Experiment) -> None:
-    _draw(experiment, 'data', {})
-
-
 def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> None:
     """Draws fields below test data and writes `figures/<name>.png`."""
     from namm_jax.report import figures  # matplotlib takes a second to import
@@ -142,14 +125,12 @@ def _draw(experiment: Experiment, name: str, rows: dict[str, np.ndarray]) -> Non
     path = experiment.run.directory / 'figures' / f'{name}.png'
     rows = {'data': experiment.split('test')} | rows
     panels = {row: views(experiment, x[:SHOWN]) for row, x in rows.items()}
-    style = experiment.problem.view._asdict()
-    distances = {row: experiment.distances(x[:SHOWN]) for row, x in rows.items()}
+    options = experiment.problem.view._asdict() | {'extent': experiment.problem.extent}
+    options['distances'] = {row: experiment.distances(x[:SHOWN]) for row, x in rows.items()}
 
     def draw() -> None:
         path.parent.mkdir(exist_ok=True)
-        extent = experiment.problem.extent
-        figure = figures.samples_with_residuals(panels, distances=distances, extent=extent, **style)
-        figures.save(figure, path)
+        figures.save(figures.samples_with_residuals(panels, **options), path)
 
     from_first(draw)
 
@@ -185,8 +166,8 @@ def mirror(experiment: Experiment) -> Facts:
 def _splits(
     experiment: Experiment, function: Callable[[Any], Any] | None = None, size: int = 0
 ) -> list[np.ndarray | dataset.Stored]:
-    """Returns training and validation data, or what a function makes of them, in batches or whole;
-    of data that stay in their file, it does when they are read.
+    """Returns training and validation data, or what a function makes of them, in batches of a size
+    or whole; of data that stay in their file, as they are read.
     """
     splits = [experiment.split(name) for name in ('train', 'validation')]
     if not function:
@@ -221,9 +202,7 @@ def _train_diffusion(
 
 
 def dm(experiment: Experiment) -> Facts:
-    """Trains the plain diffusion model, on the data, standardised; takes a user's own denoiser as
-    it is.
-    """
+    """Trains the plain diffusion model on standardised data; takes a user's denoiser as it is."""
     standardise, to_data = experiment.unit_maps
     x, held_out = _splits(experiment, standardise)
     if experiment.config.score.external:
@@ -269,10 +248,10 @@ def finetune(experiment: Experiment) -> Facts:
     config = experiment.config
     section = config.finetune
     params = mirror_parameters(experiment)
-    x, held_out = _splits(experiment)
-    z, drawing = _drawn(experiment, 'finetune', 'mdm', 'mirror_samples')
-    held_z = z[-max(section.batch_size, len(z) // 16) :]
-    draw = sampler(experiment, 'mdm', config.train.sample)
+    x, held_x = _splits(experiment)
+    draw = methods.sampler(experiment, 'mdm', config.train.sample)
+    z, drawing = _drawn(experiment, 'finetune', draw, 'mirror_samples')
+    last = max(section.batch_size, len(z) // 16)
     probe_z = draw(experiment.keys('probe', 0, config.train.probe_samples))
 
     @jax.jit
@@ -282,46 +261,30 @@ def finetune(experiment: Experiment) -> Facts:
     def probe(average: Params) -> dict[str, float]:
         return _probe(experiment, 'finetune: f of samples', np.asarray(finetuned(average)))
 
-    task = build.finetune_task(
-        config,
-        steps_of(config, 'finetune'),
-        experiment.standard_constraint,
-        experiment.unit,
-        params,
-        _moments(experiment),
-    )
-    fitted = train(
-        experiment,
-        'finetune',
-        task,
-        {'x': x, 'z': z[: len(z) - len(held_z)]},
-        {'x': held_out, 'z': held_z},
-        section,
-        probe,
-    )
+    of = steps_of(config, 'finetune'), experiment.standard_constraint, experiment.unit
+    task = build.finetune_task(config, *of, params, _moments(experiment))
+    arrays = {'x': x, 'z': z[:-last]}
+    held_out = {'x': held_x, 'z': z[-last:]}
+    fitted = train(experiment, 'finetune', task, arrays, held_out, section, probe)
     return _costs(fitted, *drawing) | {'drawing_seconds': drawing[0]}
 
 
 def _moments(experiment: Experiment) -> Any:
     """Returns the moments of f's gradient at the end of the stage `mirror`."""
-    task = build.mirror_task(experiment.config, 1, experiment.standard_constraint, experiment.unit)
+    task = build.mirror_task(experiment.config, 1, experiment.standard_constraint)
     init = lambda key: task.optimizer.init(task.init(key))['inverse']
     target = {'opt_state': {'inverse': jax.eval_shape(init, jax.random.key(0))}}
     return moments_of(restore(experiment, 'mirror', target)['opt_state'])
 
 
 def _drawn(
-    experiment: Experiment, stage: str, model: str, file: str
+    experiment: Experiment, stage: str, draw: Callable[[Key], jax.Array], file: str
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """Returns the samples of a model that a stage trains on, and what drawing them costs, as of
-    `_costs`.
-    """
-    config = experiment.config
+    """Returns the samples of a model that a stage trains on, and their seconds and operations."""
     path = experiment.run.directory / stage / f'{file}.npy'
-    draw = functools.cache(functools.partial(sampler, experiment, model, config.train.sample))
-    keys = experiment.keys(stage, 0, config[stage].samples)
-    z, seconds = load_or_draw(experiment, path, draw, keys)
-    operations = float(flops.count(jax.make_jaxpr(draw())(keys[:1])))
+    keys = experiment.keys(stage, 0, experiment.config[stage].samples)
+    z, seconds = methods.load_or_draw(experiment, path, lambda: draw, keys)
+    operations = float(flops.count(jax.make_jaxpr(draw)(keys[:1])))
     return z, (seconds * len(z), operations * len(z))
 
 
@@ -330,7 +293,8 @@ def condition(experiment: Experiment) -> Facts:
     condition: the level `l / (l + median l)` of its own samples, 0 of data.
     """
     config, record = experiment.config, experiment.run.record('dm')
-    fields, drawing = _drawn(experiment, 'condition', 'dm', 'samples')
+    draw = methods.sampler(experiment, 'dm', config.train.sample)
+    fields, drawing = _drawn(experiment, 'condition', draw, 'samples')
     distances = experiment.distances(fields)
     level = distances / (distances + (np.median(distances) or 1))
     standardise = experiment.unit_maps[0]
@@ -338,13 +302,8 @@ def condition(experiment: Experiment) -> Facts:
     last = max(config.score.batch_size, len(fields) // 16)
     z = np.asarray(standardise(jnp.asarray(fields)))
     drawn = {'z': z, 'level': level.astype(np.float32)}
-    task = build.conditioned_task(
-        config,
-        steps_of(config, 'condition'),
-        record['mean'],
-        record['std'],
-        score_parameters(experiment, 'dm'),
-    )
+    model = record['mean'], record['std'], score_parameters(experiment, 'dm')
+    task = build.conditioned_task(config, steps_of(config, 'condition'), *model)
     arrays = {'x': x} | {name: array[:-last] for name, array in drawn.items()}
     held_out = {'x': held_x} | {name: array[-last:] for name, array in drawn.items()}
     fitted = train(experiment, 'condition', task, arrays, held_out, config.score)
@@ -360,12 +319,11 @@ def _costs(fitted: Fitted, seconds: float = 0.0, operations: float = 0.0) -> Fac
 
 
 def sample(experiment: Experiment) -> Facts:
-    """Draws from both diffusion models, from the same initial noise, and maps to every row; times
-    each whole way.
-    """
+    """Draws from both models, from the same noise, and maps to every row; times each whole way."""
     config = experiment.config
+    sampler = functools.partial(methods.sampler, experiment)
     folder = experiment.run.directory / 'sample'
-    rows = rows_of(experiment.config, experiment.constraint)
+    rows = methods.rows_of(config, experiment.constraint)
     keys = experiment.keys('sample', 0, config.sample.n)
     draws = dict.fromkeys(['dm', 'mdm', *(row.draw for row in rows.values())])
     models = {}
@@ -374,27 +332,27 @@ def sample(experiment: Experiment) -> Facts:
     each = sampler_of(config.sample, 0.0, 1.0).calls
     with Bar('sample', len(draws) + len(rows), unit='set') as bar:
         for name in draws:
-            draw = lambda row=METHODS[name]: sampler(
-                experiment, row.prior, config.sample, ACTS[row.act](experiment)
+            draw = lambda row=methods.METHODS[name]: sampler(
+                row.prior, config.sample, methods.ACTS[row.act](experiment)
             )
             file = {'mdm': 'mirror'}.get(name, name)
-            models[name] = load_or_draw(experiment, folder / f'{file}.npy', draw, keys)
+            models[name] = methods.load_or_draw(experiment, folder / f'{file}.npy', draw, keys)
             bar.update(len(models), {'seconds_per_sample': models[name][1]})
         for name, row in rows.items():
             z, drawing = models[row.draw]
             candidates = 1.0  # for a sample
             if row.map == 'rejection':
-                found = rejection(experiment, z, sampler(experiment, row.prior, config.sample))
+                found = rejection(experiment, z, sampler(row.prior, config.sample))
                 if found is None:
                     say(f'{name}: not one sample in {PATIENCE} is as near as data: no such row')
                     continue
                 (x, candidates), mapping = found, 0.0
             else:
-                x, mapping = time_each(experiment, way_of(experiment, row), z)
+                x, mapping = methods.time_each(experiment, methods.way_of(experiment, row), z)
             if not from_first((folder / f'{name}.npy').exists):
                 experiment.save(folder / f'{name}.npy', x)
             seconds[name] = candidates * drawing + mapping
-            calls[name] = candidates * each * CALLS.get(row.act, 1)
+            calls[name] = candidates * each * methods.CALLS.get(row.act, 1)
             bar.update(len(models) + len(seconds), {'seconds_per_sample': seconds[name]})
     return {'seconds_per_sample': seconds, 'calls': calls}
 
@@ -435,7 +393,7 @@ def stages_of(config: ConfigDict) -> dict[str, Stage]:
     among them: `counter` where the constraint holds a network; `mirror`, `tune` and `finetune`
     where the mirror map is learned; `condition` where the table has its row.
     """
-    conditioned = 'dm_residual_conditioned' in (config.sample.rows or METHODS)
+    conditioned = 'dm_residual_conditioned' in (config.sample.rows or methods.METHODS)
     absent = set() if build.holds_network(config) else {'counter'}
     absent |= set() if build.learns_map(config) else {'mirror', 'tune', 'finetune'}
     absent |= set() if conditioned and build.takes_level(config) else {'condition'}
@@ -448,8 +406,6 @@ def check_stages(names: Iterable[str], stages: Iterable[str]) -> list[str]:
     """Returns the named ones of `stages` in the order in which they run, all that need no naming
     where none is named; a ValueError names the nearest if one is unknown.
     """
-    names = list(names)
-    known = dict.fromkeys(stages)
-    for name in names:
-        choose('stage', name, known)
+    known = {name: name for name in stages}
+    names = [choose('stage', name, known) for name in names]
     return [name for name in known if (name in names if names else not STAGES[name].on_request)]
