@@ -21,7 +21,11 @@ QUICK = (
     | section('dm', steps=5200)
 )
 
-DESK = QUICK | section('data', points=128, states=100, dt=0.01)
+# A patch of 4x4 pixels in the place of 2x2, as there are four to twelve times as many.
+FOLD = section('mirror', fold=4) | section('score', fold=4)
+DESK = (
+    QUICK | FOLD | section('data', points=128, states=100, dt=0.01) | section('train', budget=0.4)
+)
 
 PAPER = presets.PAPER | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
 
