@@ -28,7 +28,7 @@ from namm_jax.problems.own_arrays import moments
 SPLITS = ('train', 'validation', 'test')
 REMEDY = 'restore it from a copy, or generate the data again with --redo=data'
 IN_MEMORY = 2**28  # bytes of a user's own data, at most, that are read at once
-BLOCK = 2**26  # bytes of more than that, about, which are read together
+BLOCK = 2**24  # bytes of more than that, about, which are read together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,16 @@ class Stored:
         size = max(1, BLOCK // (4 * int(np.prod(self.shape[1:]))))
         return (self.read(rows[start : start + size]) for start in range(0, len(rows), size))
 
-    def map(self, function: Callable[[Any], Any]) -> 'Stored':
-        """Returns the rows of a function of each, which keeps their shape."""
-        return Stored(lambda rows: np.asarray(function(self.read(rows))), self.shape)
+    def map(self, function: Callable[[Any], Any], size: int) -> 'Stored':
+        """Returns the rows of a function of at most `size` of them at once, which keeps their
+        shape.
+        """
+
+        def read(rows: Int[np.ndarray, ' m']) -> Float[np.ndarray, 'm h w c']:
+            parts = (rows[start : start + size] for start in range(0, len(rows), size))
+            return np.concatenate([np.asarray(function(self.read(part))) for part in parts])
+
+        return Stored(read, self.shape)
 
     def mean(self) -> float:
         """Returns the mean over all values."""

@@ -30,6 +30,7 @@ from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.schema import check_ranges
 from namm_jax.problems.base import Problem
 
+MAPPED = 256  # samples that a function maps at once
 POLL_EVERY = 10  # steps between two looks for a signal, where several processes have to agree on it
 # A key each; append, never reorder.
 STREAMS = (
@@ -143,6 +144,19 @@ class Experiment(NamedTuple):
 
 
 @jax.jit
+def splits(
+    experiment: Experiment, function: Callable[[Any], Any] | None = None
+) -> list[np.ndarray | dataset.Stored]:
+    """Returns training and validation data, or what a function makes of batches `(b, h, w, c)` of
+    them; of data that stay in their file, as they are read.
+    """
+    both = [experiment.split(name) for name in ('train', 'validation')]
+    if not function:
+        return both
+    of = lambda x: in_batches(function, x, MAPPED, experiment.local_mesh)
+    return [x.map(function, MAPPED) if isinstance(x, dataset.Stored) else of(x) for x in both]
+
+
 def _distance(constraint: Constraint, x: Array) -> Array:
     return constraint.distance(x)
 

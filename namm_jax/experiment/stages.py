@@ -26,6 +26,7 @@ from namm_jax.experiment.experiment import (
     mirror_parameters,
     restore,
     score_parameters,
+    splits,
     train,
 )
 from namm_jax.experiment.loop import Fitted
@@ -147,7 +148,7 @@ def mirror(experiment: Experiment) -> Facts:
     config = experiment.config
     rule = experiment.standard_constraint
     task = build.mirror_task(config, steps_of(config, 'mirror'), rule, experiment.unit)
-    x, held_out = _splits(experiment)
+    x, held_out = splits(experiment)
     key, fields = experiment.key('probe'), jnp.asarray(held_out[: config.train.probe_samples])
 
     @jax.jit
@@ -161,20 +162,6 @@ def mirror(experiment: Experiment) -> Facts:
 
     fitted = train(experiment, 'mirror', task, {'x': x}, {'x': held_out}, config.mirror, probe)
     return _costs(fitted)
-
-
-def _splits(
-    experiment: Experiment, function: Callable[[Any], Any] | None = None, size: int = 0
-) -> list[np.ndarray | dataset.Stored]:
-    """Returns training and validation data, or what a function makes of them, in batches of a size
-    or whole; of data that stay in their file, as they are read.
-    """
-    splits = [experiment.split(name) for name in ('train', 'validation')]
-    if not function:
-        return splits
-    whole = lambda x: np.asarray(function(jnp.asarray(x)))
-    of = lambda x: in_batches(function, x, size, experiment.local_mesh) if size else whole(x)
-    return [x.map(function) if isinstance(x, dataset.Stored) else of(x) for x in splits]
 
 
 def _train_diffusion(
@@ -204,7 +191,7 @@ def _train_diffusion(
 def dm(experiment: Experiment) -> Facts:
     """Trains the plain diffusion model on standardised data; takes a user's denoiser as it is."""
     standardise, to_data = experiment.unit_maps
-    x, held_out = _splits(experiment, standardise)
+    x, held_out = splits(experiment, standardise)
     if experiment.config.score.external:
         std = float(x.std())
         _try_denoiser(experiment, held_out[:64], 0.5 * std)
@@ -233,7 +220,7 @@ def _checked_map(experiment: Experiment) -> Facts:
 def mdm(experiment: Experiment) -> Facts:
     """Trains the mirror diffusion model: the same, on the data mirrored once by g."""
     g, f = map(jax.jit, experiment.mirror.bind(mirror_parameters(experiment)))
-    z, held_out = _splits(experiment, g, 256)
+    z, held_out = splits(experiment, g)
     sigma_max, std = experiment.config.mirror.sigma_max, float(z.std())
     if build.learns_map(experiment.config) and sigma_max > std:
         say(
@@ -248,7 +235,7 @@ def finetune(experiment: Experiment) -> Facts:
     config = experiment.config
     section = config.finetune
     params = mirror_parameters(experiment)
-    x, held_x = _splits(experiment)
+    x, held_x = splits(experiment)
     draw = methods.sampler(experiment, 'mdm', config.train.sample)
     z, drawing = _drawn(experiment, 'finetune', draw, 'mirror_samples')
     last = max(section.batch_size, len(z) // 16)
@@ -298,7 +285,7 @@ def condition(experiment: Experiment) -> Facts:
     distances = experiment.distances(fields)
     level = distances / (distances + (np.median(distances) or 1))
     standardise = experiment.unit_maps[0]
-    x, held_x = _splits(experiment, standardise)
+    x, held_x = splits(experiment, standardise)
     last = max(config.score.batch_size, len(fields) // 16)
     z = np.asarray(standardise(jnp.asarray(fields)))
     drawn = {'z': z, 'level': level.astype(np.float32)}

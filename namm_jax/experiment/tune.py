@@ -17,7 +17,13 @@ from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.drawing import in_batches, make_draw
-from namm_jax.experiment.experiment import Experiment, mirror_parameters, score_parameters, train
+from namm_jax.experiment.experiment import (
+    Experiment,
+    mirror_parameters,
+    score_parameters,
+    splits,
+    train,
+)
 from namm_jax.experiment.progress import say
 
 COVERED = 0.95  # of the samples: sigma_max is the noise that is as large as their error
@@ -68,8 +74,7 @@ def tune(experiment: Experiment) -> dict[str, Any]:
     steps = steps_of(config, 'tune')
     params = mirror_parameters(experiment)
     g = Partial(jax.jit(experiment.mirror.forward), params)
-    splits = (experiment.split(name) for name in ('train', 'validation'))
-    z, held_out = (in_batches(g, split, 256, experiment.local_mesh) for split in splits)
+    z, held_out = splits(experiment, g)
     moments = float(z.mean()), float(z.std())
     task = build.denoising_task(config, steps, *moments)
     train(experiment, 'tune', task, {'x': z}, {'x': held_out}, config.score)
