@@ -57,6 +57,12 @@ def test_zero_and_flat_inside_and_positive_outside(name):
     assert bool(jnp.isfinite(jax.grad(lambda x: constraint.distance(x).sum())(OUTSIDE)).all())
 
 
+@pytest.mark.parametrize('name', SETS)
+def test_a_field_that_is_not_finite_is_no_member(name):
+    x = jnp.asarray(feasible(name, 2).reshape(2, *SHAPE), jnp.float32).at[1, 0, 0, 0].set(jnp.nan)
+    np.testing.assert_array_equal(jnp.isnan(SETS[name].distance(x)), [False, True])
+
+
 @pytest.mark.parametrize('name', NEAREST)
 def test_restore_is_the_nearest_point_and_keeps_the_inside(name):
     constraint, others = SETS[name], feasible(name, 2000)

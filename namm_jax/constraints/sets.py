@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from namm_jax._arrays import Fields, Metrics, PerSample, at_least_single, einsum
+from namm_jax._arrays import Fields, Metrics, PerSample, at_least_single, einsum, root
 from namm_jax.constraints.base import Rule, rule
 
 _PIXELS = (1, 2, 3)
@@ -190,8 +190,7 @@ def _total(x: Fields) -> Float[Array, 'b 1']:
 
 def _norm(x: Fields) -> Float[Array, 'b 1']:
     """Returns the norm of each field, with the derivative 0 at 0 in place of infinity."""
-    square = _total(x * x)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return root(_total(x * x))
 
 
 def _check(name: str, value: float | int, above: float | int = -math.inf) -> None:
