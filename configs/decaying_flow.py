@@ -32,7 +32,13 @@ QUICK = (
 
 # A patch of 4x4 pixels in the place of 2x2, as there are four to twelve times as many.
 FOLD = section('mirror', fold=4) | section('score', fold=4)
-DESK = QUICK | FOLD | section('data', points=64, train=4000)
+DESK = (
+    QUICK
+    | FOLD
+    | section('data', points=64, train=4000)
+    | section('train', budget=0.5)
+    | section('sample', n=64)
+)
 
 PAPER = presets.PAPER | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
 

@@ -24,7 +24,7 @@ QUICK = (
 # A patch of 4x4 pixels in the place of 2x2, as there are four to twelve times as many.
 FOLD = section('mirror', fold=4) | section('score', fold=4)
 DESK = (
-    QUICK | FOLD | section('data', points=128, states=100, dt=0.01) | section('train', budget=0.4)
+    QUICK | FOLD | section('data', points=128, states=100, dt=0.01) | section('train', budget=0.3)
 )
 
 PAPER = presets.PAPER | presets.epochs(mirror=100, mdm=300, finetune=600, dm=1500)
