@@ -143,7 +143,6 @@ class Experiment(NamedTuple):
         return Checkpoints(folder, keep=keep, origin=self.run.origin(stage))
 
 
-@jax.jit
 def splits(
     experiment: Experiment, function: Callable[[Any], Any] | None = None
 ) -> list[np.ndarray | dataset.Stored]:
@@ -157,6 +156,7 @@ def splits(
     return [x.map(function, MAPPED) if isinstance(x, dataset.Stored) else of(x) for x in both]
 
 
+@jax.jit
 def _distance(constraint: Constraint, x: Array) -> Array:
     return constraint.distance(x)
 
