@@ -126,8 +126,10 @@ def test_every_format_gives_the_same_samples(place, limit, tmp_path, monkeypatch
     if not limit:
         assert [len(block) for block in x.blocks()] == [7, 7, 7, 7, 7, 5]
         np.testing.assert_allclose([x.mean(), x.std()], [X.mean(), X.std()], rtol=1e-5)
-        doubled = x.map(lambda x: 2 * x)
+        sizes = []
+        doubled = x.map(lambda x: (sizes.append(len(x)), 2 * x)[1], 16)
         np.testing.assert_array_equal(doubled[rows], 2 * X[rows])
+        assert sizes == [16, 16, 8]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ Grid: TypeAlias = Float[Array, ' n']
 State: TypeAlias = tuple[Array, PyTree]  # of a step's end: x_s, and its memory
 
 
-def edm_grid(n: int, t_max: float, t_min: float, *, rho: float = 7.0) -> Grid:
+def edm_grid(n: int, t_max: ArrayLike, t_min: ArrayLike, *, rho: float = 7.0) -> Grid:
     """Returns `n` times from `t_max` down to `t_min > 0`, evenly spaced in `t^(1/rho)`, rho >= 1: 1
     spaces evenly, large ones as `log_grid`.
 
