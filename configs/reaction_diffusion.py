@@ -3,8 +3,8 @@
     python launch/main.py --config=configs/reaction_diffusion.py
 
 About 22 minutes on one core of an Intel Xeon. Expect round-off after the step that ends f, as of
-all exact ways, and 8.2e-5 of the finetuned f alone, 0.49 times the diffusion model's 1.65e-4
-(seed 0).
+all exact ways, and 8.6e-5 of the finetuned f alone, 0.53 times the diffusion model's 1.62e-4
+(three seeds).
 
 `desk` has the fields of the paper that the data are of (arXiv 2506.04171), 128 x 100.
 """
