@@ -41,12 +41,12 @@ SECTIONS = {
         'Distance against training time',
         'Samples drawn while each model was training. The clock of the mirror diffusion model '
         'starts with the training of the mirror map, and that of finetuning with everything '
-        'before it.',
+        'before it. Here f is its network, without the steps that end it in the table.',
     ),
     'robustness': (
         'Robustness of f',
         'Test fields x, mapped by g, given noise, and mapped back: where f lands, up to twice the '
-        'noise of its training. The noise is the same for both.',
+        'noise of its training. The noise is the same for both. Here f is its network alone.',
     ),
     'trajectory': (
         'One sample on its way',
