@@ -187,8 +187,8 @@ def test_checkpoint_that_cannot_be_written_ends_the_run(run, launch, capsys):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Returns the folder of a disk of 16 MB."""
-    folder = tmp_path / 'disk'
+    """Returns the folder of a disk of 16 MB, of a long name: no message may be cut by it."""
+    folder = tmp_path / ('disk' + 30 * '-long')
     folder.mkdir()
     if subprocess.run(
         ['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', folder], capture_output=True

@@ -131,7 +131,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         except Exception as error:  # a full disk comes as a ValueError, from tensorstore
             if tells_of_a_loss(error):
                 raise
-            cause = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
+            # Without the folder, which is named already: long paths would hide the reason.
+            told = f'{type(error).__name__}: {error}'.replace(f'{self.directory}{os.sep}', '')
+            cause = told.splitlines()[0][:300]
             raise OSError(
                 f'{folder}: got a checkpoint that could not be written, expected room, leave to '
                 'write, and a disk that renames folders (a bucket may not: choose a --workdir on a '
