@@ -17,6 +17,9 @@ MUON = (
     | section('finetune.optimizer', name='muon', learning_rate=2e-3)
 )
 
+# Patches of 4x4 pixels become channels in the place of 2x2, for large fields.
+FOLDED = section('mirror', fold=4) | section('score', fold=4)
+
 # The paper's sizes and steps, this project's method.
 PAPER = (
     section('data', train=10_000, validation=1000, test=1000)
