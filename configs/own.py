@@ -7,7 +7,7 @@
 The first line writes the example's data. Sizes, number, mean and scale are read from the data.
 A run takes about as long as one of the other configs: up to an hour on two cores. In a program,
 the first samples of 1,000 images of 32 x 32, by 500 steps each of mirror map and diffusion model,
-came a minute and a half after the installation had begun, on two cores of an Intel Xeon.
+came a minute and a half after the installation had begun, on two cores of an AMD EPYC.
 """
 
 from namm_jax.experiment import presets
