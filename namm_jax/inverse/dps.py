@@ -122,8 +122,12 @@ def guided_step(step: Step, schedule: Schedule, potential: Potential, length: Le
         step: any that calls its denoiser once, at `x_t` and t: all of `SAMPLERS` but `heun`. Not a
             guided one: add the potentials instead.
         schedule: the one the step was built with.
-        potential: `(b, ...) -> (b,)`, in the coordinates of the step, standardised in a `Sampler`.
+        potential: of estimates in the coordinates of the step, standardised in a `Sampler`.
         length: `fixed(scale)`, `polyak(target)`, or another function like them.
+
+    Raises:
+        ValueError: when called, if the step does not call its denoiser once, or the potential is
+            not `(b,)`.
     """
 
     def advance(D: Denoiser, keys: Key, x: Array, memory: PyTree, t: Array, s: Array) -> State:

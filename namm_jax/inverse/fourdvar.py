@@ -115,7 +115,8 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
 
     Each sample has a memory and a line search of its own, and stops at the first iteration that
     does not lower its cost: round-off is reached, or the cost is not finite. So its result depends
-    on no other sample, and is finite where its start is.
+    on no other sample, and is finite where its start is. Jit the function that builds the cost from
+    a measurement and calls this one: it is compiled once for all measurements of a shape.
 
     Args:
         cost: `(b, ...) -> (b,)`, as of `cost`: a pytree whose leaves have the batch first and are
@@ -123,6 +124,9 @@ def minimise(cost: Partial, u_0: Array, *, iterations: int) -> tuple[Array, Metr
         u_0: where to start, `(b, ...)`, floating.
         iterations: most iterations, >= 1, each of one or two evaluations of the cost and its
             gradient, at most 20.
+
+    Raises:
+        ValueError: if `iterations < 1`, or the cost is no `Partial`.
 
     Reference: Liu & Nocedal 1989, Math. Program. 45.
     """

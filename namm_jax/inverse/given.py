@@ -39,8 +39,8 @@ def given(
 
     Its estimates are moved by the gradient of the measurement's likelihood, through the denoiser
     (`denoising.guidance.measurement_guided`: by the gain for white noise, by conjugate gradients
-    for an operator's own law). Of data that f makes of mirror points, measure `A.after(f)`, which
-    keeps an operator's own noise.
+    for an operator's own law). A measurement of the data of a mirror map f is one of
+    its mirror points, `lambda z: A(f(z))`, or `A.after(f)`, which keeps an operator's own noise.
 
     Args:
         prior: of fields `(h, w, c)`.
