@@ -5,7 +5,8 @@
 About 22 minutes on one core of an AMD EPYC. Expect a median distance of 6.5e-5, 0.009 times the
 diffusion model's 0.007, and 0.008 of the finetuned f without the step that ends it (three seeds).
 
-`desk` has the fields of the paper that the data are of (arXiv 2608.26748), 64 x 64.
+`desk` has the fields of the paper that the data are of (arXiv 2608.26748), 64 x 64: some
+40 minutes on one core.
 """
 
 from namm_jax.experiment import presets

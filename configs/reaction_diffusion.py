@@ -6,7 +6,8 @@ About 22 minutes on one core of an AMD EPYC. Expect round-off after the step tha
 all exact ways, and 8.6e-5 of the finetuned f alone, 0.53 times the diffusion model's 1.62e-4
 (three seeds).
 
-`desk` has the fields of the paper that the data are of (arXiv 2506.04171), 128 x 100.
+`desk` has the fields of the paper that the data are of (arXiv 2506.04171), 128 x 100:
+some 50 minutes on one core.
 """
 
 from namm_jax.experiment import presets
