@@ -59,6 +59,14 @@ def _crc(leaf: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
 
 
+def _place(leaf: Any) -> ocp.RestoreArgs:
+    """Returns where a restored leaf goes: to NumPy unless it says devices."""
+    sharding = getattr(leaf, 'sharding', None)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding, global_shape=leaf.shape)
+
+
 def _sealed(body: Any) -> dict[str, Any]:
     return {'body': body, 'crc32': zlib.crc32(json.dumps(body, sort_keys=True).encode())}
 
@@ -168,8 +176,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             body, fault = from_first(lambda step=step: self._read(step))
             if not fault:
                 _check_fit(folder, _by_path(target), body['leaves'], part)
-                shardings = ocp.checkpoint_utils.construct_restore_args(target)
-                args = ocp.args.PyTreeRestore(target, shardings, partial_restore=True)
+                places = jax.tree.map(_place, target)
+                args = ocp.args.PyTreeRestore(target, places, partial_restore=True)
                 return Restored(self._orbax.restore(folder, args=args), body['meta'], step)
             self._damaged.add(step)
             message = f'checkpoint {folder} is damaged, trying the one before it: {fault}'

@@ -70,7 +70,6 @@ def start(place: Place | None, *, seconds: float = 60.0) -> None:
             *(dataclasses.astuple(place) if place else ()),
             initialization_timeout=round(seconds) + HEARTBEAT,  # after it, JAX aborts the process
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f'{place or "--distributed"}: got {error}; {remedy}') from error
