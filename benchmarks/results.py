@@ -169,9 +169,8 @@ def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
 
 def _mean_and_spread(values: list[float]) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0
-    return three_digits(statistics.mean(values)) + (
-        f' ± {float(f"{spread:.1g}"):g}'.replace('e-0', 'e-') if spread else ''
-    )
+    short = f' ± {float(f"{spread:.1g}"):.3g}'.replace('e-0', 'e-').replace('e+0', 'e')
+    return three_digits(statistics.mean(values)) + (short if spread else '')
 
 
 def table(name: str, folder: Path = ROOT / 'results') -> str:
@@ -195,7 +194,7 @@ def table(name: str, folder: Path = ROOT / 'results') -> str:
         each = f' ({", ".join(map(three_digits, ratios))})' if len(ratios) > 1 else ''
         ratio = f'Ratio of medians, finetuned over DM: **{mean}**{each}. '
     plural = 's' if len(runs) > 1 else ''
-    lines += ['', f'{ratio}Seed{plural} {seeds}; {_origin(runs[0])}.']
+    lines += ['', f'{ratio}Seed{plural} {seeds}; {_origin(runs)}.']
     return '\n'.join(lines) + '\n'
 
 
@@ -213,7 +212,7 @@ def posterior_table(name: str, operator: str, folder: Path = ROOT / 'results') -
     lines += [
         '',
         f'`mirror_dps` over the better of `dps` and `cg_dps`: {told}. '
-        f'{_origin(files[0], "assimilate")}.',
+        f'{_origin(files, "assimilate")}.',
     ]
     return '\n'.join(lines) + '\n'
 
@@ -243,17 +242,19 @@ def _lines(
     return lines
 
 
-def _origin(run: dict[str, Any], stage: str = '') -> str:
-    """Returns the command, machine and date: of the commands that name the stage the last that made
-    stages anew by other settings, or else ran all stages, or else the first.
+def _origin(runs: list[dict[str, Any]], stage: str = '') -> str:
+    """Returns the first run's command and date, and the machines of all: of the commands that name
+    the stage the last that made stages anew by other settings, or else ran all stages, or else the
+    first.
     """
+    run, machines = runs[0], ', '.join(dict.fromkeys(run['machine'] for run in runs))
     has = lambda command, text: text in ' '.join(command)
     named = [parts for parts in run.get('commands', [run['command']]) if has(parts, stage)]
     anew = [parts for parts in named if has(parts, '--redo=') and has(parts, '--config.')]
     whole = [parts for parts in named if not has(parts, '--stages=')]
     parts = [named[0], *whole, *anew][-1]
     command = ' '.join(f'`{part}`' if ' ' in part else part for part in parts)
-    return f'`{command}`; {run["machine"]}; {run["time"][:10]}'
+    return f'`{command}`; {machines}; {run["time"][:10]}'
 
 
 def _at(entry: dict[str, Any], path: tuple[str, ...]) -> float:

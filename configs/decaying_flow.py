@@ -6,7 +6,7 @@ About 22 minutes on one core of an AMD EPYC. Expect a median distance of 6.5e-5,
 diffusion model's 0.007, and 0.008 of the finetuned f without the step that ends it (three seeds).
 
 `desk` has the fields of the paper that the data are of (arXiv 2608.26748), 64 x 64: some
-40 minutes on one core.
+40 minutes on one core without the rows that train further.
 """
 
 from namm_jax.experiment import presets

@@ -7,7 +7,7 @@ all exact ways, and 8.6e-5 of the finetuned f alone, 0.53 times the diffusion mo
 (three seeds).
 
 `desk` has the fields of the paper that the data are of (arXiv 2506.04171), 128 x 100:
-some 50 minutes on one core.
+some 50 minutes on one core without the rows that train further.
 """
 
 from namm_jax.experiment import presets

@@ -59,7 +59,7 @@ def _crc(leaf: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
 
 
-def _place(leaf: Any) -> ocp.RestoreArgs:
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
     """Returns where a restored leaf goes: to NumPy unless it says devices."""
     sharding = getattr(leaf, 'sharding', None)
     if sharding is None:
@@ -176,7 +176,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             body, fault = from_first(lambda step=step: self._read(step))
             if not fault:
                 _check_fit(folder, _by_path(target), body['leaves'], part)
-                places = jax.tree.map(_place, target)
+                places = jax.tree.map(_restore_args, target)
                 args = ocp.args.PyTreeRestore(target, places, partial_restore=True)
                 return Restored(self._orbax.restore(folder, args=args), body['meta'], step)
             self._damaged.add(step)
