@@ -14,7 +14,7 @@ from namm_jax.experiment.presets import section
 # The steps that end f would fool the counter, whose count is the rule.
 ALONE = section('sample', landing=0)
 
-QUICK = (
+IMAGES = (
     presets.MUON
     | ALONE
     # data: images of 64x64 cost four times those of the other configs
@@ -34,6 +34,9 @@ QUICK = (
     # half the standard deviation of the images
     | section('assimilate', noise_std=0.05)
 )
+
+# Images with the map of their sources, whose sum is the rule: one network is trained, which judges.
+QUICK = IMAGES | section('data', maps=True) | section('condition', steps=1000)
 
 PAPER = (
     presets.PAPER
@@ -59,7 +62,7 @@ TINY = (
     | section('counter', channels=(4, 4), filters=(4, 4), hidden=8, second_channels=(4, 4))
 )
 
-PRESETS = {'quick': QUICK, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
+PRESETS = {'quick': QUICK, 'images': IMAGES, 'paper': PAPER, 'published': PUBLISHED, 'tiny': TINY}
 
 
 def get_config(preset: str = 'quick'):

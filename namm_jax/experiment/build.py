@@ -37,9 +37,14 @@ ROUNDING = 1e-6  # by which data may leave a set
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def holds_network(config: ConfigDict) -> bool:
-    """Returns whether the constraint holds a network, which the stage `counter` trains."""
+def counts(config: ConfigDict) -> bool:
+    """Returns whether samples are counted, by networks that the stage `counter` trains."""
     return 'counter' in config
+
+
+def holds_network(config: ConfigDict) -> bool:
+    """Returns whether the constraint holds one of these networks."""
+    return counts(config) and not config.data.maps
 
 
 def make_constraint(config: ConfigDict, params: Params = None) -> Constraint:
@@ -57,14 +62,15 @@ def _count(network: Any, params: Params, x: Array) -> Array:
 
 
 def make_counters(config: ConfigDict) -> dict[str, Any]:
-    """Returns both counting networks: `counter`, which the constraint holds, and `second`, of a
+    """Returns the counting networks: `counter`, where the constraint holds it, and `second`, of a
     build of its own, to see samples that fool the first.
     """
     section = config.counter
     kind = choose('counter.network', section.network, COUNTERS)
     fields = {name: plain(section[name]) for name in fields_of(kind)}
     second = {name: plain(section[f'second_{name}']) for name in fields_of(DensityCounter)}
-    return {'counter': kind(**fields), 'second': DensityCounter(**second)}
+    own = {'counter': kind(**fields)} if holds_network(config) else {}
+    return own | {'second': DensityCounter(**second)}
 
 
 class Role(NamedTuple):

@@ -29,16 +29,16 @@ CHUNK = 500  # images generated at once
 
 
 def _init(config: ConfigDict, key: Key) -> Params:
-    x = jnp.zeros((1, *make_problem(config).shape))
+    x = jnp.zeros((1, *make_problem(config).shape[:2], 1))
     nets = build.make_counters(config)
-    parts = zip(jax.random.split(key), nets.items(), strict=True)
+    parts = zip(jax.random.split(key, len(nets)), nets.items(), strict=True)
     return {name: network.init(part, x)['params'] for part, (name, network) in parts}
 
 
 def counter_task(config: ConfigDict, steps: int) -> Task:
-    """Returns the training of both networks, batches `{'x': images, 'centres': (b, k, 2, 1)}`.
+    """Returns the training of the networks, batches `{'x': images, 'centres': (b, k, 2, 1)}`.
 
-    Each network has a loss of its own. Every image is turned into one of its 8 mirror images, which
+    Each has a loss of its own. Every image is turned into one of its 8 mirror images, which
     are as likely as it is, and where its sources are with it. The second network sees them with
     noise besides, of a strength drawn from U(0, second_noise).
     """
@@ -50,7 +50,9 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
         both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
         both = turn(key, both) if train else both
         x, sources = both[..., :-1], both[..., -1:]
-        seen = {'counter': x, 'second': noisy(jax.random.fold_in(key, 1), x, most) if train else x}
+        seen = dict.fromkeys(nets, x)
+        if train:
+            seen['second'] = noisy(jax.random.fold_in(key, 1), x, most)
         apply = lambda name, x: nets[name].apply(
             {'params': params[name]}, x, sources, method='loss'
         )
@@ -116,7 +118,7 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, ...]:
     folder = experiment.run.directory / 'counter'
     paths = [folder / 'images.npy', folder / 'centres.npy']
     if not from_first(lambda: all(path.exists() for path in paths)):
-        problem = dataclasses.replace(experiment.problem, count=(0, section.most))
+        problem = dataclasses.replace(experiment.problem, count=(0, section.most), maps=False)
         sample = jax.jit(lambda keys: (problem.fields(keys), problem.sources(keys)[0]))
         n = section.samples + section.held_out
         parts = []
@@ -133,9 +135,10 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, ...]:
 
 
 def counted(experiment: Experiment, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the sources in each of the images `(n, h, w, 1)` by both networks, which the stage
-    `counter` has trained, and by the classical method, `(n,)` each.
+    """Returns the sources in each of the images `(n, h, w, 1 or 2)` by the networks that the stage
+    `counter` has trained, and by the classical method, `(n,)` each; none looks at maps.
     """
+    x = x[..., :1]
     nets = build.make_counters(experiment.config)
     shapes = jax.eval_shape(functools.partial(_init, experiment.config), jax.random.key(0))
     params = restore(experiment, 'counter', {'ema': shapes})['ema']

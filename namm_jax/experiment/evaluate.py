@@ -45,7 +45,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         if name in found and len(x := _finite(name, of_row(name))):
             rows[name], samples[name] = row, x
     counts, target = {}, experiment.config.data.get('count')
-    if build.holds_network(experiment.config):  # which its samples may fool
+    if build.counts(experiment.config):
         counts = {row: counted(experiment, x) for row, x in samples.items()}
         distances = {row: held_out_error(of, target) for row, of in counts.items()}
     else:

@@ -88,7 +88,7 @@ def data(experiment: Experiment) -> Facts:
 
 
 def counter(experiment: Experiment) -> Facts:
-    """Trains the networks that count, and draws the data, whose picture needs one of them."""
+    """Trains the networks that count, and draws the data, whose picture may need one of them."""
     facts = train_counters(experiment)
     _draw(experiment, 'data', {})
     return facts
@@ -377,11 +377,11 @@ STAGES = {
 
 def stages_of(config: ConfigDict) -> dict[str, Stage]:
     """Returns the stages that an experiment has, in order, each with those of its needs that are
-    among them: `counter` where the constraint holds a network; `mirror`, `tune` and `finetune`
+    among them: `counter` where samples are counted; `mirror`, `tune` and `finetune`
     where the mirror map is learned; `condition` where the table has its row.
     """
     conditioned = 'dm_residual_conditioned' in (config.sample.rows or methods.METHODS)
-    absent = set() if build.holds_network(config) else {'counter'}
+    absent = set() if build.counts(config) else {'counter'}
     absent |= set() if build.learns_map(config) else {'mirror', 'tune', 'finetune'}
     absent |= set() if conditioned and build.takes_level(config) else {'condition'}
     needs = lambda stage: tuple(need for need in stage.needs if need not in absent)

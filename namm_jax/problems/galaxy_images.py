@@ -1,5 +1,5 @@
 """Galaxy images: a number of elliptical sources in smoothed noise. The rule: a trained network
-counts that number.
+counts that number; where images come with a map of their sources, the map's sum is near to it.
 
 Symbols: a source has a centre, a peak `A`, widths `s_x >= s_y` in pixels and an angle; `x'` and
 `y'` are the distances from its centre along its two axes. The image is
@@ -14,6 +14,9 @@ Lengths are stated at 128 points. An image of other size shows the same sky with
 pixels: the scale of the widths, the smoothing and the white noise are multiplied by `points / 128`,
 which keeps the standard deviation of the smoothed noise; least width and separation stay in pixels.
 
+The map is the sources as points of sum 1, smoothed by a Gaussian of `MAP_WIDTH` pixels that the
+borders reflect: however wide it is, its sum is the number of sources.
+
 Reference: Feng, Baptista & Bouman, "Neural Approximate Mirror Maps for Constrained Diffusion
 Models", ICLR 2025, arXiv 2406.12816.
 """
@@ -22,7 +25,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +33,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from namm_jax._arrays import Fields, Key, PerSample, as_pytree, einsum
+from namm_jax._arrays import Fields, Key, Measurement, PerSample, as_pytree, einsum
 from namm_jax._checks import check_keys
 from namm_jax.constraints.base import Rule, rule
-from namm_jax.inverse.operators import blur_matrix
+from namm_jax.inverse.operators import Operator, blur_matrix
 from namm_jax.problems.base import Problem, View, check_fields, parameter
 
 FAINTEST = 5.62  # least peak, in standard deviations of the smoothed noise
@@ -41,6 +44,9 @@ BRIGHTEST = 10.0  # greatest peak
 WIDTH_SHAPE, WIDTH_SCALE = 1.6, 2.0  # s_x = 0.5 Gamma(1.6, 1) / 0.25, in pixels at 128 points
 LEAST_WIDTH = 1.0  # of s_x, in pixels at any size
 ELLIPTICITY = (1.7, 4.5)  # e ~ Beta, s_y = s_x sqrt((1 - e)/(1 + e))
+MAP_WIDTH = 2.0  # standard deviation of a source in the map, in pixels at any size
+MAP_SLACK = 0.25  # sources by which the sum of a map may be off
+MAP_SCALE = 1 / 16  # sources a pixel that networks see as 1: maps then vary about as images do
 MOST_CLOSE_PAIRS = 5.0  # expected among random centres; about one set in exp(5) is then accepted
 
 
@@ -55,9 +61,9 @@ class Sources(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Galaxies(Problem):
-    """Images `(points, points, 1)` with `count` sources each. A ValueError is raised if the noise
-    makes the faintest source brighter than the brightest, or so many sources so far apart hardly
-    ever fit.
+    """Images `(points, points, 1)` with `count` sources each, or with the map of these sources as a
+    second channel. A ValueError is raised if the noise makes the faintest source brighter than the
+    brightest, or so many sources so far apart hardly ever fit.
     """
 
     points: int = parameter(128, 'pixels along each axis', least=4)
@@ -65,6 +71,7 @@ class Galaxies(Problem):
     noise: float = parameter(8.5, 'std of the white noise before smoothing, at 128 points', least=0)
     smoothing: float = parameter(4.0, "std of the noise's blur, in pixels at 128 points", above=0)
     separation: float = parameter(5.0, 'least distance of two centres, in pixels', least=0)
+    maps: bool = parameter(False, 'whether images come with the map of their sources')
 
     name = 'galaxies'
     rule_name = 'count'
@@ -98,6 +105,14 @@ class Galaxies(Problem):
     def counts(self) -> tuple[int, int]:
         """The least and the greatest number of sources."""
         return self.count if isinstance(self.count, tuple) else (self.count, self.count)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.points, self.points, 1 + self.maps
+
+    @property
+    def scale(self) -> float | tuple[float, float]:
+        return (1.0, MAP_SCALE) if self.maps else 1.0
 
     @property
     def magnification(self) -> float:
@@ -143,24 +158,41 @@ class Galaxies(Problem):
         x = render(sources, points=self.points) + self.smoothed_noise(keys)
         low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
         # A constant image, which only noise = 0 without a source can give, becomes 0.
-        return ((x - low) / jnp.where(high > low, high - low, 1))[..., None], counts
+        images = (x - low) / jnp.where(high > low, high - low, 1)
+        channels = [images, self.source_maps(sources)] if self.maps else [images]
+        return jnp.stack(channels, -1), counts
+
+    def source_maps(self, sources: Sources) -> Float[Array, 'n points points']:
+        """Returns the maps of sources `(n, k)`, in sources a pixel, float32, >= 0."""
+        spread = jnp.asarray(blur_matrix(self.points, 1, MAP_WIDTH), jnp.float32)
+        down, right = spread[sources.centres[..., 0]], spread[sources.centres[..., 1]]
+        return einsum('nk,nki,nkj->nij', (sources.peaks > 0).astype(jnp.float32), down, right)
 
     def fields(self, keys: Key) -> Fields:
-        """Returns images `(n, points, points, 1)`, float32, each with exact extremes 0 and 1."""
+        """Returns images `(n, points, points, 1)`, float32, each with exact extremes 0 and 1, or
+        `(n, points, points, 2)` with the maps of their sources.
+        """
         return self.fields_with_counts(keys)[0]
 
     def rule(self, counter: Callable[[Fields], PerSample] | None = None) -> Rule:
         """Returns the rule `counter(x) = count`; its distance is `|counter(x) - count|`. It is as
-        good as its network, and there is no exact way back onto the set.
+        good as its network, and there is no exact way back onto the set. Of images with maps, the
+        rule is `|sum(map) - count| <= MAP_SLACK`, without a counter; its distance is by how much
+        the sum is beyond.
 
         Args:
             counter: `x (b, h, w, 1) -> (b,)`; parameters are leaves of the rule where it is
                 `jax.tree_util.Partial(network.apply, {'params': params})`.
 
         Raises:
-            ValueError: if there is no counter, or the number of sources is a range.
+            ValueError: if there is no counter for images, or one for images with maps, or the
+                number of sources is a range.
         """
-        if counter is None:
+        if self.maps and counter is not None:
+            raise ValueError(
+                'counter: got one, expected none: the map of sources is what is counted'
+            )
+        if counter is None and not self.maps:
             raise ValueError(
                 'counter: got none, expected the network that counts sources: train one, the stage '
                 '`counter` of an experiment, or give constraint(counter=...)'
@@ -170,11 +202,29 @@ class Galaxies(Problem):
                 f'Got {self.counts[0]} to {self.counts[1]} sources, expected one number for all '
                 'images: use dataclasses.replace(problem, count=8).'
             )
+        if self.maps:
+            return rule('count', Partial(Galaxies.beyond_slack, self))
         return rule('count', Partial(Galaxies.excess, self, as_pytree(counter)))
+
+    def beyond_slack(self, x: Fields) -> Float[Array, 'b 1']:
+        """Returns by how much the sum of the map is too large, or negative too small."""
+        excess = check_fields(self, x)[..., 1].sum((1, 2))[:, None] - self.counts[0]
+        return jnp.sign(excess) * jax.nn.relu(jnp.abs(excess) - MAP_SLACK)
+
+    def measurement(self, name: str = '', **options: Any) -> Operator:
+        """Returns the operator `name` of the images: maps are not measured."""
+        if not self.maps:
+            return super().measurement(name, **options)
+        operator = dataclasses.replace(self, maps=False).measurement(name, **options)
+        return dataclasses.replace(operator, apply=Partial(_of_images, operator), shape=self.shape)
 
     def excess(self, counter: Callable[[Fields], PerSample], x: Fields) -> Float[Array, 'b 1']:
         """Returns `counter(x) - count`, in sources, negative where they are missing."""
         return counter(check_fields(self, x))[:, None] - self.counts[0]
+
+
+def _of_images(operator: Operator, x: Fields) -> Measurement:
+    return operator(x[..., :1])
 
 
 def render(sources: Sources, *, points: int) -> Float[Array, 'n points points']:
