@@ -23,6 +23,7 @@ FLOW = problems.kolmogorov(points=16, states=4, inner_steps=1, burn_in=0.02)
 HOLES = problems.black_holes(points=16, total=20.0)
 TEXTURES = problems.textures(points=16)
 GALAXIES = problems.galaxies(points=16, count=1)
+MAPPED = problems.galaxies(points=16, count=1, maps=True)
 
 DECAY = problems.decaying_flow(points=16, inner_steps=1)
 HEAT = problems.heat(points=16, states=8)
@@ -151,6 +152,12 @@ CASES = {
         restores=('balance',),
     ),
     'count': Case(counting, counted_images, (), 2e-6),
+    'count of maps': Case(
+        lambda: MAPPED.constraint(),
+        lambda: MAPPED.fields(keys()) * jnp.array([1, 1.25]),
+        (roll(1, 3), lambda x: x * jnp.array([3, 1])),
+        outward=jnp.ones_like,
+    ),
     'own': Case(
         lambda: function_rule(row_means),
         lambda: noise() - noise().mean(2, keepdims=True),

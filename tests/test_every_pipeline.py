@@ -5,6 +5,7 @@ of them have.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from namm_jax.experiment.cli import main
@@ -76,6 +77,21 @@ def test_every_constraint_from_data_to_report(launch, tmp_path, capsys, name):
         assert launch(f'--config=configs/{name}.py:tiny', *arguments) == 0
     (entries,) = read_json(tmp_path / 'metrics.json')['assimilation'].values()
     assert all(entries[sampler]['misfit'] > 0 for sampler in ('dps_projected', 'mirror_few_steps'))
+
+
+def test_images_with_maps_are_judged_by_counts_that_no_row_is_made_with(launch, tmp_path):
+    rows = run(launch, tmp_path, 'count', '--config.data.maps=True')['rows']
+    assert {'dm_projected', 'dm_rejected', 'dm_ppr', 'mdm_finetuned'} <= set(rows)
+    assert all(set(row['counts']) == {'second', 'classical'} for row in rows.values())
+    for name in ('dm_projected', 'dm_rejected'):  # by the rule, which the table does not tell
+        x = np.load(tmp_path / 'sample' / f'{name}.npy')
+        assert x.shape[1:] == (32, 32, 2)
+        assert np.abs(x[..., 1].sum((1, 2)) - 2).max() < 0.26
+    arguments = (f'--workdir={tmp_path}', '--stages=assimilate')
+    arguments += ('--config.data.maps=True', '--config.assimilate.sampler=mirror_dps')
+    assert launch('--config=configs/count.py:tiny', *arguments) == 0
+    (entries,) = read_json(tmp_path / 'metrics.json')['assimilation'].values()
+    assert entries['mirror_dps']['misfit'] > 0
 
 
 def test_closed_form_has_nothing_to_learn_and_leaves_the_set_never(launch, tmp_path):

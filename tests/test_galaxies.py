@@ -17,6 +17,7 @@ from namm_jax.problems.galaxy_images import Galaxies, Sources, render
 
 MANY = Galaxies(points=64, count=(0, 16))
 QUIET = Galaxies(points=16, count=(0, 2), noise=0.0)
+MAPPED, QUIET_MAPPED = (dataclasses.replace(problem, maps=True) for problem in (MANY, QUIET))
 
 
 @jax.jit
@@ -169,6 +170,46 @@ def test_image_depends_on_its_key_alone_and_without_noise_and_sources_is_zero():
     highest = together.max((1, 2, 3))
     np.testing.assert_allclose(highest, counts > 0, atol=1e-6)
     assert np.unique(np.asarray(together), axis=0).shape[0] == int((counts > 0).sum()) + 1
+
+
+def test_a_map_is_its_sources_smoothed_and_sums_to_their_number(sample):
+    sources, counts, _, fields, _ = sample
+    both = jax.jit(MAPPED.fields)(jax.random.split(jax.random.key(0), 200))
+    assert both.shape == (200, *MAPPED.shape) == (200, 64, 64, 2)
+    np.testing.assert_allclose(both[..., :1], fields, atol=1e-5)
+    maps = np.asarray(both[..., 1])
+    np.testing.assert_allclose(maps.sum((1, 2)), counts, atol=1e-4)
+    for centres, count, found in zip(sources.centres[:20], counts, maps, strict=False):
+        points = np.zeros((64, 64))
+        np.add.at(points, tuple(centres[:count].T), 1)
+        np.testing.assert_allclose(
+            found, ndimage.gaussian_filter(points, 2, mode='reflect'), atol=1e-6
+        )
+
+
+def test_the_rule_of_a_map_is_its_sum_within_a_quarter_and_never_looks_at_the_image():
+    problem = dataclasses.replace(MAPPED, count=8)
+    x = problem.fields(jax.random.split(jax.random.key(3), 3))
+    x = x * jnp.array([1, 7.5, 8, 9]).reshape(4, 1, 1, 1, 1) / 8
+    distances = [problem.distance(part.at[..., 0].set(0)) for part in x]
+    np.testing.assert_allclose(jnp.mean(jnp.stack(distances), 1), [6.75, 0.25, 0, 0.75], atol=1e-5)
+    residuals = problem.constraint().residual(x[:, 0])[:, 0]
+    np.testing.assert_allclose(residuals, [-6.75, -0.25, 0, 0.75], atol=1e-5)
+    with pytest.raises(ValueError, match='counter: got one, expected none'):
+        problem.constraint(counter=lambda x: x.sum((1, 2, 3)))
+    with pytest.raises(ValueError, match='Got 0 to 16 sources, expected one number'):
+        MAPPED.constraint()
+
+
+def test_maps_are_not_measured():
+    x = QUIET_MAPPED.fields(jax.random.split(jax.random.key(4), 2))
+    for name in ('', 'random_sensors', 'own'):
+        options = {'function': lambda x: x.mean(2)} if name == 'own' else {}
+        operator = QUIET_MAPPED.measurement(name, **options)
+        y = QUIET.measurement(name, **options)(x[..., :1])
+        np.testing.assert_array_equal(operator(x), y)
+    back = QUIET_MAPPED.measurement().adjoint(QUIET_MAPPED.measurement()(x))
+    assert back.shape == x.shape and not back[..., 1].any() and back[..., 0].any()
 
 
 def test_galaxies_need_a_vector_of_typed_keys():
