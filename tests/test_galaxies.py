@@ -187,6 +187,15 @@ def test_a_map_is_its_sources_smoothed_and_sums_to_their_number(sample):
         )
 
 
+@pytest.mark.parametrize('points', [64, 128])
+def test_networks_see_maps_that_vary_as_images_do(points):
+    problem = Galaxies(points=points, maps=True)
+    x = np.asarray(problem.sample(jax.random.key(5), 32))
+    x = (x - np.array(problem.mean)) / np.array(problem.scale)
+    np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=0.02)
+    np.testing.assert_allclose(x.std((0, 1, 2)), 0.11, rtol=0.1)
+
+
 def test_the_rule_of_a_map_is_its_sum_within_a_quarter_and_never_looks_at_the_image():
     problem = dataclasses.replace(MAPPED, count=8)
     x = problem.fields(jax.random.split(jax.random.key(3), 3))

@@ -46,7 +46,7 @@ LEAST_WIDTH = 1.0  # of s_x, in pixels at any size
 ELLIPTICITY = (1.7, 4.5)  # e ~ Beta, s_y = s_x sqrt((1 - e)/(1 + e))
 MAP_WIDTH = 2.0  # standard deviation of a source in the map, in pixels at any size
 MAP_SLACK = 0.25  # sources by which the sum of a map may be off
-MAP_SCALE = 1 / 16  # sources a pixel that networks see as 1: maps then vary about as images do
+IMAGE_MEAN, IMAGE_STD = 0.21, 0.107  # of the pixels of images with eight sources
 MOST_CLOSE_PAIRS = 5.0  # expected among random centres; about one set in exp(5) is then accepted
 
 
@@ -111,8 +111,14 @@ class Galaxies(Problem):
         return self.points, self.points, 1 + self.maps
 
     @property
+    def mean(self) -> float | tuple[float, float]:
+        return (IMAGE_MEAN, sum(self.counts) / 2 / self.points**2) if self.maps else 0.0
+
+    @property
     def scale(self) -> float | tuple[float, float]:
-        return (1.0, MAP_SCALE) if self.maps else 1.0
+        # A Gaussian of width s and sum 1 has the sum of squares 1 / (4 pi s^2).
+        std = math.sqrt(max(1, self.counts[1]) / (4 * math.pi)) / (MAP_WIDTH * self.points)
+        return (1.0, std / IMAGE_STD) if self.maps else 1.0
 
     @property
     def magnification(self) -> float:
