@@ -77,16 +77,16 @@ RULES = {
     'kolmogorov': ('Kolmogorov flow', 'a state is the one before it, stepped on'),
     'total_brightness': ('black holes', 'the sum of the pixels'),
     'periodic': ('binary textures', 'all tiles are equal'),
-    'count': ('galaxies', 'a network counts eight sources'),
+    'count': ('galaxies and a map', 'the map sums to eight sources'),
     'decaying_flow': ('decaying flow', 'all states follow from the first'),
     'heat': ('decaying waves', 'mass is conserved'),
     'reaction_diffusion': ('reaction and diffusion', 'a constant inflow explains the mass'),
 }
-# Config and operator of the inverse problems of the table `others` -> what they are called.
+# Config, preset and operator of the inverse problems of the table `others` -> what they are called.
 INVERSE = {
-    ('total_brightness', 'sparse_fourier'): 'black hole from sparse Fourier samples',
-    ('periodic', 'occluded_box'): 'texture with an occluded box',
-    ('count', 'downsampling'): 'galaxies, blurred and decimated',
+    ('total_brightness-quick', 'sparse_fourier'): 'black hole from sparse Fourier samples',
+    ('periodic-quick', 'occluded_box'): 'texture with an occluded box',
+    ('count-images', 'downsampling'): 'galaxies, blurred and decimated',
 }
 # Ways to obey a rule: row of a run -> what it is called.
 WAYS = {
@@ -353,10 +353,10 @@ def others(folder: Path = ROOT / 'results') -> str:
     samplers = ('dps', 'mirror_dps', 'few_steps', 'mirror_few_steps')
     columns = ['problem', *(f'`{name}`' for name in samplers)]
     lines = head(columns)
-    for (config, operator), title in INVERSE.items():
-        paths = (folder / f'{config}-quick{of}-seed0.json' for of in ('-posteriors', ''))
+    for (name, operator), title in INVERSE.items():
+        paths = (folder / f'{name}{of}-seed0.json' for of in ('-posteriors', ''))
         run = json.loads(next(path for path in paths if path.exists()).read_text())
-        entries = [run['assimilation'][operator][name] for name in samplers]
+        entries = [run['assimilation'][operator][sampler] for sampler in samplers]
         numbers = (('distance', 'median'), ('rmse',), ('crps',))
         cells = [', '.join(three_digits(_at(entry, of)) for of in numbers) for entry in entries]
         lines.append(line([title, *cells]))
