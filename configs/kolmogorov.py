@@ -2,8 +2,9 @@
 
     python launch/main.py --config=configs/kolmogorov.py
 
-About an hour on one core of an AMD EPYC. Expect a median distance of 0.0012, 0.027 times the
-diffusion model's 0.043, and 0.029 of the finetuned f without the step that ends it (seed 0).
+About an hour on one core of an AMD EPYC. Expect a median distance of 0.0012, 0.029 times the
+diffusion model's 0.042, and 0.030 of the finetuned f without the step that ends it (means of three
+seeds).
 
 `--config.constraint.name=divergence+kolmogorov` asks for both rules at once.
 """
