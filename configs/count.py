@@ -13,7 +13,7 @@ from namm_jax.experiment import presets
 from namm_jax.experiment.config import experiment
 from namm_jax.experiment.presets import section
 
-# The steps that end f would fool the counter, whose count is the rule.
+# The steps that end f would fool a counter that is the rule, and mend of a map its sum alone.
 ALONE = section('sample', landing=0)
 
 IMAGES = (
