@@ -25,7 +25,7 @@ from namm_jax.experiment.comparison import against, comparison, floors
 from namm_jax.experiment.problem import make_problem
 
 RESULTS = Path(__file__).resolve().parent.parent / 'results' / 'power.json'
-CONFIGS = ('burgers', 'periodic', 'total_brightness', 'count')
+CONFIGS = ('burgers', 'periodic', 'total_brightness', 'count:images')
 
 
 def smooth(x: np.ndarray, axes: tuple[int, ...], part: float) -> np.ndarray:
@@ -36,7 +36,8 @@ def smooth(x: np.ndarray, axes: tuple[int, ...], part: float) -> np.ndarray:
 
 def power(name: str, n: int) -> dict[str, dict[str, dict[str, float]]]:
     """Returns the metrics of true sets, of smoothed ones and of half of the data."""
-    config = importlib.import_module(f'configs.{name}').get_config('quick')
+    name, _, preset = name.partition(':')
+    config = importlib.import_module(f'configs.{name}').get_config(preset or 'quick')
     config = config.copy_and_resolve_references()
     problem = make_problem(config)
     total = config.data.train + config.data.validation + config.data.test

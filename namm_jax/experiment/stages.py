@@ -78,7 +78,7 @@ def data(experiment: Experiment) -> Facts:
             provenance={name: config[name].to_dict() for name in ('data', 'constraint')},
             progress=lambda done, total: (bar.update(done), experiment.pause()),
         )
-    if not build.holds_network(config):
+    if not build.counts(config):
         _draw(experiment, 'data', {})
     if experiment.problem.generated:
         return {}
