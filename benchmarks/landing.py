@@ -8,7 +8,7 @@ row: f alone; through a step of Gauss-Newton whose derivative is the identity (`
 one whose derivative is that of the projection onto the linearised rule (`implicit`). The loss sees
 what comes out of the step, and with a weight what went in. Printed, and kept in
 `results/landing.json`: the median distance of f alone, and after steps whose conjugate gradients
-are cut at 10 or 20 iterations, or solved to 1 %, as `constraints.land` does.
+are cut at 10 or 20 iterations, or solved to 1 %, as `projection.land` does.
 """
 
 import argparse
@@ -59,9 +59,9 @@ WAYS = [
 ]
 
 
-def gauss_newton(rule: Any, x: jax.Array, iterations: int, tolerance: float = 0.1) -> jax.Array:
+def gauss_newton(rule: Any, x: jax.Array, iterations: int, cg_tolerance: float = 0.1) -> jax.Array:
     settings = dict(tolerance=1e-7, max_iterations=1, cg_iterations=iterations)
-    return gauss_newton_projection(rule, x, cg_tolerance=tolerance, **settings)[0]
+    return gauss_newton_projection(rule, x, cg_tolerance=cg_tolerance, **settings)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measured import Rows, add_json
 from namm_jax.experiment.command import configure_jax
 
-DATA = ('dps', 'cg_dps', 'few_steps', 'smc')
-MIRROR = ('mirror_dps', 'mirror_few_steps', 'mirror_smc')
+SAMPLERS = 'dps cg_dps few_steps smc mirror_dps mirror_few_steps mirror_smc'.split()
 STEPS = (10, 30)  # of the two draws
 
 
@@ -37,9 +36,7 @@ def parse() -> argparse.Namespace:
         '--workdir', required=True, help='a run folder with the stages up to dm finished'
     )
     parser.add_argument('--samples', type=int, default=16, help='posterior samples at a time')
-    parser.add_argument(
-        '--rows', default=','.join(DATA + MIRROR), help='samplers, separated by commas'
-    )
+    parser.add_argument('--rows', default=','.join(SAMPLERS), help='samplers, separated by commas')
     parser.add_argument('--repeats', type=int, default=5)
     add_json(parser)
     return parser.parse_args()
@@ -127,7 +124,7 @@ def main() -> None:
         calls = alone | draws(experiment, row, arguments.samples)
         ms = {name: 1e3 * seconds for name, seconds in medians(calls, arguments.repeats).items()}
         step = (ms[row, STEPS[1]] - ms[row, STEPS[0]]) / (STEPS[1] - STEPS[0])
-        inverse = ms['f'] if row in MIRROR else 0.0
+        inverse = ms['f'] if ROWS[row].prior == 'mdm' else 0.0
         ratio = step / (ms['denoiser'] + inverse)
         times = (f'{value:.1f}' for value in (step, ms['denoiser'], inverse))
         rows.add(f'`{row}`', *times, f'{ratio:.2f}')

@@ -158,13 +158,14 @@ def _untimed(tree: Any) -> Any:
 
 def cell(rows: list[dict[str, Any]], path: tuple[str, ...]) -> str:
     """Returns the mean of a number over seeds, with its standard deviation where there are
-    several.
+    several, and of how many of them it is where some have none.
     """
     values = rows
     for name in path:
         values = [value.get(name) for value in values if value]
     values = [value for value in values if value is not None]
-    return _mean_and_spread(values) if values else ''
+    few = f' ({len(values)} of {len(rows)})' if len(values) < len(rows) else ''
+    return _mean_and_spread(values) + few if values else ''
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -181,7 +182,8 @@ def table(name: str, folder: Path = ROOT / 'results') -> str:
         more = {run['seed']: run['rows'] for run in _runs(f'{name}-{label}', folder)}
         runs = [run | {'rows': more.get(run['seed'], {}) | run['rows']} for run in runs]
     seeds = ', '.join(str(run['seed']) for run in runs)
-    names = {row: row_name(row) for row in in_order(list(runs[0]['rows']))}
+    rows = dict.fromkeys(row for run in runs for row in run['rows'])
+    names = {row: row_name(row) for row in in_order(list(rows))}
     lines = _lines('row', COLUMNS, names, [run['rows'] for run in runs])
     ratios = [
         _median(run['rows'], 'mdm_finetuned') / _median(run['rows'], 'dm')
@@ -264,22 +266,12 @@ def _at(entry: dict[str, Any], path: tuple[str, ...]) -> float:
 
 
 def summary(folder: Path = ROOT / 'results') -> str:
-    """Returns a line a constraint: median distances of the rows that all have, and the ratio of
-    finetuned to DM.
+    """Returns a line a constraint: median distances of most rows, and the ratio of finetuned to
+    DM.
     """
-    names = {
-        'dm': 'DM',
-        'dm_guided': 'guided',
-        'dm_restored': 'restored',
-        'dm_projected': 'projected',
-        'dm_landed': 'landed',
-        'dm_restored_sampling': 'restored while sampling',
-        'dm_projected_sampling': 'projected while sampling',
-        'dm_mapped_finetuned': 'through f(g(x))',
-        'mdm': 'MDM',
-        'mdm_finetuned': 'finetuned',
-        'mdm_unlanded': 'f alone',
-    }
+    few = ('dm_ppr', 'dm_residual_conditioned', 'dm_rejected', 'dm_mapped')  # on the pages alone
+    names = {'dm': 'diffusion model', 'mdm': 'mirror map'}
+    names |= {row: WAYS[row] for row in WAYS if row not in few}
     columns = ['constraint', 'true data', *names.values(), 'finetuned / DM', 'two-sample area, DM']
     columns += ['two-sample area, finetuned']
     lines = head(columns)

@@ -41,9 +41,9 @@ if not hasattr(jax, 'enable_x64'):  # before JAX 0.8
     jax.enable_x64 = enable_x64
 
 # Shapes and types of annotated functions are checked at each call, in tests only. The hook cannot
-# read `typing.Self`, so the modules whose classes return themselves go without; so do layout and
-# pdes, whose tests also give them arrays for numbers, and shapes that their own errors are about.
-MATHS = '_arrays problems constraints networks mirror denoising metrics'.split()
+# read `typing.Self`, so the modules whose classes return themselves go without; so does `inverse`,
+# whose own errors are about what a user's function returns.
+MATHS = '_arrays problems constraints networks mirror denoising training metrics'.split()
 TRAINING = [
     f'experiment.{name}' for name in 'config dataset experiment loop devices stages build'.split()
 ]

@@ -80,6 +80,27 @@ def test_as_near_and_faster_pays_from_a_number_of_samples_on():
     assert found['mirror_map'] and 'it pays from 100 samples on.' in found['text']
 
 
+def test_of_rows_as_near_the_cheapest_is_the_rival():
+    rows = SLOW | {'dm_landed': row(0.0011, seconds=0.08)}
+    found = advise(rows)
+    assert found['cheapest'] == 'dm_landed' and not found['mirror_map']
+    assert 'against dm_landed (median distance 0.00110) without it' in found['text']
+
+
+def test_a_mirror_side_that_trained_a_little_less_is_not_the_cheaper_one():
+    rows = EXACT | {'mdm_finetuned': row(1e-8, training=90)}
+    found = advise(rows)
+    assert found['nearest'] == found['cheapest'] == 'dm_restored' and not found['mirror_map']
+    clearly = advise(rows | {'mdm_finetuned': row(1e-8, training=20)})
+    assert clearly['nearest'] == clearly['cheapest'] == 'mdm_finetuned' and clearly['mirror_map']
+
+
+def test_a_rule_that_the_model_keeps_by_itself_needs_nothing():
+    rows = {'data': DATA, 'dm': row(0), 'dm_projected': row(0), 'mdm': row(0, training=10)}
+    found = advise(rows)
+    assert found['nearest'] == found['cheapest'] == 'dm' and not found['mirror_map']
+
+
 def test_nothing_is_nearer():
     rows = {'data': DATA, 'dm': row(0.1), 'dm_guided': row(0.09), 'mdm': row(1e-3, area=0.8)}
     found = advise(rows)

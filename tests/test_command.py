@@ -121,6 +121,19 @@ def test_the_counters_optimizer_is_checked_before_the_first_stage(refused):
     assert "got 'moun'" in message and 'did you mean muon' in message
 
 
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ('most=1', 'counter.most: got 1, expected at least 2, the sources of the data'),
+        ('most=40', 'counter.most: Got up to 40 sources'),
+        ('samples=4', 'counter.samples: got 4, expected at least 8, a batch'),
+        ('second_channels=(4,4,4,4,4,4)', 'multiples of 64'),
+    ],
+)
+def test_the_counters_are_checked_before_the_first_stage(refused, override, message):
+    assert message in refused('--config=configs/count.py:tiny', f'--config.counter.{override}')
+
+
 def test_config_after_a_space_is_found_from_any_directory(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "builds on ['data']" in refused('--config', 'configs/burgers.py:tiny', '--stages=mirror')

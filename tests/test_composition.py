@@ -86,6 +86,11 @@ def test_a_part_of_weight_zero_is_only_shown():
     np.testing.assert_allclose(shown.distance(X), 2 * FLAT.distance(X), atol=1e-6)
     np.testing.assert_allclose(jnp.abs(shown.residual(X)).mean(1), shown.distance(X), atol=1e-6)
     assert shown.terms(X)['total'][0] == 2
+    never = function_rule(lambda x: jnp.log(-x).sum((1, 2, 3)))  # NaN, and so its gradient
+    beside = weighted_sum({'columns': FLAT, 'never': never}, {'columns': 2, 'never': 0})
+    total = lambda rule: jax.value_and_grad(lambda x: rule.distance(x).sum())(X)
+    alone = weighted_sum({'columns': FLAT}, {'columns': 2})
+    jax.tree.map(np.testing.assert_array_equal, total(beside), total(alone))
 
 
 def test_names_that_clash_take_that_of_their_part():

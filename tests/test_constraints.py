@@ -3,6 +3,7 @@ Burgers' equation.
 """
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -106,6 +107,14 @@ def test_projection_gives_a_residual_without_gradient_up_at_once():
     projected, info = gauss_newton_projection(residual, x, max_iterations=3, cg_iterations=10**9)
     np.testing.assert_allclose(projected[0], 0.25, rtol=1e-6)
     assert (projected[1] == 0).all() and info['residual'].tolist() == [0.0, 1.0]
+
+
+def test_projection_never_leaves_where_the_residual_is_finite():
+    residual = lambda x: jnp.log(x.sum((1, 2, 3)))[:, None] + 2  # the first step goes below 0
+    x = jnp.full((2, 1, 1, 1), 1.0).at[1].set(0.2)
+    projected, info = gauss_newton_projection(residual, x, max_iterations=8)
+    assert projected[0] == 1 and info['residual'][0] == 2
+    np.testing.assert_allclose(projected[1], math.exp(-2), rtol=1e-5)
 
 
 def test_projection_onto_a_sphere_is_radial():

@@ -10,8 +10,10 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
+from configs.count import get_config
 from namm_jax._arrays import Constraint
-from namm_jax.experiment.counter import held_out_error, source_map, turn
+from namm_jax.experiment.counter import held_out_error, sources_at_pixels, turn
+from namm_jax.experiment.stages import stages_of
 from namm_jax.networks.counter import Counter, DensityCounter, huber, misplacement
 from namm_jax.problems.counting import classical_count
 from namm_jax.problems.galaxy_images import Galaxies
@@ -123,14 +125,22 @@ def test_sources_teach_their_places():
         assert (loss(there) != loss(here)) == moves
 
 
-def test_source_map_holds_each_source_at_its_pixel():
+@pytest.mark.parametrize(('maps', 'needed'), [(False, {'mirror', 'mdm', 'dm'}), (True, set())])
+def test_training_needs_the_counter_only_where_the_rule_holds_it(maps, needed):
+    config = get_config('tiny')
+    config.data.maps = maps
+    needs = {name for name, stage in stages_of(config).items() if 'counter' in stage.needs}
+    assert needs == needed | {'evaluate'}
+
+
+def test_sources_at_pixels_hold_each_source_at_its_pixel():
     centres = jnp.array([[[0, 3], [2, 1], [-1, -1]], [[2, 1], [2, 1], [3, 0]]], jnp.float32)[
         ..., None
     ]
     expected = np.zeros((2, 4, 4, 1))
     expected[0, 0, 3] = expected[0, 2, 1] = expected[1, 3, 0] = 1
     expected[1, 2, 1] = 2
-    np.testing.assert_array_equal(source_map(centres, 4), expected)
+    np.testing.assert_array_equal(sources_at_pixels(centres, 4), expected)
 
 
 @pytest.mark.parametrize(

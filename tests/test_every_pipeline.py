@@ -12,6 +12,7 @@ from namm_jax.experiment.cli import main
 from namm_jax.experiment.files import read_json
 
 NAMES = ('divergence', 'kolmogorov', 'total_brightness', 'periodic', 'count')
+NAMES += ('heat', 'reaction_diffusion', 'decaying_flow')
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 

@@ -14,6 +14,7 @@ import pytest
 from test_formats import save_net, save_page_files
 
 from namm_jax.experiment import schema
+from namm_jax.experiment.methods import ACTS, METHODS
 from namm_jax.networks.icnn import ICNN
 from namm_jax.networks.unet import UNet
 from namm_jax.training import recipes
@@ -212,10 +213,26 @@ def test_rule_of_ones_own_from_data_to_report(tmp_path, monkeypatch, launch):
     )
 
 
-def test_tables_are_those_of_the_results():
+@pytest.fixture(scope='module')
+def results():
     spec = importlib.util.spec_from_file_location('results', ROOT / 'benchmarks' / 'results.py')
-    results = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(results)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_has_a_place_in_the_tables(results):
+    rows = {name for name, method in METHODS.items() if method.act in ACTS}
+    assert rows == {'dm', 'mdm', *results.WAYS}
+
+
+def test_a_number_that_some_seeds_have_says_of_how_many_it_is(results):
+    rows = [{'n': 1.0}, {}, {'n': 3.0}, None]
+    assert results.cell(rows, ('n',)) == '2.00 ± 1 (2 of 4)'
+    assert results.cell(rows[:1], ('n',)) == '1.00' and not results.cell(rows[1:2], ('n',))
+
+
+def test_tables_are_those_of_the_results(results):
     pages = results.pages()
     assert ROOT / 'README.md' in pages and len(pages) > 8
     for page in pages:

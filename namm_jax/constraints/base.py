@@ -219,18 +219,21 @@ class WeightedSum:
         """The names of the parts."""
         return '+'.join(self.names)
 
+    @property
+    def _weighted(self) -> list[tuple[float, Constraint]]:
+        return [pair for pair in zip(self.weights, self.parts, strict=True) if pair[0]]
+
     def residual(self, x: Fields) -> Float[Array, 'b m']:
         """Returns the residuals of the parts, flattened, side by side, each times `w_i m / m_i`: so
         the mean of `|r|` is `sum_i w_i mean|r_i|`.
         """
-        flat = [part.residual(x).reshape(x.shape[0], -1) for part in self.parts]
-        m = sum(r.shape[1] for r in flat)
-        weighted = [w * m / r.shape[1] * r for w, r in zip(self.weights, flat, strict=True)]
-        return jnp.concatenate(weighted, 1)
+        flat = [(w, part.residual(x).reshape(x.shape[0], -1)) for w, part in self._weighted]
+        m = sum(r.shape[1] for _, r in flat)
+        return jnp.concatenate([w * m / r.shape[1] * r for w, r in flat], 1)
 
     def distance(self, x: Fields) -> PerSample:
         """Returns `sum_i w_i l_i(x)`, `(b,)`."""
-        return sum(w * part.distance(x) for w, part in zip(self.weights, self.parts, strict=True))
+        return sum(w * part.distance(x) for w, part in self._weighted)
 
     def terms(self, x: Fields) -> dict[str, PerSample]:
         """Returns the terms of all parts, each before its weight; a name that several parts use

@@ -82,6 +82,7 @@ def gauss_newton_projection(
         count, now = carry
         active = mean_absolute(now.residual) > tolerance
         new = _gauss_newton_step(flat, x_0, now, active, cg_iterations, cg_tolerance)
+        active &= jnp.isfinite(mean_absolute(new.residual))  # outside of its domain a rule is NaN
         return count + 1, jax.tree.map(lambda a, b: jnp.where(broadcast(active, a), a, b), new, now)
 
     r = flat(x_0)

@@ -15,17 +15,44 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from namm_jax._arrays import Key, Metrics, Params, Task
-from namm_jax.experiment import build, dataset
+from namm_jax.experiment import build, dataset, devices
 from namm_jax.experiment.config import steps_of
 from namm_jax.experiment.drawing import in_batches
 from namm_jax.experiment.experiment import Experiment, restore, save_array, train
 from namm_jax.experiment.problem import make_problem
 from namm_jax.experiment.processes import from_first
 from namm_jax.experiment.progress import Bar
+from namm_jax.problems.base import Problem
 from namm_jax.problems.counting import classical_count
 from namm_jax.training.optimizers import per_network
 
 CHUNK = 500  # images generated at once
+
+
+def check_counters(config: ConfigDict) -> None:
+    """Raises a ValueError if the networks cannot be built, or not be trained on such images."""
+    section, target = config.counter, config.data.count
+    if section.most < target:
+        raise ValueError(
+            f'counter.most: got {section.most}, expected at least {target}, the sources of the data'
+        )
+    if section.samples < section.batch_size:
+        raise ValueError(
+            f'counter.samples: got {section.samples}, expected at least {section.batch_size}, a '
+            'batch'
+        )
+    mesh = devices.make_mesh(devices.first_devices(config.train.devices))
+    devices.check_batch_size(mesh, section.batch_size)
+    try:
+        _problem(config)
+    except ValueError as error:
+        raise ValueError(f'counter.most: {error}') from error
+    jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
+
+
+def _problem(config: ConfigDict) -> Problem:
+    """Returns the problem of images with any number of sources."""
+    return dataclasses.replace(make_problem(config), count=(0, config.counter.most), maps=False)
 
 
 def _init(config: ConfigDict, key: Key) -> Params:
@@ -47,7 +74,8 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
     def loss(
         params: Params, frozen: PyTree, key: Key, batch: PyTree, *, train: bool
     ) -> tuple[Array, Metrics]:
-        both = jnp.concatenate([batch['x'], source_map(batch['centres'], batch['x'].shape[1])], -1)
+        sources = sources_at_pixels(batch['centres'], batch['x'].shape[1])
+        both = jnp.concatenate([batch['x'], sources], -1)
         both = turn(key, both) if train else both
         x, sources = both[..., :-1], both[..., -1:]
         seen = dict.fromkeys(nets, x)
@@ -64,7 +92,7 @@ def counter_task(config: ConfigDict, steps: int) -> Task:
     return Task(init=init, loss=loss, optimizer=per_network(optimizers))
 
 
-def source_map(centres: Array, points: int) -> Array:
+def sources_at_pixels(centres: Array, points: int) -> Array:
     """Returns the sources at each pixel `(b, points, points, 1)`, from rows and columns
     `(b, k, 2, 1)`, -1 for none.
     """
@@ -118,7 +146,7 @@ def _images(experiment: Experiment) -> tuple[np.ndarray, ...]:
     folder = experiment.run.directory / 'counter'
     paths = [folder / 'images.npy', folder / 'centres.npy']
     if not from_first(lambda: all(path.exists() for path in paths)):
-        problem = dataclasses.replace(experiment.problem, count=(0, section.most), maps=False)
+        problem = _problem(experiment.config)
         sample = jax.jit(lambda keys: (problem.fields(keys), problem.sources(keys)[0]))
         n = section.samples + section.held_out
         parts = []

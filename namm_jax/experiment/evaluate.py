@@ -99,14 +99,15 @@ def _table(
     distances: dict[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
     """Returns the table of `metrics.json`. The distribution metrics of the row `data` are those of
-    as many true fields as a row has samples, over sets of the training data; a row that lost some
+    as many true fields as a row has samples, over sets of the training data, or half of the data
+    where those are fewer: each row is then compared by as many of its samples. A row that lost some
     has none, as what is left of it is not its distribution.
     """
     train, test = experiment.split('train'), samples['data']
     section = experiment.config.evaluate
     of = experiment.problem, experiment.split('validation'), test, experiment.key('evaluate')
     compare = comparison(*of, projections=section.projections)
-    n = min(len(train), experiment.config.sample.n)
+    n = min(max(1, len(train) // 2), experiment.config.sample.n)
     floor = floors(compare, train, n, sets=section.resamples, seed=experiment.config.seed)
     table = {}
     with Bar('evaluate', len(samples), unit='row') as bar:
@@ -118,7 +119,7 @@ def _table(
             if row in rows and lost:
                 table[row] |= {'distribution': {}, 'diverged': lost}
             elif row in rows:
-                table[row]['distribution'] = against(floor, compare(x))
+                table[row]['distribution'] = against(floor, compare(x[:n]))
                 table[row]['memorisation'] = copying(row, x, train, test)
             bar.update(len(table))
     drawing = experiment.run.record('sample')

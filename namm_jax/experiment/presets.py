@@ -80,5 +80,7 @@ def epochs(*, mirror: int, mdm: int, finetune: int, dm: int) -> Overrides:
 
 
 def published(paper: Overrides) -> Overrides:
-    """Returns the published method, its 5,000 steps of warm-up too, at a `paper` preset's sizes."""
+    """Returns the published method at a `paper` preset's sizes; 5,000 steps of the mirror diffusion
+    model are warm-up, and the same part of the plain one's.
+    """
     return paper | PUBLISHED | {'score.optimizer.warmup': 5000 / paper['mdm.steps']}

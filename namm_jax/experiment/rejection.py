@@ -19,8 +19,8 @@ def accepted(
     blocks: Iterable[np.ndarray], passes: Callable[[np.ndarray], np.ndarray], n: int
 ) -> tuple[np.ndarray, float] | None:
     """Returns the first n fields that pass, and how many were drawn for each that did; None as soon
-    as that is more than `PATIENCE`. Blocks `(m, ...)` of fields are drawn as they are asked for,
-    without end; `passes` returns booleans `(m,)`.
+    as they are more than `PATIENCE`, or would be if one had passed. Blocks `(m, ...)` of fields are
+    drawn as they are asked for, without end; `passes` returns booleans `(m,)`.
     """
     kept = []
     drawn = 0
@@ -28,7 +28,7 @@ def accepted(
         kept.append(x[passes(x)])
         drawn += len(x)
         passed = sum(map(len, kept))
-        if drawn > PATIENCE * passed:
+        if drawn > PATIENCE * max(passed, 1):
             return None
         if passed >= n:
             return np.concatenate(kept)[:n], drawn / passed

@@ -17,7 +17,7 @@ from namm_jax._checks import check_rule, choose
 from namm_jax.experiment import build, dataset, flops, methods
 from namm_jax.experiment.assimilate import assimilate
 from namm_jax.experiment.config import steps_of
-from namm_jax.experiment.counter import train_counters
+from namm_jax.experiment.counter import check_counters, train_counters
 from namm_jax.experiment.drawing import in_batches, make_draw, sampler_of
 from namm_jax.experiment.evaluate import SHOWN, evaluate, views
 from namm_jax.experiment.experiment import (
@@ -44,9 +44,15 @@ Facts = dict[str, Any]
 
 
 class Stage(NamedTuple):
-    """A stage: what it does, the stages it builds on, the config's sections that it reads itself,
-    whether it runs only when it is named, what raises for a bad value before any stage starts, and
-    for what a user brings before this one is on record: its facts.
+    """A stage.
+
+    Attributes:
+        run: does it, and returns its facts.
+        needs: the stages it builds on.
+        sections: of the config, those that it reads itself.
+        on_request: whether it runs only when it is named.
+        check: raises for a bad value of the config before any stage starts.
+        ready: raises for bad data of a user's before this stage is on record; returns facts.
     """
 
     run: Callable[[Experiment], Facts]
@@ -282,6 +288,7 @@ def condition(experiment: Experiment) -> Facts:
     config, record = experiment.config, experiment.run.record('dm')
     draw = methods.sampler(experiment, 'dm', config.train.sample)
     fields, drawing = _drawn(experiment, 'condition', draw, 'samples')
+    fields = fields[np.isfinite(fields).all((1, 2, 3))]  # a sampler may diverge
     distances = experiment.distances(fields)
     level = distances / (distances + (np.median(distances) or 1))
     standardise = experiment.unit_maps[0]
@@ -356,7 +363,7 @@ TRAINING = ('train', 'seed')
 MODELS = ('mdm', 'finetune', 'dm')
 STAGES = {
     'data': Stage(data, (), ('data', 'constraint'), ready=_checked_data),
-    'counter': Stage(counter, ('data',), ('counter', *TRAINING)),
+    'counter': Stage(counter, ('data',), ('counter', *TRAINING), check=check_counters),
     'mirror': Stage(mirror, ('data', 'counter'), ('mirror', *TRAINING)),
     'tune': Stage(tune, ('mirror',), ('score', 'tune', *TRAINING), on_request=True),
     'mdm': Stage(
@@ -370,22 +377,26 @@ STAGES = {
     'condition': Stage(condition, ('dm',), ('condition', *TRAINING)),
     'sample': Stage(sample, (*MODELS, 'condition'), ('sample',), check=check_rows),
     'assimilate': Stage(assimilate, MODELS, ('assimilate', 'sample'), True, check_assimilation),
-    'evaluate': Stage(evaluate, ('data', 'sample'), ('evaluate',)),
+    'evaluate': Stage(evaluate, ('data', 'counter', 'sample'), ('evaluate',)),
     'report': Stage(report, ('evaluate',), ('report',)),
 }
 
 
 def stages_of(config: ConfigDict) -> dict[str, Stage]:
     """Returns the stages that an experiment has, in order, each with those of its needs that are
-    among them: `counter` where samples are counted; `mirror`, `tune` and `finetune`
-    where the mirror map is learned; `condition` where the table has its row.
+    among them: `counter` where samples are counted, which `evaluate` alone needs where the rule
+    holds no network; `mirror`, `tune` and `finetune` where the mirror map is learned; `condition`
+    where the table has its row.
     """
-    conditioned = 'dm_residual_conditioned' in (config.sample.rows or methods.METHODS)
+    rows = config.sample.rows or methods.METHODS
+    conditioned = any(methods.METHODS[row].act == 'level' for row in rows if row in methods.METHODS)
     absent = set() if build.counts(config) else {'counter'}
     absent |= set() if build.learns_map(config) else {'mirror', 'tune', 'finetune'}
     absent |= set() if conditioned and build.takes_level(config) else {'condition'}
-    needs = lambda stage: tuple(need for need in stage.needs if need not in absent)
-    stages = {name: stage._replace(needs=needs(stage)) for name, stage in STAGES.items()}
+    judged = {'evaluate'} if not build.holds_network(config) else STAGES.keys()
+    has = lambda name, need: need not in absent and (need != 'counter' or name in judged)
+    needs = lambda name: tuple(need for need in STAGES[name].needs if has(name, need))
+    stages = {name: stage._replace(needs=needs(name)) for name, stage in STAGES.items()}
     return {name: stage for name, stage in stages.items() if name not in absent}
 
 
