@@ -124,6 +124,28 @@ def test_means_over_seeds_count():
     assert advise(over_seeds(DEFORMED)) == advise(DEFORMED)
 
 
+def test_a_row_that_some_seeds_lack_is_passed_over():
+    mean = lambda value, n=3: {'mean': value, 'std': 0.1, 'n': n}
+    rows = {
+        name: of | {'distance': {'median': mean(of['distance']['median'])}}
+        for name, of in EXACT.items()
+    }
+    assert advise(rows)['nearest'] == 'dm_restored'
+    rows['dm_restored'] = row(1e-8) | {'distance': {'median': mean(1e-8, 1)}}
+    assert advise(rows)['nearest'] != 'dm_restored'
+
+
+def test_a_row_that_costs_more_is_never_the_cheapest():
+    rows = {
+        'data': DATA,
+        'dm': row(1.0),
+        'dm_guided': row(0.4, seconds=0.13),
+        'mdm_finetuned': row(0.1, training=80, seconds=0.05),
+    }
+    found = advise(rows)
+    assert found['nearest'] == found['cheapest'] == 'mdm_finetuned' and found['mirror_map']
+
+
 @pytest.mark.parametrize('rows', [{}, {'data': DATA}, {'dm': row(0.1)}, {'data': {}, 'dm': {}}])
 def test_too_little_gives_none(rows):
     assert advise(rows) == {}

@@ -100,6 +100,23 @@ def test_a_run_draws_until_it_has_enough_and_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+def test_samples_without_a_distance_condition_nothing(
+    launch, tiny_run, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / 'run'
+    shutil.copytree(tiny_run, folder)
+    rows = "--config.sample.rows=('dm','dm_residual_conditioned')"
+    arguments = ('--config=configs/burgers.py:tiny', f'--workdir={folder}', rows)
+    measured = Experiment.distances
+    for lost, status in ((4, 0), (9, 2)):
+        spoiled = lambda self, x, lost=lost: np.r_[np.full(lost, np.nan), measured(self, x)[lost:]]
+        monkeypatch.setattr(Experiment, 'distances', spoiled)
+        more = ('--config.condition.samples=24', '--redo=condition', '--stages=condition')
+        assert launch(*arguments, *more) == status
+    assert 'condition: got 15 of 24 samples at a finite distance' in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_samples_that_diverged_are_counted_and_left_out(
     launch, tiny_run, tmp_path, monkeypatch, capsys
 ):

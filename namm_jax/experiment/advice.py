@@ -25,7 +25,8 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     text says that it is to be trained longer.
 
     Args:
-        rows: of `metrics.json`, or of its means over seeds; {} is returned where it has too little.
+        rows: of `metrics.json`, or of its means over seeds, of which a row counts that all have; {}
+            is returned where there is too little.
     """
     value = lambda row, *path: _number(rows.get(row, {}), *path)
     area = lambda row: value(row, 'distribution', 'two_sample', 'value')
@@ -38,12 +39,14 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     cost = {row: train[row] + SAMPLES * draw[row] for row in near}
     price = {row: cost[row] * (CLEAR if row in mapped else 1) for row in near}
     kept = [row for row in near if area(row) <= limit and math.isfinite(near[row] + cost[row])]
+    kept = [row for row in kept if _seeds(rows[row]) == _seeds(rows['data'])]
     if 'dm' not in kept:
         return {}
     best = lambda names: min(names, key=lambda row: (near[row], price[row]), default='')
     nearest = best(kept)
     better = [row for row in kept if CLEAR * near[row] <= near['dm'] != near[row]]
     cheapest = min(better, key=price.get, default='dm')
+    cheapest = min([nearest] * bool(better) + [cheapest], key=cost.get)
     shown = lambda row: f'{row} (median distance {three_digits(near[row])})'
     first = f'Take {shown(nearest)}: nearest to the rule, as like the data as dm'
     if not better:
@@ -74,6 +77,12 @@ def advise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             ' But dm itself is told from the data every time: train it longer before you choose.'
         )
     return {'text': text, 'nearest': nearest, 'cheapest': cheapest, 'mirror_map': worth}
+
+
+def _seeds(row: Mapping[str, Any]) -> int:
+    """Returns how many seeds have a row."""
+    median = row['distance']['median']
+    return median['n'] if isinstance(median, Mapping) else 1
 
 
 def _number(tree: Any, *path: str) -> float:

@@ -13,7 +13,7 @@ from namm_jax import metrics as evaluation
 from namm_jax._arrays import Constraint, Key, Params
 from namm_jax.experiment import build
 from namm_jax.experiment.advice import advise
-from namm_jax.experiment.comparison import against, comparison, copying, floors
+from namm_jax.experiment.comparison import LEAST, against, comparison, copying, floors
 from namm_jax.experiment.counter import count_statistics, counted, held_out_error
 from namm_jax.experiment.drawing import sampler_of
 from namm_jax.experiment.experiment import (
@@ -108,6 +108,8 @@ def _table(
     of = experiment.problem, experiment.split('validation'), test, experiment.key('evaluate')
     compare = comparison(*of, projections=section.projections)
     n = min(max(1, len(train) // 2), experiment.config.sample.n)
+    if (least := min(n, len(test))) < LEAST:
+        say(f'{least} fields on a side, fewer than {LEAST}: no two-sample test, and no advice')
     floor = floors(compare, train, n, sets=section.resamples, seed=experiment.config.seed)
     table = {}
     with Bar('evaluate', len(samples), unit='row') as bar:

@@ -100,15 +100,16 @@ class Experiment(NamedTuple):
         standardise, to_data = self.unit_maps
         section = self.config.sample
         settings = dict(steps=section.landing, tolerance=section.projection_tolerance)
+        unit = self.unit
 
         def function(rule: Constraint, x: Array) -> Array:
-            return to_data(land(rule, standardise(x), **settings))
+            return to_data(land(lambda u: rule.residual(u) / unit, standardise(x), **settings))
 
         return Partial(function, self.standard_constraint)
 
     @property
     def unit(self) -> float:
-        """The unit of the rule's distance, for its weight in a loss."""
+        """The unit of the rule's distance, for its weight in a loss and for tolerances."""
         return (self.run.record('data') or {}).get('unit', self.problem.unit)
 
     def split(self, name: str) -> np.ndarray | dataset.Stored:
@@ -264,7 +265,8 @@ def check_finished(experiment: Experiment, stage: str) -> None:
     """Raises a UserError unless a stage has finished."""
     folder = experiment.run.directory
     if not experiment.run.finished(stage):
-        command = f'launch/main.py --workdir={folder}'
+        config, _, preset = experiment.run.experiment.partition(':')
+        command = f'launch/main.py --config=configs/{config}.py:{preset} --workdir={folder}'
         raise UserError(f'{folder}: stage {stage} has not finished; finish it with {command}')
 
 

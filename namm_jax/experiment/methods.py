@@ -182,7 +182,9 @@ def correction(experiment: Experiment, name: str) -> Way:
 def _newton(experiment: Experiment, constraint: Constraint, iterations: int) -> Callable:
     tolerance = experiment.config.sample.projection_tolerance
     settings = dict(tolerance=tolerance, max_iterations=iterations)
-    return functools.partial(gauss_newton_projection, constraint.residual, **settings)
+    unit = experiment.unit
+    residual = lambda x: constraint.residual(x) / unit
+    return functools.partial(gauss_newton_projection, residual, **settings)
 
 
 def _root_mean_square(constraint: Constraint, x: Array) -> Array:
@@ -226,6 +228,7 @@ def _guidance(experiment: Experiment) -> Around:
         trials = []
         for form, steps in itertools.product(forms, section.guidance_steps):
             for scale in section.guidance_scales:
+                experiment.pause()
                 settings = {'form': form, 'steps': steps, 'scale': scale}
                 x = draw(keys, around=around(**settings))
                 median = float(jnp.nan_to_num(np.median(experiment.distances(x)), nan=jnp.inf))

@@ -288,8 +288,14 @@ def condition(experiment: Experiment) -> Facts:
     config, record = experiment.config, experiment.run.record('dm')
     draw = methods.sampler(experiment, 'dm', config.train.sample)
     fields, drawing = _drawn(experiment, 'condition', draw, 'samples')
-    fields = fields[np.isfinite(fields).all((1, 2, 3))]  # a sampler may diverge
     distances = experiment.distances(fields)
+    finite = np.isfinite(fields).all((1, 2, 3)) & np.isfinite(distances)
+    if (n := np.count_nonzero(finite)) < (least := 2 * config.score.batch_size):
+        raise UserError(
+            f'condition: got {n} of {len(fields)} samples at a finite distance from the rule, '
+            f'expected at least {least}; leave dm_residual_conditioned out of sample.rows'
+        )
+    fields, distances = fields[finite], distances[finite]
     level = distances / (distances + (np.median(distances) or 1))
     standardise = experiment.unit_maps[0]
     x, held_x = splits(experiment, standardise)
