@@ -29,6 +29,7 @@ from namm_jax.experiment.experiment import (
     splits,
     train,
 )
+from namm_jax.experiment.files import UserError
 from namm_jax.experiment.loop import Fitted
 from namm_jax.experiment.posteriors import check_assimilation
 from namm_jax.experiment.problem import fields_of, forget_samples
