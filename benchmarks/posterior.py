@@ -113,6 +113,7 @@ def main() -> None:
     configure_jax()
     from namm_jax.experiment.experiment import make_experiment
     from namm_jax.experiment.folder import Folder
+    from namm_jax.experiment.posteriors import ROWS
 
     experiment = make_experiment(Folder(Path(arguments.workdir)))
     rows = Rows(
