@@ -7,7 +7,7 @@ Losses see standardised fields, `(x - mean) / scale` with the units of the data;
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -211,7 +211,7 @@ def conditioned_task(
 def namm(
     problem: Problem,
     *,
-    constraint: Constraint | None = None,
+    constraint: Constraint | Callable[..., Any] | None = None,
     forward: Any = None,
     inverse: Any = None,
     strong_convexity: float = 0.9,
@@ -277,7 +277,7 @@ def finetune(
     fitted: mirror.Mirror,
     z: Array,
     *,
-    constraint: Constraint | None = None,
+    constraint: Constraint | Callable[..., Any] | None = None,
     sigma_max: float = 0.1,
     sigma_power: float = 3.0,
     lambda_cycle: float = 1.0,
