@@ -6,8 +6,8 @@ Within 40 minutes on two cores of an Intel Xeon. Expect a median distance of 1.1
 finetuned samples, 2.4e-4 times the diffusion model's 0.46, and 0.012 of f without its last step
 (three seeds).
 
-`desk` has four states of 64 x 64, as the paper has: some 100 minutes on two cores, by
-the pace of its first steps.
+`desk` has states of the paper's 64 x 64, four where the paper has eight: some 100 minutes on two
+cores, by the pace of its first steps.
 """
 
 from namm_jax.experiment import presets
@@ -25,7 +25,7 @@ QUICK = (
     | section('dm', steps=5500)
 )
 
-# The paper's fields, this preset's networks on patches of 4x4.
+# States of the paper's size, this preset's networks on patches of 4x4.
 DESK = (
     QUICK
     | presets.FOLDED

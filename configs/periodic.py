@@ -7,8 +7,8 @@ samples, 9e-6 times the diffusion model's 0.0025, and 4.3e-5 of f without its la
 three seeds).
 
 `desk` has the paper's fields, 64 x 64: 107 minutes on one core of an AMD EPYC without the rows that
-train further or draw more. Expect round-off after the step that ends f. The network of f is
-still the identity after its 700 steps (one seed).
+train further or draw more. Expect round-off after the step that ends f. The network of f is still
+the identity after its 700 steps (one seed).
 """
 
 from namm_jax.experiment import presets
